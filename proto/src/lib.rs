@@ -1,1 +1,15 @@
+//! What both ends of Holdfast share: identifiers, the link's schema and its pure state, close and error codes, and the
+//! device protocol's message forms.
+//!
+//! There is no socket, no task and no clock here. Time comes in as an argument.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+pub mod codes;
+pub mod config;
+pub mod ids;
+
+pub use codes::{CloseCode, ErrorCode};
+pub use ids::{
+    DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId, Slot,
+};
