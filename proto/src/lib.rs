@@ -7,7 +7,9 @@
 
 pub mod codes;
 pub mod config;
+pub mod event;
 pub mod ids;
+pub mod link;
 
 pub use codes::{CloseCode, ErrorCode};
 pub use ids::{

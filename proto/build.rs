@@ -1,0 +1,8 @@
+//! Generates the link's types with `protox`, so that no `protoc` has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=link.proto");
+    let descriptors = protox::compile(["link.proto"], ["."])?;
+    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! The link's frames and the pure state of one end of it.
+//!
+//! [`frames`] is generated from `link.proto`. [`Lane`] numbers, acknowledges and meters the frames of one pair of epochs,
+//! and tells when the other end must be taken for gone. It holds no socket and no clock: whoever owns it moves the
+//! batches and passes `now`. What a frame *means* is the owner's affair.
+//!
+//! Deliberately absent: retransmission. A lost socket ends both epochs; what was unanswered is replayed by the owner.
+
+mod codec;
+mod credit;
+mod epoch;
+mod lane;
+
+/// The generated types.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod frames {
+    include!(concat!(env!("OUT_DIR"), "/holdfast.link.v1.rs"));
+}
+
+pub use codec::{MAX_BATCH_BYTES, MAX_BATCH_FRAMES, decode_batch, encode_notice, read_notice};
+pub use credit::{Class, Grant, Grants};
+pub use epoch::Epoch;
+pub use frames::frame::Command;
+pub use lane::{Gone, Incoming, Lane, LaneConfig, LaneError, LaneStats, MAX_UNACKNOWLEDGED, Origin, UNKNOWN_EPOCH};
+
+/// The protocol versions that this build speaks, both included.
+pub const PROTOCOL_VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
+
+/// Picks the highest version that both ends speak.
+pub fn common_version(hello: &frames::Hello) -> Option<u32> {
+    let highest = hello.version_max.min(*PROTOCOL_VERSIONS.end());
+    let lowest = hello.version_min.max(*PROTOCOL_VERSIONS.start());
+    (lowest <= highest).then_some(highest)
+}
+
+impl From<crate::SessionId> for frames::SessionId {
+    fn from(id: crate::SessionId) -> Self {
+        let (high, low) = id.halves();
+        Self { high, low }
+    }
+}
+
+impl TryFrom<frames::SessionId> for crate::SessionId {
+    type Error = crate::IdError;
+
+    fn try_from(id: frames::SessionId) -> Result<Self, crate::IdError> {
+        Self::from_halves(id.high, id.low)
+    }
+}
+
+/// Reads an optional id field; absent counts as malformed.
+pub fn session_id(id: Option<frames::SessionId>) -> Result<crate::SessionId, crate::IdError> {
+    id.ok_or(crate::IdError::Session)?.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_meet_at_the_highest_common_one() {
+        let speaks = |min, max| frames::Hello { version_min: min, version_max: max, ..Default::default() };
+        assert_eq!(common_version(&speaks(1, 1)), Some(1));
+        assert_eq!(common_version(&speaks(0, 9)), Some(1));
+        assert_eq!(common_version(&speaks(2, 3)), None);
+        assert_eq!(common_version(&speaks(0, 0)), None);
+    }
+}
