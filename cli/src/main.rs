@@ -1,1 +1,39 @@
-fn main() {}
+//! `holdfast`: starts a gateway for development, makes device tokens, plays a device, pushes, and shows the status.
+//!
+//! Every command but `up` finds a running gateway through `DIR/up.json`. Errors are one line on stderr, exit code 1; wrong
+//! usage exits with 2.
+
+mod args;
+mod demo;
+mod device;
+mod files;
+mod http_client;
+mod layout;
+mod push;
+mod status;
+mod token;
+mod up;
+mod up_json;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.command {
+        Command::Up(options) => up::run(&args.dir, &options),
+        Command::Token(options) => token::run(&args.dir, &options),
+        Command::Device(options) => device::run(&args.dir, &options),
+        Command::Push(options) => push::run(&args.dir, &options),
+        Command::Status(options) => status::run(&args.dir, &options),
+        Command::SupervisedExec(options) => up::child::exec(&options),
+    };
+    result.unwrap_or_else(|error| {
+        let line = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+        eprintln!("holdfast: {line}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,1 +1,8 @@
+//! The frontend: it terminates device channels, keeps sessions, and forwards frames to backends over the link.
+//!
+//! `session`, `channel` and `link` know nothing of each other; `driver` joins them.
 
+pub mod channel;
+pub mod exchange;
+pub mod link;
+pub mod session;

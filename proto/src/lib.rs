@@ -15,3 +15,5 @@ pub use codes::{CloseCode, ErrorCode};
 pub use ids::{
     DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId, Slot,
 };
+/// Whether a device's message is text or binary.
+pub use link::frames::MessageKind;

@@ -1,0 +1,433 @@
+//! Requests: from a frame to a call to a reply, in order and within bounds.
+//!
+//! A request is taken while fewer than `max_in_flight` are under way; others stay on their credit, so that the frontend
+//! stops sending. Once taken it gets exactly one answer, unless its link is lost: then it is somebody else's.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use holdfast_proto::link::frames::{self, MessageKind};
+use holdfast_proto::link::{Class, session_id};
+use holdfast_proto::{DeviceId, ErrorCode, Sequence};
+use rustc_hash::FxHashMap;
+
+use super::event::{Event, ReplyTo};
+use super::lifecycle::POISON_ATTEMPTS;
+use super::metrics::RequestMetrics;
+use super::routes::{Ending, Place, RouteStates};
+use super::{Malformed, Now};
+use crate::link::LinkIndex;
+use crate::route::breaker::{Admission, BreakerSettings};
+use crate::route::{Order, Route, RouteKey, RouteTable};
+use crate::sequence::{Answer, Domain, Release, RequestKey, Sequencer};
+use crate::service::{CallOutcome, ServiceRequest};
+
+/// Payloads up to this size are copied out of the batch that they came in, which they would otherwise keep alive.
+pub const SMALL_PAYLOAD_BYTES: usize = 8 * 1024;
+
+/// A call to a service, or one that waits for its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// The bounds of [`Requests`].
+#[derive(Debug, Clone, Copy)]
+pub struct RequestSettings {
+    pub links: usize,
+    /// Requests taken and not answered to the link.
+    pub max_in_flight: usize,
+    /// Bytes of replies that wait for order or credit.
+    pub max_held_bytes: usize,
+    pub breaker: BreakerSettings,
+}
+
+/// A request frame, as it came.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    pub request: frames::Request,
+    pub binary: bool,
+    pub charge: Option<(Class, u32)>,
+    pub at: Instant,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone)]
+pub enum RequestOutput {
+    Call { call: CallId, request: Box<ServiceRequest> },
+    Cancel(CallId),
+    Reply { link: LinkIndex, reply: frames::Reply },
+    /// The credit of a frame returns.
+    Release { link: LinkIndex, charge: (Class, u32) },
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Requests {
+    max_in_flight: usize,
+    table: Arc<RouteTable>,
+    states: RouteStates,
+    sequencer: Sequencer,
+    calls: FxHashMap<CallId, Call>,
+    deadlines: BTreeSet<(Instant, CallId)>,
+    last_call: u64,
+    /// Per link; bounded by the credit of requests.
+    backlog: Vec<VecDeque<Arrival>>,
+    turn: usize,
+    output: VecDeque<RequestOutput>,
+    metrics: RequestMetrics,
+}
+
+#[derive(Debug)]
+struct Call {
+    key: RequestKey,
+    reply_to: ReplyTo,
+    route: Arc<Route>,
+    deadline: Instant,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Waiting(Box<ServiceRequest>),
+    Running { admission: Admission, since: Instant },
+}
+
+/// What a request's header led to.
+struct Plan {
+    domain: Domain,
+    silent: bool,
+    reply_to: ReplyTo,
+    step: Result<(Arc<Route>, Event), ErrorCode>,
+}
+
+impl Requests {
+    pub fn new(settings: RequestSettings, table: Arc<RouteTable>, metrics: RequestMetrics) -> Self {
+        Self {
+            max_in_flight: settings.max_in_flight,
+            table,
+            states: RouteStates::new(settings.breaker),
+            sequencer: Sequencer::new(settings.links, settings.max_held_bytes),
+            calls: FxHashMap::default(),
+            deadlines: BTreeSet::new(),
+            last_call: 0,
+            backlog: (0..settings.links).map(|_| VecDeque::new()).collect(),
+            turn: 0,
+            output: VecDeque::new(),
+            metrics,
+        }
+    }
+
+    /// Takes a request, or leaves it on its credit when too many are under way.
+    pub fn handle_arrival(&mut self, link: LinkIndex, mut arrival: Arrival, now: Now) {
+        if arrival.request.payload.len() <= SMALL_PAYLOAD_BYTES {
+            arrival.request.payload = Bytes::copy_from_slice(&arrival.request.payload);
+        }
+        if self.is_full() || !self.backlog[link.get()].is_empty() {
+            self.backlog[link.get()].push_back(arrival);
+        } else {
+            self.take(link, arrival, now);
+        }
+    }
+
+    /// A call ended. One that was cancelled or timed out meanwhile is ignored.
+    pub fn handle_call_done(&mut self, id: CallId, outcome: CallOutcome, now: Now) {
+        let Some(call) = self.remove_call(id) else { return };
+        let ending = match &outcome {
+            CallOutcome::Failed { transport_failure: true, .. } => Ending::Unreachable,
+            _ => Ending::Answered,
+        };
+        if let Stage::Running { admission, .. } = call.stage {
+            self.states.leave(&call.route.key, admission, ending, now.instant);
+        }
+        let silent = call.route.one_way;
+        match outcome {
+            CallOutcome::Reply(body) => self.answer(call.key, &call.reply_to, silent, Ok(body)),
+            CallOutcome::Empty => self.answer(call.key, &call.reply_to, silent, Ok(Bytes::new())),
+            CallOutcome::Failed { code, .. } => self.answer(call.key, &call.reply_to, silent, Err(code)),
+        }
+        self.advance(&call.route.key, now.instant);
+    }
+
+    /// From now on this table holds; calls under way and waiting keep the route that they have.
+    pub fn handle_routes(&mut self, table: Arc<RouteTable>, now: Now) {
+        let keys = self.states.handle_table(&table);
+        self.table = table;
+        keys.iter().for_each(|key| self.advance(key, now.instant));
+    }
+
+    /// Ends calls whose time is up and takes requests that there is room for now.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(&(deadline, id)) = self.deadlines.first()
+            && deadline <= now.instant
+        {
+            let Some(call) = self.remove_call(id) else { continue };
+            let ran_long = |since: Instant| now.instant >= since + call.route.timeout / 2;
+            let ending = match &call.stage {
+                Stage::Running { since, .. } if ran_long(*since) => Ending::Unreachable,
+                _ => Ending::Abandoned,
+            };
+            self.give_up(id, &call, ending, now.instant);
+            self.answer(call.key, &call.reply_to, call.route.one_way, Err(ErrorCode::UpstreamTimeout));
+            self.advance(&call.route.key, now.instant);
+        }
+        self.drain_backlog(now);
+        self.metrics.in_flight.set(self.sequencer.total_in_flight() as i64);
+        self.metrics.held_bytes.set(self.sequencer.held_bytes() as i64);
+        self.metrics.waiting.set(self.backlog.iter().map(VecDeque::len).sum::<usize>() as i64);
+    }
+
+    /// A reply with a payload of so many bytes was handed to its socket.
+    pub fn on_sent(&mut self, link: LinkIndex, bytes: usize) {
+        self.sequencer.on_sent(link, bytes);
+    }
+
+    /// Cancels everything of a lost link.
+    pub fn remove_link(&mut self, link: LinkIndex, now: Now) {
+        let of_link = self.calls.iter().filter(|(_, call)| call.key.link == link);
+        let mut ids: Vec<CallId> = of_link.map(|(id, _)| *id).collect();
+        ids.sort();
+        self.metrics.cancelled.inc_by(ids.len() as u64);
+        for id in ids {
+            if let Some(call) = self.remove_call(id) {
+                self.give_up(id, &call, Ending::Abandoned, now.instant);
+            }
+        }
+        self.sequencer.remove_link(link);
+        self.backlog[link.get()].clear();
+        self.output.retain(|output| match output {
+            RequestOutput::Reply { link: of, .. } | RequestOutput::Release { link: of, .. } => *of != link,
+            RequestOutput::Call { .. } | RequestOutput::Cancel(_) => true,
+        });
+        self.states.keys().iter().for_each(|key| self.advance(key, now.instant));
+    }
+
+    pub fn poll_output(&mut self) -> Option<RequestOutput> {
+        self.output.pop_front()
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let call = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let waiting = self.backlog.iter().filter_map(VecDeque::front);
+        let backlog = waiting.filter_map(|arrival| if self.is_full() { arrival.expires() } else { Some(arrival.at) });
+        call.into_iter().chain(backlog).min()
+    }
+
+    /// Whether nothing of this link is left to answer or to hand to its socket.
+    pub fn is_idle(&self, link: LinkIndex) -> bool {
+        self.sequencer.in_flight(link) == 0 && self.backlog[link.get()].is_empty()
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.sequencer.total_in_flight()
+    }
+
+    fn is_full(&self) -> bool {
+        self.sequencer.total_in_flight() >= self.max_in_flight
+    }
+
+    /// One request per link in turn, so that no frontend starves another.
+    fn drain_backlog(&mut self, now: Now) {
+        let links = self.backlog.len();
+        let mut skipped = 0;
+        while skipped < links {
+            self.turn = (self.turn + 1) % links;
+            let full = self.is_full();
+            let expired = |arrival: &mut Arrival| arrival.expires().is_some_and(|at| now.instant >= at);
+            match self.backlog[self.turn].pop_front_if(|arrival| !full || expired(arrival)) {
+                Some(arrival) => {
+                    skipped = 0;
+                    self.take(LinkIndex::new(self.turn), arrival, now);
+                }
+                None => skipped += 1,
+            }
+        }
+    }
+
+    fn take(&mut self, link: LinkIndex, arrival: Arrival, now: Now) {
+        let release = arrival.charge.map(|charge| RequestOutput::Release { link, charge });
+        self.output.extend(release);
+        if self.begin(link, arrival, now).is_err() {
+            self.metrics.malformed.inc();
+        }
+    }
+
+    fn begin(&mut self, link: LinkIndex, arrival: Arrival, now: Now) -> Result<(), Malformed> {
+        let remaining = arrival.remaining(now.instant);
+        let age = arrival.age(now.instant);
+        let Arrival { request, binary, .. } = arrival;
+        let session = request.session.ok_or(Malformed)?;
+        let sequence = Sequence(request.sequence);
+        let key = RequestKey { link, session: session_id(session.id)?, sequence };
+        let device = DeviceId::from_bytes(session.device)?;
+        if sequence == Sequence(0) {
+            return Err(Malformed);
+        }
+        let expired = remaining == Some(Duration::ZERO);
+        let plan = self.plan(sequence, binary, request.attempt, &request.payload);
+        if self.sequencer.admit(key, Sequence(request.floor), plan.domain).is_err() {
+            self.metrics.duplicates.inc();
+            return Ok(());
+        }
+        self.metrics.replays.inc_by(u64::from(request.attempt > 0));
+        let (route, event) = match plan.step {
+            Ok(_) if expired => {
+                self.answer(key, &plan.reply_to, plan.silent, Err(ErrorCode::DeadlineExceeded));
+                return Ok(());
+            }
+            Ok(step) => step,
+            Err(code) => {
+                self.answer(key, &plan.reply_to, plan.silent, Err(code));
+                return Ok(());
+            }
+        };
+        let limit = remaining.map_or(route.timeout, |left| left.min(route.timeout));
+        let service_request = ServiceRequest {
+            route: route.clone(),
+            namespace: event.namespace,
+            name: event.name,
+            event_id: event.id,
+            device: device.to_owned_bytes(),
+            session: key.session,
+            sequence,
+            attempt: request.attempt,
+            binary,
+            payload: event.payload,
+            retry_key: event.retry_key,
+            received_at: now.wall_before(age),
+        };
+        let stage = Stage::Waiting(Box::new(service_request));
+        self.enter(Call { key, reply_to: plan.reply_to, route, deadline: now.instant + limit, stage }, now.instant);
+        Ok(())
+    }
+
+    /// Reads the header, in arrival order, before anything is done. A request that may be poison is not read at all.
+    fn plan(&self, sequence: Sequence, binary: bool, attempt: u32, payload: &Bytes) -> Plan {
+        let reply_to = ReplyTo { binary, sequence, ..ReplyTo::default() };
+        let failed = |code, reply_to| Plan { domain: Domain::Connection, silent: false, reply_to, step: Err(code) };
+        if attempt >= POISON_ATTEMPTS {
+            self.metrics.poison.inc();
+            return failed(ErrorCode::BackendFailed, reply_to);
+        }
+        let Ok(event) = Event::read(binary, payload) else { return failed(ErrorCode::BadRequest, reply_to) };
+        let Event { namespace, name, id, .. } = event.clone();
+        let reply_to = ReplyTo { namespace, name, id, ..reply_to };
+        let Some(route) = self.table.lookup(&event.namespace, &event.name) else {
+            return failed(ErrorCode::NoRoute, reply_to);
+        };
+        let domain = match route.order {
+            Order::Connection => Domain::Connection,
+            Order::Namespace => Domain::Namespace(event.namespace.as_str().into()),
+            Order::None => Domain::Unordered,
+        };
+        Plan { domain, silent: route.one_way, reply_to, step: Ok((route.clone(), event)) }
+    }
+
+    fn enter(&mut self, call: Call, now: Instant) {
+        self.last_call += 1;
+        let id = CallId(self.last_call);
+        let place = self.states.enter(&call.route, id, now);
+        if let Place::Refused(code) = place {
+            self.answer(call.key, &call.reply_to, call.route.one_way, Err(code));
+            return;
+        }
+        self.deadlines.insert((call.deadline, id));
+        self.calls.insert(id, call);
+        if let Place::Call(admission) = place {
+            self.start(id, admission, now);
+        }
+    }
+
+    fn start(&mut self, id: CallId, admission: Admission, now: Instant) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let running = Stage::Running { admission, since: now };
+        if let Stage::Waiting(request) = std::mem::replace(&mut call.stage, running) {
+            self.output.push_back(RequestOutput::Call { call: id, request });
+        }
+    }
+
+    /// Gives free places of a route to those that wait for them.
+    fn advance(&mut self, route: &RouteKey, now: Instant) {
+        while let Some((id, admission)) = self.states.next(route, now) {
+            if let Some(admission) = admission {
+                self.start(id, admission, now);
+            } else if let Some(call) = self.remove_call(id) {
+                let code = ErrorCode::UpstreamUnavailable;
+                self.answer(call.key, &call.reply_to, call.route.one_way, Err(code));
+            }
+        }
+    }
+
+    fn remove_call(&mut self, id: CallId) -> Option<Call> {
+        let call = self.calls.remove(&id)?;
+        self.deadlines.remove(&(call.deadline, id));
+        Some(call)
+    }
+
+    fn give_up(&mut self, id: CallId, call: &Call, ending: Ending, now: Instant) {
+        match call.stage {
+            Stage::Waiting(_) => self.states.remove_waiting(&call.route.key, id),
+            Stage::Running { admission, .. } => {
+                self.states.leave(&call.route.key, admission, ending, now);
+                self.output.push_back(RequestOutput::Cancel(id));
+            }
+        }
+    }
+
+    fn answer(&mut self, key: RequestKey, reply_to: &ReplyTo, silent: bool, body: Result<Bytes, ErrorCode>) {
+        let binary = reply_to.binary;
+        let payload = match &body {
+            _ if silent => Bytes::new(),
+            Ok(body) => reply_to.reply(body),
+            Err(code) => reply_to.error(*code),
+        };
+        let mut outcome = body.map(|_| silent);
+        let mut out = Vec::new();
+        if self.sequencer.finish(key, Answer { binary, silent, payload }, &mut out).is_err() {
+            outcome = Err(ErrorCode::Overloaded);
+            let short = Answer { binary, silent, payload: reply_to.error(ErrorCode::Overloaded) };
+            let taken = self.sequencer.finish(key, short, &mut out);
+            debug_assert!(taken.is_ok(), "an error reply is short");
+        }
+        self.metrics.count(outcome);
+        self.output.extend(out.into_iter().map(|release| RequestOutput::Reply {
+            link: release.key.link,
+            reply: reply_frame(release),
+        }));
+    }
+}
+
+impl Arrival {
+    fn age(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.request.age_ms.into()) + now.saturating_duration_since(self.at)
+    }
+
+    /// `None` when the request has no deadline.
+    fn remaining(&self, now: Instant) -> Option<Duration> {
+        let limit = Duration::from_millis(self.request.deadline_ms.into());
+        (limit > Duration::ZERO).then(|| limit.saturating_sub(self.age(now)))
+    }
+
+    fn expires(&self) -> Option<Instant> {
+        self.remaining(self.at).map(|left| self.at + left)
+    }
+}
+
+fn reply_frame(release: Release) -> frames::Reply {
+    let Release { key, after, answer } = release;
+    let kind = if answer.binary { MessageKind::Binary } else { MessageKind::Text };
+    frames::Reply {
+        id: Some(key.session.into()),
+        sequence: key.sequence.0,
+        index: 0,
+        r#final: true,
+        after: after.0,
+        kind: kind as i32,
+        silent: answer.silent,
+        payload: answer.payload,
+    }
+}
+
+#[cfg(test)]
+#[path = "requests_tests.rs"]
+mod tests;

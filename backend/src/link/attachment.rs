@@ -1,0 +1,484 @@
+//! One link's life: connect, say Hello, work, drain, end; and again from the start whenever it is lost.
+//!
+//! Pure. Every socket is a new epoch. What a lost epoch still owed is nobody's business any more: the frontend gives it to
+//! another backend, so the owner cancels it and nothing late is sent.
+
+#![deny(clippy::disallowed_methods)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use holdfast_proto::link::frames::{Done, Draining, Hello, Ready, Sync};
+use holdfast_proto::link::{
+    Class, Command, Epoch, Incoming, Lane, LaneConfig, LaneError, LaneStats, Origin, PROTOCOL_VERSIONS, UNKNOWN_EPOCH,
+    common_version, decode_batch, read_notice,
+};
+use holdfast_proto::{FrontendEpoch, FrontendId};
+
+use super::Jitter;
+
+/// Longest pause between two attempts to attach.
+const MAX_RETRY: Duration = Duration::from_secs(1);
+/// Longest pause after a refusal: it usually takes a person to change that.
+const MAX_REFUSED_RETRY: Duration = Duration::from_secs(5);
+
+/// What all links of a process have in common.
+#[derive(Debug, Clone)]
+pub struct LinkSettings {
+    /// This backend's name, at most 64 bytes.
+    pub name: String,
+    pub build: String,
+    /// New with each start of the process.
+    pub boot: u128,
+    pub lane: LaneConfig,
+    /// First pause before a lost link is tried again; doubles up to 1 s, after refusals up to 5 s.
+    pub retry: Duration,
+}
+
+/// What a frontend said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frontend {
+    pub id: FrontendId,
+    pub epoch: FrontendEpoch,
+    pub heartbeat_ms: u32,
+    pub max_message_bytes: u32,
+    pub window_requests: u32,
+    pub build: String,
+}
+
+/// What a batch did to the state of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Its frames, if any, were handed out.
+    Taken,
+    /// The same, and the handshake is complete.
+    Attached,
+    /// It belonged to another epoch and was dropped.
+    Stale,
+}
+
+/// The link was lost: cancel its work and open another socket at the time given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    pub reason: LossReason,
+    pub retry_at: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LossReason {
+    #[error("the socket is gone")]
+    Disconnected,
+    #[error("the frontend did not answer in time")]
+    NoAnswer,
+    #[error("nothing was heard from the frontend in time")]
+    Silent,
+    #[error("the frontend gave this epoch up")]
+    Fenced,
+    #[error("the frontend refused: {code}: {reason}")]
+    Refused { code: String, reason: String },
+    #[error("the frontend broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error(transparent)]
+    Lane(LaneError),
+}
+
+impl LossReason {
+    /// Bounded, for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Disconnected => "disconnected",
+            Self::NoAnswer => "no_answer",
+            Self::Silent => "silent",
+            Self::Fenced => "fenced",
+            Self::Refused { .. } => "refused",
+            Self::Protocol(_) | Self::Lane(_) => "protocol",
+        }
+    }
+}
+
+/// Where a link is, for readiness, metrics and logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    Detached,
+    Greeting,
+    Attached,
+    Draining,
+    Finished,
+}
+
+/// See the module's documentation. One turn is: inputs, `handle_timeout`, `poll_transmit` until `None`, `end_turn`.
+#[derive(Debug)]
+pub struct Attachment {
+    settings: Arc<LinkSettings>,
+    jitter: Jitter,
+    /// The next socket's number.
+    attach: u32,
+    state: State,
+    /// Lost sockets since the last time that the link was attached.
+    failures: u32,
+    last_frontend: Option<Frontend>,
+    /// When the link was last tried again without a pause.
+    last_at_once: Option<Instant>,
+    turn: Turn,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Without a socket. Legal: `handle_connected`. Next: `Greeting`.
+    Detached,
+    /// Our Hello is out. Legal: `handle_batch`, `handle_timeout`. Next: `Attached`, `Detached`.
+    Greeting { lane: Lane, deadline: Instant },
+    /// The frontend's Hello came. Next: `Detached`, `Finished`.
+    Attached { lane: Box<Lane>, drain: Drain },
+    /// Drained, or stopped before it was attached. Final.
+    Finished,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    No,
+    /// DRAINING is out. Next: `Marked`.
+    Asked,
+    /// Frames up to this one hold the last work. Next: `Done`.
+    Marked(u64),
+    /// DONE is out; its acknowledgement ends the link.
+    Done,
+}
+
+/// What moved since the turn began: a header travels alone only after a turn that moved nothing.
+#[derive(Debug, Default)]
+struct Turn {
+    moved: bool,
+    /// Something came that a header has to tell the other end.
+    owes_header: bool,
+    last_out: Option<Instant>,
+}
+
+impl Attachment {
+    pub fn new(settings: Arc<LinkSettings>, seed: u64) -> Self {
+        Self {
+            settings,
+            jitter: Jitter::new(seed),
+            attach: 1,
+            state: State::Detached,
+            failures: 0,
+            last_frontend: None,
+            last_at_once: None,
+            turn: Turn::default(),
+        }
+    }
+
+    /// The attach number that the next socket must use.
+    pub fn next_attach(&self) -> u32 {
+        self.attach
+    }
+
+    /// The ZeroMQ identity of the next socket: never used twice, so that no old peer is mistaken for it.
+    pub fn next_identity(&self) -> String {
+        let epoch = Epoch { boot: self.settings.boot, attach: self.attach };
+        format!("{}/{epoch}", self.settings.name)
+    }
+
+    pub fn state(&self) -> LinkState {
+        match &self.state {
+            State::Detached => LinkState::Detached,
+            State::Greeting { .. } => LinkState::Greeting,
+            State::Attached { drain: Drain::No, .. } => LinkState::Attached,
+            State::Attached { .. } => LinkState::Draining,
+            State::Finished => LinkState::Finished,
+        }
+    }
+
+    /// Whether commands may be sent.
+    pub fn is_open(&self) -> bool {
+        matches!(&self.state, State::Attached { drain, .. } if *drain != Drain::Done)
+    }
+
+    /// The frontend that this link was last attached to.
+    pub fn frontend(&self) -> Option<&Frontend> {
+        self.last_frontend.as_ref()
+    }
+
+    pub fn stats(&self) -> LaneStats {
+        self.lane().map(Lane::stats).unwrap_or_default()
+    }
+
+    /// Frames of `class` waiting for credit.
+    pub fn queued(&self, class: Class) -> usize {
+        self.lane().map_or(0, |lane| lane.queued(class))
+    }
+
+    /// Sends a command when the link is open. Returns whether it will go.
+    pub fn enqueue(&mut self, command: Command, origin: Option<Origin>) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        let State::Attached { lane, .. } = &mut self.state else { return false };
+        lane.enqueue(command, origin);
+        true
+    }
+
+    /// Gives back the credit of a received frame.
+    pub fn release(&mut self, charge: (Class, u32)) {
+        if let Some(lane) = self.lane_mut() {
+            lane.release(charge);
+            self.turn.owes_header = true;
+        }
+    }
+
+    /// A fresh socket is connected under [`Attachment::next_identity`].
+    pub fn handle_connected(&mut self, now: Instant) {
+        if matches!(self.state, State::Finished) {
+            return;
+        }
+        let local = Epoch { boot: self.settings.boot, attach: self.attach };
+        self.attach += 1;
+        let mut lane = Lane::new(self.settings.lane, local, UNKNOWN_EPOCH, now);
+        lane.enqueue(Command::Hello(self.hello()), None);
+        self.turn = Turn::default();
+        self.state = State::Greeting { lane, deadline: now + self.settings.lane.timeout };
+    }
+
+    /// The socket could not be connected, or is gone.
+    pub fn handle_disconnected(&mut self, now: Instant) -> Option<Loss> {
+        match self.state {
+            State::Finished => None,
+            State::Detached => {
+                self.attach += 1;
+                Some(self.lose(now, LossReason::Disconnected))
+            }
+            State::Greeting { .. } | State::Attached { .. } => Some(self.lose(now, LossReason::Disconnected)),
+        }
+    }
+
+    /// Takes a batch; the frames that concern the owner are appended to `out`.
+    pub fn handle_batch(&mut self, now: Instant, batch: Bytes, out: &mut Vec<Incoming>) -> Result<Step, Loss> {
+        let Some(lane) = self.lane() else { return Ok(Step::Stale) };
+        let local = lane.local();
+        let Ok((header, frames)) = decode_batch(batch) else {
+            return Err(self.lose(now, LossReason::Lane(LaneError::Malformed)));
+        };
+        if let Some(notice) = read_notice(local, &header, &frames) {
+            return Err(self.on_notice(now, notice));
+        }
+        if let State::Greeting { lane, .. } = &mut self.state
+            && lane.remote() == UNKNOWN_EPOCH
+            && header.to.clone().map(Epoch::from) == Some(local)
+            && let Some(from) = header.from.clone()
+        {
+            lane.set_remote(from.into());
+        }
+        let first = out.len();
+        let Some(lane) = self.lane_mut() else { return Ok(Step::Stale) };
+        match lane.handle_batch(now, (header, frames), out) {
+            Err(error) if error.is_fatal() => return Err(self.lose(now, LossReason::Lane(error))),
+            Err(_) => return Ok(Step::Stale),
+            Ok(()) => {}
+        }
+        self.turn.moved = true;
+        self.turn.owes_header |= out.len() > first;
+        self.on_frames(now, first, out)
+    }
+
+    /// Judges deadlines. Call it after the input was drained.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Loss> {
+        let timeout = self.settings.lane.timeout;
+        let reason = match &mut self.state {
+            State::Detached | State::Finished => return None,
+            State::Greeting { lane, deadline } => {
+                if now > (*deadline).min(lane.poll_timeout()) + timeout / 2 {
+                    lane.restart_clocks(now);
+                    *deadline = now + timeout;
+                }
+                (now >= *deadline).then_some(LossReason::NoAnswer)
+            }
+            State::Attached { lane, .. } => {
+                if now > lane.poll_timeout() + timeout / 2 {
+                    lane.restart_clocks(now);
+                }
+                lane.check(now).map(|_| LossReason::Silent)
+            }
+        };
+        reason.map(|reason| self.lose(now, reason))
+    }
+
+    /// When [`Attachment::handle_timeout`] or [`Attachment::poll_transmit`] has something to do at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let lane = self.lane()?;
+        let mut next = lane.poll_timeout();
+        if let State::Greeting { deadline, .. } = &self.state {
+            next = next.min(*deadline);
+        }
+        if self.turn.owes_header {
+            next = next.min(self.turn.last_out.unwrap_or(next));
+        }
+        Some(next)
+    }
+
+    /// The next batch to send.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        progress: u64,
+        on_sent: impl FnMut(Class, Origin),
+    ) -> Option<Bytes> {
+        let heartbeat = self.settings.lane.heartbeat;
+        let lane = match &mut self.state {
+            State::Greeting { lane, .. } => lane,
+            State::Attached { lane, .. } => &mut **lane,
+            State::Detached | State::Finished => return None,
+        };
+        let turn = &mut self.turn;
+        let mut batch = lane.poll_batch(now, progress, on_sent);
+        turn.moved |= batch.is_some();
+        let overdue = turn.last_out.is_none_or(|at| now >= at + heartbeat);
+        if batch.is_none() && (!turn.moved || overdue) {
+            batch = lane.poll_header(now, progress);
+        }
+        if batch.is_some() {
+            turn.last_out = Some(now);
+            turn.owes_header = false;
+        }
+        batch
+    }
+
+    /// Everything was polled: what comes now belongs to the next turn.
+    pub fn end_turn(&mut self) {
+        self.turn.moved = false;
+    }
+
+    /// Asks the frontend for no more work. A link that is not attached is finished at once.
+    pub fn start_draining(&mut self) {
+        match &mut self.state {
+            State::Attached { lane, drain: drain @ Drain::No } => {
+                lane.enqueue(Command::Draining(Draining {}), None);
+                *drain = Drain::Asked;
+            }
+            State::Attached { .. } | State::Finished => {}
+            State::Detached | State::Greeting { .. } => self.state = State::Finished,
+        }
+    }
+
+    /// Goes on with draining. `idle` says that nothing of this link is being worked on.
+    pub fn advance_drain(&mut self, idle: bool) {
+        let State::Attached { lane, drain } = &mut self.state else { return };
+        match *drain {
+            Drain::Marked(last) if idle && lane.is_flushed() && lane.last_received_frame() >= last => {
+                // The frame that says so is itself the last one.
+                let last_frame = lane.last_frame() + 1;
+                lane.enqueue(Command::Done(Done { last_frame }), None);
+                *drain = Drain::Done;
+            }
+            Drain::Done if lane.is_flushed() && lane.is_acknowledged() => self.state = State::Finished,
+            Drain::No | Drain::Asked | Drain::Marked(_) | Drain::Done => {}
+        }
+    }
+
+    fn on_notice(&mut self, now: Instant, notice: Command) -> Loss {
+        match notice {
+            Command::Refused(refused) => {
+                let clip = |text: String| text.chars().take(200).collect();
+                let reason = LossReason::Refused { code: clip(refused.code), reason: clip(refused.reason) };
+                self.lose(now, reason)
+            }
+            _ => self.lose(now, LossReason::Fenced),
+        }
+    }
+
+    /// Takes the frames about the link itself out of what came.
+    fn on_frames(&mut self, now: Instant, first: usize, out: &mut Vec<Incoming>) -> Result<Step, Loss> {
+        let mut step = Step::Taken;
+        for incoming in out.split_off(first) {
+            match incoming.command {
+                Command::Hello(hello) => {
+                    self.on_hello(hello).map_err(|reason| self.lose(now, reason))?;
+                    step = Step::Attached;
+                }
+                _ if matches!(self.state, State::Greeting { .. }) => {
+                    return Err(self.lose(now, LossReason::Protocol("a frame before Hello")));
+                }
+                Command::DrainMark(mark) => self.on_mark(mark.last_frame),
+                _ => out.push(incoming),
+            }
+        }
+        Ok(step)
+    }
+
+    fn on_hello(&mut self, hello: Hello) -> Result<(), LossReason> {
+        if !matches!(self.state, State::Greeting { .. }) {
+            return Err(LossReason::Protocol("a second Hello"));
+        }
+        common_version(&hello).ok_or(LossReason::Protocol("no common protocol version"))?;
+        let id = u16::try_from(hello.frontend_id).map_err(|_| LossReason::Protocol("a frontend id over 65535"))?;
+        let State::Greeting { mut lane, .. } = std::mem::replace(&mut self.state, State::Detached) else {
+            return Err(LossReason::Protocol("a second Hello"));
+        };
+        self.last_frontend = Some(Frontend {
+            id: FrontendId(id),
+            epoch: FrontendEpoch(hello.frontend_epoch),
+            heartbeat_ms: hello.heartbeat_ms,
+            max_message_bytes: hello.max_message_bytes,
+            window_requests: hello.window_requests,
+            build: hello.build.chars().take(64).collect(),
+        });
+        lane.enqueue(Command::Ready(Ready {}), None);
+        lane.enqueue(Command::Sync(Sync { cursor: 0 }), None);
+        self.failures = 0;
+        self.state = State::Attached { lane: Box::new(lane), drain: Drain::No };
+        Ok(())
+    }
+
+    fn on_mark(&mut self, last_frame: u64) {
+        if let State::Attached { drain: drain @ Drain::Asked, .. } = &mut self.state {
+            *drain = Drain::Marked(last_frame);
+        }
+    }
+
+    fn lose(&mut self, now: Instant, reason: LossReason) -> Loss {
+        let draining = self.state() == LinkState::Draining;
+        self.state = if draining { State::Finished } else { State::Detached };
+        self.turn = Turn::default();
+        let long = matches!(reason, LossReason::Refused { .. } | LossReason::Protocol(_));
+        let at_once = reason == LossReason::Fenced
+            && self.last_at_once.is_none_or(|at| now >= at + self.settings.retry);
+        if at_once {
+            self.last_at_once = Some(now);
+            return Loss { reason, retry_at: now };
+        }
+        let longest = if long { MAX_REFUSED_RETRY } else { MAX_RETRY };
+        let pause = self.settings.retry.saturating_mul(1 << self.failures.min(16)).min(longest);
+        self.failures += 1;
+        Loss { reason, retry_at: now + self.jitter.spread(pause) }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            version_min: *PROTOCOL_VERSIONS.start(),
+            version_max: *PROTOCOL_VERSIONS.end(),
+            build: self.settings.build.clone(),
+            name: self.settings.name.clone(),
+            ..Default::default()
+        }
+    }
+
+    fn lane(&self) -> Option<&Lane> {
+        match &self.state {
+            State::Greeting { lane, .. } => Some(lane),
+            State::Attached { lane, .. } => Some(lane),
+            State::Detached | State::Finished => None,
+        }
+    }
+
+    fn lane_mut(&mut self) -> Option<&mut Lane> {
+        match &mut self.state {
+            State::Greeting { lane, .. } => Some(lane),
+            State::Attached { lane, .. } => Some(lane),
+            State::Detached | State::Finished => None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "attachment_tests.rs"]
+mod tests;

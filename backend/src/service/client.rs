@@ -1,0 +1,113 @@
+//! The HTTP client of one worker thread.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::headers::{self, Moment};
+use super::metrics::ServiceMetrics;
+use super::sign::Signer;
+use super::{CallOutcome, FailureDetail, ServiceRequest, reply};
+
+/// Longest wait for a TCP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an unused connection is kept. Common servers close theirs after 5 s or more; shorter means fewer calls that
+/// meet a closing one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Unused connections kept per service and worker: about 20 KiB each, with the kernel's part.
+const MAX_IDLE_PER_SERVICE: usize = 64;
+/// Most headers that a reply may have.
+const MAX_REPLY_HEADERS: usize = 100;
+/// Largest head of a reply, and the most of a body that is read ahead.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What all workers' clients have in common.
+#[derive(Clone)]
+pub struct ServiceSettings {
+    pub signer: Signer,
+    /// From [`client_tls`](super::client_tls).
+    pub tls: rustls::ClientConfig,
+    pub metrics: ServiceMetrics,
+}
+
+/// Calls services over pooled connections. Use it on one runtime only; clones share the pool.
+#[derive(Clone)]
+pub struct ServiceClient {
+    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    signer: Signer,
+    metrics: ServiceMetrics,
+}
+
+impl ServiceClient {
+    /// Connects to nothing yet.
+    pub fn new(settings: ServiceSettings) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(settings.tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_PER_SERVICE)
+            .http1_max_headers(MAX_REPLY_HEADERS)
+            .http1_max_buf_size(MAX_BUFFER_BYTES)
+            .set_host(false)
+            .build(connector);
+        Self { http, signer: settings.signer, metrics: settings.metrics }
+    }
+
+    /// Makes one call, within the route's timeout. Dropping the future ends the call and closes its connection.
+    pub async fn call(&self, request: ServiceRequest) -> CallOutcome {
+        let started = Instant::now();
+        let in_progress = self.metrics.begin();
+        let limit = request.route.timeout;
+        let route = request.route.clone();
+        let outcome = match timeout(limit, self.exchange(request)).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(detail)) => detail.into(),
+            Err(_) => FailureDetail::Timeout.into(),
+        };
+        if let CallOutcome::Failed { detail, .. } = &outcome {
+            debug!(route = %route.key, %detail, "a service call failed");
+        }
+        in_progress.end(&outcome, started.elapsed());
+        outcome
+    }
+
+    async fn exchange(&self, request: ServiceRequest) -> Result<CallOutcome, FailureDetail> {
+        let (limit, binary) = (request.route.max_reply_bytes, request.binary);
+        let message = self.message(request)?;
+        let response = self.http.request(message).await.map_err(|error| {
+            if error.is_connect() { FailureDetail::Connect } else { FailureDetail::Broken }
+        })?;
+        reply::read(response, limit, binary).await
+    }
+
+    fn message(&self, request: ServiceRequest) -> Result<Request<Full<Bytes>>, FailureDetail> {
+        let moment = Moment { now: SystemTime::now(), trace_id: rand::random(), span_id: rand::random() };
+        let headers =
+            headers::build(&request, &self.signer, &moment).map_err(|_| FailureDetail::Unsendable)?;
+        let mut message = Request::new(Full::new(request.payload));
+        *message.method_mut() = Method::POST;
+        *message.uri_mut() = request.route.url.clone();
+        *message.headers_mut() = headers;
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,92 @@
+//! Which file is where under DIR.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// DIR, absolute, and the names in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
+        let root = std::path::absolute(dir).with_context(|| format!("{}", dir.display()))?;
+        Ok(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.root.join("up.lock")
+    }
+
+    pub(crate) fn up_json(&self) -> PathBuf {
+        self.root.join("up.json")
+    }
+
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.root.join("ca.pem")
+    }
+
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.root.join("cert.pem")
+    }
+
+    pub(crate) fn certificate_key(&self) -> PathBuf {
+        self.root.join("key.pem")
+    }
+
+    /// The private key that signs device tokens.
+    pub(crate) fn token_key(&self) -> PathBuf {
+        self.root.join("token_key.pem")
+    }
+
+    /// The public keys that the backend accepts tokens from.
+    pub(crate) fn token_keys(&self) -> PathBuf {
+        self.root.join("token_keys.pem")
+    }
+
+    pub(crate) fn api_keys(&self) -> PathBuf {
+        self.root.join("api_keys.toml")
+    }
+
+    pub(crate) fn signing_key(&self) -> PathBuf {
+        self.root.join("signing.key")
+    }
+
+    pub(crate) fn routes(&self) -> PathBuf {
+        self.root.join("routes.toml")
+    }
+
+    pub(crate) fn frontend_config(&self) -> PathBuf {
+        self.root.join("frontend.toml")
+    }
+
+    pub(crate) fn backend_config(&self) -> PathBuf {
+        self.root.join("backend.toml")
+    }
+
+    pub(crate) fn frontend_data(&self) -> PathBuf {
+        self.root.join("frontend")
+    }
+
+    pub(crate) fn link_dir(&self) -> PathBuf {
+        self.root.join("link")
+    }
+
+    pub(crate) fn link_socket(&self) -> PathBuf {
+        self.link_dir().join("frontend.sock")
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.logs().join(format!("{name}.log"))
+    }
+}

@@ -1,0 +1,47 @@
+//! `DIR/up.json`: where a running gateway is.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, Access};
+use crate::layout::Layout;
+
+/// What `holdfast up` writes when all is ready, and again after each restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UpJson {
+    pub(crate) wss: String,
+    pub(crate) api: String,
+    pub(crate) api_key: String,
+    /// PEM file of the CA that signed the certificate of `wss`.
+    pub(crate) ca: PathBuf,
+    pub(crate) frontend_admin: String,
+    pub(crate) frontend_pid: u32,
+    pub(crate) backend_pid: u32,
+    pub(crate) routes: PathBuf,
+    /// PEM file of the private key that signs device tokens.
+    pub(crate) token_key: PathBuf,
+    /// The `holdfast up` itself.
+    pub(crate) up_pid: u32,
+    pub(crate) frontend_restarts: u32,
+    pub(crate) backend_restarts: u32,
+}
+
+impl UpJson {
+    /// Reads the file of the gateway that runs on `dir`.
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
+        let path = Layout::new(dir)?.up_json();
+        let text = files::read_if_there(&path)?.ok_or_else(|| {
+            anyhow!("nothing runs on {} (start it with `holdfast up`, or name another --dir)", dir.display())
+        })?;
+        serde_json::from_str(&text).with_context(|| format!("{} is not readable", path.display()))
+    }
+
+    /// Replaces the file in one step. It holds the API key, so it is private.
+    pub(crate) fn write(&self, layout: &Layout) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).context("up.json")?;
+        text.push(b'\n');
+        files::write(&layout.up_json(), &text, Access::Private)
+    }
+}

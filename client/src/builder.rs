@@ -1,0 +1,207 @@
+//! How a device is made.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use url::Url;
+
+use crate::{Device, Error, Push, State, Tls};
+
+/// What a token provider may fail with; shown to the owner.
+pub type TokenError = Box<dyn std::error::Error + Send + Sync>;
+
+type TokenProvider = Arc<dyn Fn() -> Result<String, TokenError> + Send + Sync>;
+type PushHandler = Arc<dyn Fn(Push) + Send + Sync>;
+type StateHandler = Arc<dyn Fn(&State) + Send + Sync>;
+
+/// Settings of a [`Device`]; only the URL, the token and the TLS trust have no default.
+#[derive(Clone)]
+pub struct Builder {
+    pub(crate) url: String,
+    pub(crate) token: TokenProvider,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) instance: String,
+    pub(crate) local_address: Option<IpAddr>,
+    pub(crate) on_push: Option<PushHandler>,
+    pub(crate) push_queue: Option<mpsc::Sender<Push>>,
+    pub(crate) on_state: Option<StateHandler>,
+    pub(crate) max_in_flight: usize,
+    pub(crate) max_message: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) expect_order: bool,
+    pub(crate) reconnect: bool,
+    pub(crate) seed: Option<u64>,
+}
+
+impl Builder {
+    pub(crate) fn new(url: impl Into<String>, token: TokenProvider) -> Self {
+        Self {
+            url: url.into(),
+            token,
+            tls: None,
+            instance: String::new(),
+            local_address: None,
+            on_push: None,
+            push_queue: None,
+            on_state: None,
+            max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            max_message: DEFAULT_MAX_MESSAGE,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            request_timeout: DEFAULT_REQUEST_TIMEOUT,
+            expect_order: false,
+            reconnect: true,
+            seed: None,
+        }
+    }
+
+    /// Whom to trust. Required.
+    pub fn tls(self, tls: Tls) -> Self {
+        Self {
+            tls: Some(tls),
+            ..self
+        }
+    }
+
+    /// Which of several programs on one device this is; default empty.
+    pub fn instance(self, instance: impl Into<String>) -> Self {
+        Self {
+            instance: instance.into(),
+            ..self
+        }
+    }
+
+    /// The source address to connect from; default: the system's choice.
+    pub fn local_address(self, address: IpAddr) -> Self {
+        Self {
+            local_address: Some(address),
+            ..self
+        }
+    }
+
+    /// Calls `handler` with each push, on the connection's own task: it must return quickly and not block.
+    pub fn on_push(self, handler: impl Fn(Push) + Send + Sync + 'static) -> Self {
+        Self {
+            on_push: Some(Arc::new(handler)),
+            ..self
+        }
+    }
+
+    /// Puts each push into a queue of `capacity`. Pushes that find it full are dropped and counted.
+    pub fn push_queue(self, capacity: usize) -> (Self, mpsc::Receiver<Push>) {
+        let (sender, receiver) = mpsc::channel(capacity.max(1));
+        (
+            Self {
+                push_queue: Some(sender),
+                ..self
+            },
+            receiver,
+        )
+    }
+
+    /// Calls `handler` at each change of state, on the connection's own task.
+    pub fn on_state(self, handler: impl Fn(&State) + Send + Sync + 'static) -> Self {
+        Self {
+            on_state: Some(Arc::new(handler)),
+            ..self
+        }
+    }
+
+    /// Requests that may wait for their reply at once; default 256. The server's window is smaller by default and holds
+    /// the rest back on the connection.
+    pub fn max_in_flight(self, requests: usize) -> Self {
+        Self {
+            max_in_flight: requests.clamp(1, 1 << 16),
+            ..self
+        }
+    }
+
+    /// The longest message taken from the server, in bytes; default 1 MiB and 64 KiB for the header.
+    pub fn max_message(self, bytes: usize) -> Self {
+        Self {
+            max_message: bytes,
+            ..self
+        }
+    }
+
+    /// For TCP, TLS and the upgrade together, and again for `@welcome`; default 15 s.
+    pub fn connect_timeout(self, timeout: Duration) -> Self {
+        Self {
+            connect_timeout: timeout,
+            ..self
+        }
+    }
+
+    /// How long a reply is waited for; default 60 s.
+    pub fn request_timeout(self, timeout: Duration) -> Self {
+        Self {
+            request_timeout: timeout,
+            ..self
+        }
+    }
+
+    /// Takes a reply to an earlier request than the last answered one for a protocol error; default false, because routes
+    /// may have another order than the connection's.
+    pub fn expect_order(self, expect: bool) -> Self {
+        Self {
+            expect_order: expect,
+            ..self
+        }
+    }
+
+    /// Whether to come back after a lost connection; default true.
+    pub fn reconnect(self, reconnect: bool) -> Self {
+        Self { reconnect, ..self }
+    }
+
+    /// Makes the backoff's jitter repeatable; default random.
+    pub fn seed(self, seed: u64) -> Self {
+        Self {
+            seed: Some(seed),
+            ..self
+        }
+    }
+
+    /// Connects once: the error of a first attempt that fails is returned. Once online the device comes back by itself.
+    pub async fn connect(self) -> Result<Device, Error> {
+        let device = Device::start(self, true)?;
+        device.wait_online().await?;
+        Ok(device)
+    }
+
+    /// Returns at once and keeps trying. Must be called within a tokio runtime.
+    pub fn start(self) -> Result<Device, Error> {
+        Device::start(self, false)
+    }
+
+    pub(crate) fn target(&self) -> Result<Target, Error> {
+        let bad = |what: String| Error::Config(format!("url {:?}: {what}", self.url));
+        let url = Url::parse(&self.url).map_err(|e| bad(e.to_string()))?;
+        if url.scheme() != "wss" {
+            return Err(bad("a bearer token is sent over wss:// only".into()));
+        }
+        let host = url.host_str().ok_or_else(|| bad("no host".into()))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = url.port().unwrap_or(443);
+        Ok(Target {
+            url: url.to_string(),
+            host,
+            port,
+        })
+    }
+}
+
+/// Where to connect to.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) url: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+const DEFAULT_MAX_IN_FLIGHT: usize = 256;
+const DEFAULT_MAX_MESSAGE: usize = (1 << 20) + (64 << 10);
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

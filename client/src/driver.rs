@@ -1,0 +1,305 @@
+//! The task of one device: dial, run the connection, wait, again.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::builder::{Builder, Target};
+use crate::connection::{Connection, End};
+use crate::dial::dial;
+use crate::state::Counters;
+use crate::{Backoff, Error, Push, Reply, Request, State, Tls, Welcome};
+
+/// A request on its way to the connection.
+pub(crate) struct Outgoing {
+    pub(crate) request: Request,
+    pub(crate) waiter: Waiter,
+}
+
+/// Who wants to know what became of a request.
+pub(crate) enum Waiter {
+    Reply(oneshot::Sender<Result<Reply, Error>>),
+    /// A one-way request: only that it was sent.
+    Sent(oneshot::Sender<Result<(), Error>>),
+}
+
+impl Waiter {
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Reply(sender) => sender.is_closed(),
+            Self::Sent(sender) => sender.is_closed(),
+        }
+    }
+
+    pub(crate) fn fail(self, error: Error) {
+        match self {
+            Self::Reply(sender) => drop(sender.send(Err(error))),
+            Self::Sent(sender) => drop(sender.send(Err(error))),
+        }
+    }
+}
+
+/// Requests that wait to be sent: first those of a lost connection, then new ones. Bounded by the requests in flight that
+/// the device allows.
+pub(crate) struct Outbox {
+    commands: mpsc::Receiver<Box<Outgoing>>,
+    again: VecDeque<Outgoing>,
+    next_id: u64,
+    counters: Arc<Counters>,
+}
+
+impl Outbox {
+    pub(crate) fn new(commands: mpsc::Receiver<Box<Outgoing>>, counters: Arc<Counters>) -> Self {
+        Self {
+            commands,
+            again: VecDeque::new(),
+            next_id: 1,
+            counters,
+        }
+    }
+
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
+        if let Some(outgoing) = self.again.pop_front() {
+            Counters::add(&self.counters.resent);
+            return Poll::Ready(Some(outgoing));
+        }
+        self.commands
+            .poll_recv(cx)
+            .map(|outgoing| outgoing.map(|outgoing| *outgoing))
+    }
+
+    /// Queues a request of the connection that was just lost; to be called in their order.
+    pub(crate) fn send_again(&mut self, outgoing: Outgoing) {
+        self.again.push_back(outgoing);
+    }
+
+    /// An id that this device has not used before.
+    pub(crate) fn make_id(&mut self) -> String {
+        let id = self.next_id;
+        self.next_id += 1;
+        format!("c{id}")
+    }
+
+    /// Fails all that wait; requests that were sent once have an unknown outcome.
+    fn close(&mut self, error: &Error) {
+        for outgoing in self.again.drain(..) {
+            outgoing.waiter.fail(Error::Disconnected);
+        }
+        self.commands.close();
+        while let Ok(outgoing) = self.commands.try_recv() {
+            outgoing.waiter.fail(error.clone());
+        }
+    }
+}
+
+/// Ready for ever once the owner wants the device closed, or has dropped it.
+pub(crate) struct CloseSignal(Option<oneshot::Receiver<()>>);
+
+impl CloseSignal {
+    pub(crate) fn new(receiver: oneshot::Receiver<()>) -> Self {
+        Self(Some(receiver))
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(receiver) = &mut self.0 {
+            if Pin::new(receiver).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.0 = None;
+        }
+        Poll::Ready(())
+    }
+
+    async fn wait(&mut self) {
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+    }
+}
+
+/// Tells the owner what happens.
+pub(crate) struct Observer {
+    settings: Arc<Builder>,
+    state: watch::Sender<State>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Observer {
+    pub(crate) fn handle_push(&self, push: Push) {
+        Counters::add(&self.counters.pushes);
+        if let Some(queue) = &self.settings.push_queue
+            && queue.try_send(push.clone()).is_err()
+        {
+            Counters::add(&self.counters.pushes_dropped);
+        }
+        if let Some(handler) = &self.settings.on_push {
+            handler(push);
+        }
+    }
+
+    pub(crate) fn handle_online(&self, welcome: Welcome) {
+        Counters::add(&self.counters.connects);
+        self.set(State::Online(welcome));
+    }
+
+    fn set(&self, state: State) {
+        if let Some(handler) = &self.settings.on_state {
+            handler(&state);
+        }
+        self.state.send_replace(state);
+    }
+}
+
+pub(crate) struct Driver {
+    settings: Arc<Builder>,
+    target: Target,
+    tls: Tls,
+    outbox: Outbox,
+    closing: CloseSignal,
+    observer: Observer,
+    backoff: Backoff,
+    /// Whether a first attempt that fails is the end.
+    first_must_succeed: bool,
+}
+
+/// The device's ends of the driver's channels.
+pub(crate) struct Ends {
+    pub(crate) outbox: Outbox,
+    pub(crate) closing: CloseSignal,
+    pub(crate) state: watch::Sender<State>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Driver {
+    pub(crate) fn new(settings: Builder, ends: Ends, first_must_succeed: bool) -> Result<Self, Error> {
+        let target = settings.target()?;
+        let tls = settings
+            .tls
+            .clone()
+            .ok_or_else(|| Error::Config("no TLS trust was given".into()))?;
+        let backoff = Backoff::new(settings.seed.unwrap_or_else(rand::random));
+        let settings = Arc::new(settings);
+        let Ends {
+            outbox,
+            closing,
+            state,
+            counters,
+        } = ends;
+        let observer = Observer {
+            settings: settings.clone(),
+            state,
+            counters,
+        };
+        Ok(Self {
+            settings,
+            target,
+            tls,
+            outbox,
+            closing,
+            observer,
+            backoff,
+            first_must_succeed,
+        })
+    }
+
+    pub(crate) async fn run(mut self) {
+        let error = loop {
+            let (end, online_for) = self.connect_once().await;
+            tracing::debug!(error = %end.error, ?online_for, "disconnected");
+            self.backoff.handle_online_for(online_for);
+            let failed_first = self.first_must_succeed && self.observer.counters.connects() == 0;
+            if !end.may_reconnect || !self.settings.reconnect || failed_first {
+                break end.error;
+            }
+            let delay = self.backoff.next_delay(end.hint);
+            if !self.wait(end.error, delay).await {
+                break Error::Closed;
+            }
+        };
+        self.outbox.close(&error);
+        self.observer.set(State::Closed(error));
+    }
+
+    async fn connect_once(&mut self) -> (End, Duration) {
+        self.observer.set(State::Connecting);
+        let dialled = tokio::select! {
+            biased;
+            () = self.closing.wait() => Err(Error::Closed),
+            dialled = dial(&self.settings, &self.target, &self.tls) => dialled,
+        };
+        match dialled {
+            Ok(socket) => {
+                let connection = Connection::new(
+                    &self.settings,
+                    &self.observer,
+                    &mut self.outbox,
+                    &mut self.closing,
+                    socket,
+                );
+                connection.run().await
+            }
+            Err(error) => (failed_dial(error), Duration::ZERO),
+        }
+    }
+
+    /// Waits for the next attempt; false if the owner wants no more.
+    async fn wait(&mut self, error: Error, delay: Duration) -> bool {
+        self.observer.set(State::Waiting { error, delay });
+        tokio::select! {
+            biased;
+            () = self.closing.wait() => false,
+            () = tokio::time::sleep(delay) => true,
+        }
+    }
+}
+
+/// Whether another attempt may mend it: a refused token is not mended by asking again, an overload is.
+fn failed_dial(error: Error) -> End {
+    let (hint, may_reconnect) = match &error {
+        Error::Refused(refusal) => {
+            let for_good = (400..500).contains(&refusal.status) && !matches!(refusal.status, 408 | 425 | 429);
+            (refusal.retry_after, !for_good)
+        }
+        Error::Config(_) | Error::Closed => (None, false),
+        _ => (None, true),
+    };
+    End {
+        error,
+        hint,
+        may_reconnect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Refusal;
+
+    #[test]
+    fn a_refused_token_is_final_and_an_overload_is_not() {
+        let refused = |status| {
+            Error::Refused(Refusal {
+                status,
+                code: "x".into(),
+                detail: String::new(),
+                retry_after: Some(Duration::from_secs(2)),
+            })
+        };
+        for (status, may) in [
+            (400, false),
+            (401, false),
+            (403, false),
+            (429, true),
+            (500, true),
+            (503, true),
+        ] {
+            assert_eq!(failed_dial(refused(status)).may_reconnect, may, "{status}");
+        }
+        assert_eq!(failed_dial(refused(503)).hint, Some(Duration::from_secs(2)));
+        assert!(failed_dial(Error::Connect("refused".into())).may_reconnect);
+        assert!(!failed_dial(Error::Config("bad".into())).may_reconnect);
+    }
+}

@@ -1,0 +1,88 @@
+//! What can go wrong, split by who is at fault and by what is known of the outcome.
+
+use std::time::Duration;
+
+/// An error of a request or of the connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The request got an error in place of its reply. `retryable` is the server's opinion.
+    #[error("{code}: {message}")]
+    Service {
+        code: String,
+        message: String,
+        retryable: bool,
+    },
+    /// As many requests are in flight as this device allows; nothing was sent.
+    #[error("too many requests in flight")]
+    Busy,
+    /// The message is longer than the server takes; nothing was sent.
+    #[error("the message has {bytes} bytes, the server takes {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    /// The connection was lost after the request was sent: whether the service saw it is not known.
+    #[error("disconnected before the reply came: the outcome is unknown")]
+    Disconnected,
+    /// No reply within the request's timeout: the outcome is not known.
+    #[error("no reply in time: the outcome is unknown")]
+    Timeout,
+    /// The server broke the device protocol (a reply twice, crossed, out of order, or unreadable).
+    #[error("protocol error: {0}")]
+    Protocol(String),
+    /// The server answered the upgrade with something else than 101.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// No connection could be made, or it broke (DNS, TCP, TLS, WebSocket).
+    #[error("{0}")]
+    Connect(String),
+    /// Nothing was heard from the server for 2.5 heartbeats.
+    #[error("the server has gone silent")]
+    HeartbeatTimeout,
+    /// The server closed the connection. `reason` is the word of its `@goodbye` or close frame.
+    #[error("closed by the server: {code} {reason}")]
+    ClosedByServer { code: u16, reason: String },
+    /// The token provider failed.
+    #[error("no token: {0}")]
+    Token(String),
+    /// A setting of the builder cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// This device was closed by its owner.
+    #[error("the device is closed")]
+    Closed,
+}
+
+/// An HTTP answer that refused the upgrade: the problem document's (RFC 9457) code and title, as far as it had them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the server refused the connection: {status} {code}{}{detail}", if detail.is_empty() { "" } else { ": " })]
+pub struct Refusal {
+    pub status: u16,
+    pub code: String,
+    pub detail: String,
+    /// `Retry-After` in seconds or `retry_after_ms`, whichever is longer; unauthenticated, so only a hint.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// A short stable label for counts: the server's code, or a word of ours.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Service { code, .. } => code,
+            Self::Busy => "busy",
+            Self::TooLarge { .. } => "too_large",
+            Self::Disconnected => "disconnected",
+            Self::Timeout => "timeout",
+            Self::Protocol(_) => "protocol_error",
+            Self::Refused(refusal) => &refusal.code,
+            Self::Connect(_) => "connect_failed",
+            Self::HeartbeatTimeout => "heartbeat_timeout",
+            Self::ClosedByServer { .. } => "closed_by_server",
+            Self::Token(_) => "no_token",
+            Self::Config(_) => "bad_config",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Whether the server answered: the outcome is known.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Service { .. })
+    }
+}

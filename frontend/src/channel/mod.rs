@@ -1,0 +1,146 @@
+//! Channels: how one device's bytes become messages and back.
+//!
+//! There is no socket, task or clock here except in [`listener`]. A channel is a small struct per connection; the buffers
+//! are one [`Scratch`] per shard, so that an idle connection holds none. What a turn leaves undecoded is boxed and kept by
+//! its connection, charged to the shard's budget.
+//!
+//! # A turn with input
+//! ```text
+//! n = socket.read(scratch.read_target())
+//! channel.handle_input(&mut scratch, n)?
+//! while let Some(event) = channel.poll_event(&mut scratch)? { … send(…) … }     // may stop early: back-pressure
+//! channel.park(&mut scratch)?
+//! written = socket.try_write(scratch.outbound())
+//! outbox.push(&scratch.outbound()[written..], …)?;  scratch.clear_outbound()
+//! ```
+//! When back-pressure is released: `unpark`, `poll_event` …, `park`, write. Do not read from a socket while its channel
+//! `has_parked` because the driver stopped early, nor (beyond one read) between `Upgrade` and its answer.
+//!
+//! # A turn without input
+//! `send`/`ping`/`close`/`accept`/`refuse`, then `flush`, then write. Everything queued in a turn shares TLS records.
+//! This is allowed in the middle of another connection's turn, if that one's output was flushed and taken before.
+//!
+//! # The end
+//! After `Closed`, or any error followed by `close(error.close_code(), …)`: write what is there, shut down the writing
+//! side, wait (bounded) for the peer's end of file. `close` is legal in every state and says what still can be said. A
+//! connection that is dropped in the middle of its turn needs `scratch.reset()`.
+
+use bytes::Bytes;
+
+mod answer;
+mod budget;
+mod error;
+pub mod frame;
+pub mod listener;
+mod outbox;
+mod parked;
+mod scratch;
+#[cfg(test)]
+mod test_client;
+mod tls;
+mod tls_config;
+pub mod upgrade;
+mod wss;
+
+pub use answer::Refusal;
+pub use holdfast_proto::MessageKind;
+pub use budget::{Budget, Charge, OverBudget};
+pub use error::{ChannelError, PeerFault};
+pub use outbox::{Outbox, OutboxFull, OutboxLimits};
+pub use scratch::{
+    DEFAULT_BUDGET_BYTES, DEFAULT_MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, READ_BYTES, Scratch, ScratchLimits,
+};
+pub use tls_config::{TlsConfigError, load_server_config};
+pub use upgrade::UpgradeRequest;
+pub use wss::WssChannel;
+
+/// The transports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChannelKind {
+    Wss,
+}
+
+impl ChannelKind {
+    /// The word used in `BIND`, in the HTTP API and in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Wss => "wss",
+        }
+    }
+}
+
+/// What a channel makes of its input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelEvent {
+    /// The device asks to be let in: answer with `accept` or `refuse`.
+    Upgrade(UpgradeRequest),
+    /// A whole message, in memory exactly its size.
+    Message(MessageKind, Bytes),
+    /// Control frames arrived (at most once per turn, after the messages).
+    Alive,
+    /// The device is done; the answer is queued and nothing more comes.
+    Closed { code: Option<u16> },
+}
+
+/// One connection's transforms. See the module's documentation for the order of calls.
+pub trait Channel {
+    fn kind(&self) -> ChannelKind;
+
+    /// Whether the device must prove that it holds its key by answering a challenge.
+    fn needs_challenge(&self) -> bool;
+
+    /// Whether the device has not asked to be let in yet.
+    fn is_handshaking(&self) -> bool;
+
+    /// Whether messages can be sent.
+    fn is_open(&self) -> bool;
+
+    /// Whether input waits in the connection.
+    fn has_parked(&self) -> bool;
+
+    /// Begins a turn: `n` bytes were read into `scratch.read_target()`.
+    ///
+    /// # Errors
+    /// The peer sent more than may wait, or the turn before was not parked.
+    fn handle_input(&mut self, scratch: &mut Scratch, n: usize) -> Result<(), ChannelError>;
+
+    /// Begins a turn without new bytes: goes on with what was parked.
+    fn unpark(&mut self, scratch: &mut Scratch);
+
+    /// The next event of this turn; `None`: nothing more without more bytes (or, after `Upgrade`, without an answer).
+    ///
+    /// # Errors
+    /// The connection cannot go on; no later call decodes anything.
+    fn poll_event(&mut self, scratch: &mut Scratch) -> Result<Option<ChannelEvent>, ChannelError>;
+
+    /// Ends a turn: flushes, and takes what was not decoded out of the scratch.
+    ///
+    /// # Errors
+    /// The shard's budget has no room for it, or encrypting failed.
+    fn park(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
+
+    /// Lets the device in.
+    ///
+    /// # Errors
+    /// It did not ask, or another connection's output was not taken (as in all calls that queue output).
+    fn accept(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
+
+    /// Turns the device away; the channel is closed. Legal until `accept`.
+    fn refuse(&mut self, scratch: &mut Scratch, refusal: &Refusal) -> Result<(), ChannelError>;
+
+    /// Queues a message.
+    ///
+    /// # Errors
+    /// The channel is not open.
+    fn send(&mut self, scratch: &mut Scratch, kind: MessageKind, payload: &[u8]) -> Result<(), ChannelError>;
+
+    /// Queues a transport ping, where there is such a thing.
+    fn ping(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
+
+    /// Says goodbye in whatever way the state allows and flushes; a second call does nothing. A reason longer than 123
+    /// bytes is cut.
+    fn close(&mut self, scratch: &mut Scratch, code: u16, reason: &str) -> Result<(), ChannelError>;
+
+    /// Encrypts what was queued into `scratch.outbound()`.
+    fn flush(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
+}

@@ -1,0 +1,298 @@
+//! A device in memory against the channel: handshakes, messages in any pieces, back-pressure, and each way to end.
+
+use super::*;
+use crate::channel::test_client::{Pair, REQUEST, masked};
+use crate::channel::{MAX_RECORD_BYTES, READ_BYTES, ScratchLimits};
+use bytes::Bytes;
+use proptest::prelude::*;
+use rustls::SupportedProtocolVersion;
+use rustls::version::{TLS12, TLS13};
+use std::time::Duration;
+
+const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+
+fn text(payload: &str) -> ChannelEvent {
+    ChannelEvent::Message(MessageKind::Text, Bytes::copy_from_slice(payload.as_bytes()))
+}
+
+fn unmasked(opcode: OpCode, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write_frame(&mut frame, opcode, payload);
+    frame
+}
+
+#[test]
+fn a_device_gets_in_and_talks_byte_by_byte() {
+    for version in VERSIONS {
+        let mut pair = Pair::new(version);
+        pair.chunk = 1;
+        pair.write(REQUEST);
+        let events = pair.run().unwrap();
+        assert!(matches!(&events[..], [ChannelEvent::Upgrade(request)] if request.credential == "abc"), "{events:?}");
+        assert!(!pair.channel.is_open());
+        pair.channel.accept(&mut pair.scratch).unwrap();
+        pair.flush();
+        assert!(pair.read().ends_with(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"));
+        pair.write(&masked(0x81, b"hello"));
+        assert_eq!(pair.run().unwrap(), [text("hello")]);
+        pair.channel.send(&mut pair.scratch, MessageKind::Binary, b"welcome").unwrap();
+        pair.flush();
+        assert_eq!(pair.read(), unmasked(OpCode::Binary, b"welcome"));
+        assert!(!pair.channel.has_parked(), "at a boundary nothing is kept");
+        assert_eq!(pair.scratch.budget().used(), 0);
+    }
+}
+
+#[test]
+fn large_messages_cross_records_both_ways() {
+    for version in VERSIONS {
+        let mut pair = Pair::open(version);
+        let payload: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        pair.client.set_buffer_limit(None);
+        pair.write(&masked(0x82, &payload));
+        assert_eq!(pair.run().unwrap(), [ChannelEvent::Message(MessageKind::Binary, Bytes::from(payload.clone()))]);
+        pair.channel.send(&mut pair.scratch, MessageKind::Binary, &payload).unwrap();
+        pair.flush();
+        assert_eq!(pair.read(), unmasked(OpCode::Binary, &payload));
+    }
+}
+
+#[test]
+fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
+    for version in VERSIONS {
+        let mut pair = Pair::open(version);
+        // Two messages in one record, a third in its own.
+        pair.write(&[masked(0x81, b"one"), masked(0x81, b"two")].concat());
+        let mut wire = pair.wire();
+        pair.write(&masked(0x81, b"three"));
+        wire.extend(pair.wire());
+        pair.begin(&wire).unwrap();
+        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("one")));
+        pair.channel.park(&mut pair.scratch).unwrap();
+        assert!(pair.channel.has_parked());
+        assert!(pair.scratch.budget().used() > 0);
+        // While it waits, the gateway can still send.
+        pair.channel.send(&mut pair.scratch, MessageKind::Text, b"reply").unwrap();
+        pair.flush();
+        assert_eq!(pair.read(), unmasked(OpCode::Text, b"reply"));
+        pair.channel.unpark(&mut pair.scratch);
+        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("two")));
+        pair.channel.send(&mut pair.scratch, MessageKind::Text, b"again").unwrap();
+        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("three")));
+        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), None);
+        pair.channel.park(&mut pair.scratch).unwrap();
+        pair.deliver();
+        assert_eq!(pair.read(), unmasked(OpCode::Text, b"again"));
+        assert_eq!(pair.scratch.budget().used(), 0);
+    }
+}
+
+#[test]
+fn frames_before_the_answer_belong_to_the_websocket() {
+    let mut pair = Pair::new(&TLS13);
+    pair.write(&[REQUEST, &masked(0x81, b"early")].concat());
+    assert!(matches!(pair.run().unwrap()[..], [ChannelEvent::Upgrade(_)]));
+    pair.write(&masked(0x81, b"later"));
+    assert_eq!(pair.run().unwrap(), []);
+    pair.channel.accept(&mut pair.scratch).unwrap();
+    pair.channel.unpark(&mut pair.scratch);
+    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("early")));
+    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("later")));
+}
+
+#[test]
+fn what_may_come_before_the_answer_is_bounded() {
+    let mut pair = Pair::new(&TLS13);
+    pair.write(REQUEST);
+    pair.run().unwrap();
+    let mut sent = 0;
+    let error = loop {
+        pair.write(&[0; 8000]);
+        match pair.run() {
+            Ok(_) => sent += 8000,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ChannelError::Peer(PeerFault::TooFarAhead)), "{error}");
+    assert!(sent <= MAX_RECORD_BYTES + READ_BYTES, "{sent}");
+    assert_eq!(pair.scratch.budget().used(), 0);
+}
+
+#[test]
+fn a_bad_request_is_answered_and_the_channel_closed() {
+    for version in VERSIONS {
+        let mut pair = Pair::new(version);
+        pair.write(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n");
+        let error = pair.run().unwrap_err();
+        assert!(matches!(error, ChannelError::Upgrade { status: 405, code: "bad_upgrade" }), "{error}");
+        pair.channel.close(&mut pair.scratch, 1002, "").unwrap();
+        pair.deliver();
+        assert!(pair.read().starts_with(b"HTTP/1.1 405 Method Not Allowed\r\n"));
+    }
+}
+
+#[test]
+fn a_refusal_is_an_http_answer() {
+    let mut pair = Pair::new(&TLS13);
+    pair.write(REQUEST);
+    pair.run().unwrap();
+    pair.channel.refuse(&mut pair.scratch, &Refusal::unavailable(Duration::from_secs(2))).unwrap();
+    pair.deliver();
+    let answer = String::from_utf8(pair.read()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 2\r\n"), "{answer}");
+    assert!(pair.channel.accept(&mut pair.scratch).is_err());
+    assert!(pair.channel.send(&mut pair.scratch, MessageKind::Text, b"x").is_err());
+}
+
+#[test]
+fn of_many_pings_the_last_is_answered() {
+    let mut pair = Pair::open(&TLS13);
+    pair.write(&[masked(0x89, b"one"), masked(0x81, b"x"), masked(0x89, b"two"), masked(0x8A, b"")].concat());
+    assert_eq!(pair.run().unwrap(), [text("x"), ChannelEvent::Alive]);
+    assert_eq!(pair.read(), unmasked(OpCode::Pong, b"two"));
+    pair.channel.ping(&mut pair.scratch).unwrap();
+    pair.flush();
+    assert_eq!(pair.read(), unmasked(OpCode::Ping, b""));
+}
+
+#[test]
+fn a_close_is_echoed() {
+    for version in VERSIONS {
+        let mut pair = Pair::open(version);
+        pair.write(&[masked(0x88, b"\x03\xE9bye"), masked(0x81, b"ignored")].concat());
+        assert_eq!(pair.run().unwrap(), [ChannelEvent::Closed { code: Some(1001) }]);
+        assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x03\xE9"));
+        pair.channel.close(&mut pair.scratch, 1000, "").unwrap();
+        assert!(pair.scratch.outbound().is_empty(), "a second close says nothing");
+    }
+}
+
+#[test]
+fn a_faulty_peer_is_told_why() {
+    let mut pair = Pair::open(&TLS13);
+    pair.write(&[masked(0x81, b"fine"), masked(0xC1, b"x"), masked(0x81, b"never read")].concat());
+    let wire = pair.wire();
+    pair.begin(&wire).unwrap();
+    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("fine")));
+    let error = pair.channel.poll_event(&mut pair.scratch).unwrap_err();
+    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), None);
+    pair.channel.close(&mut pair.scratch, error.close_code() as u16, "bad frame").unwrap();
+    pair.deliver();
+    assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x03\xEAbad frame"));
+}
+
+#[test]
+fn tls_ends_without_a_close_frame_too() {
+    for version in VERSIONS {
+        let mut pair = Pair::open(version);
+        pair.client.send_close_notify();
+        assert_eq!(pair.run().unwrap(), [ChannelEvent::Closed { code: None }]);
+    }
+}
+
+#[test]
+fn what_is_not_tls_gets_an_alert() {
+    let mut pair = Pair::new(&TLS13);
+    let error = pair.turn(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap_err();
+    assert!(matches!(error, ChannelError::Tls(_)), "{error}");
+    assert_eq!(pair.scratch.outbound().first(), Some(&21), "an alert record");
+    pair.channel.close(&mut pair.scratch, 1002, "").unwrap();
+}
+
+#[test]
+fn a_broken_record_ends_the_session() {
+    for version in VERSIONS {
+        let mut pair = Pair::open(version);
+        pair.write(&masked(0x81, b"x"));
+        let mut wire = pair.wire();
+        *wire.last_mut().unwrap() ^= 1;
+        let error = pair.turn(&wire).unwrap_err();
+        assert!(matches!(error, ChannelError::Tls(_)), "{error}");
+        pair.channel.close(&mut pair.scratch, 1002, "").unwrap();
+        assert!(pair.channel.flush(&mut pair.scratch).is_ok());
+    }
+}
+
+#[test]
+fn one_connections_output_never_reaches_another() {
+    let (mut one, mut other) = (Pair::open(&TLS13), Pair::open(&TLS13));
+    one.channel.send(&mut one.scratch, MessageKind::Text, b"secret").unwrap();
+    let refused = other.channel.send(&mut one.scratch, MessageKind::Text, b"x");
+    assert!(matches!(refused, Err(ChannelError::State(_))));
+    one.flush();
+    other.channel.send(&mut one.scratch, MessageKind::Text, b"x").unwrap();
+    std::mem::swap(&mut one.scratch, &mut other.scratch);
+    other.flush();
+    assert_eq!((one.read(), other.read()), (unmasked(OpCode::Text, b"secret"), unmasked(OpCode::Text, b"x")));
+}
+
+#[test]
+fn a_pong_is_not_sent_by_whoever_flushes_first() {
+    let (mut one, mut other) = (Pair::open(&TLS13), Pair::open(&TLS13));
+    one.write(&masked(0x89, b"mine"));
+    let wire = one.wire();
+    one.begin(&wire).unwrap();
+    while one.channel.poll_event(&mut one.scratch).unwrap().is_some() {}
+    other.channel.flush(&mut one.scratch).unwrap();
+    other.channel.park(&mut one.scratch).unwrap();
+    assert!(one.scratch.outbound().is_empty());
+    one.channel.park(&mut one.scratch).unwrap();
+    one.deliver();
+    assert_eq!(one.read(), unmasked(OpCode::Pong, b"mine"));
+}
+
+#[test]
+fn over_the_budget_nothing_is_parked() {
+    let mut pair = Pair::open(&TLS13);
+    pair.scratch = Scratch::new(ScratchLimits { budget_bytes: 64, ..ScratchLimits::default() });
+    pair.write(&masked(0x81, &[b'x'; 500]));
+    let wire = pair.wire();
+    let error = pair.turn(&wire[..400]).unwrap_err();
+    assert!(matches!(error, ChannelError::Capacity(_)), "{error}");
+    pair.channel.close(&mut pair.scratch, error.close_code() as u16, "").unwrap();
+    pair.deliver();
+    assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x03\xF5"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn any_pieces_give_the_same_messages(
+        sizes in prop::collection::vec(0usize..6000, 1..8),
+        pieces in prop::collection::vec(1usize..9000, 1..8),
+        stop_after in 1usize..4,
+        tls13: bool,
+    ) {
+        let mut pair = Pair::open(if tls13 { &TLS13 } else { &TLS12 });
+        let mut expected = Vec::new();
+        let mut wire = Vec::new();
+        for (n, &size) in sizes.iter().enumerate() {
+            let payload = vec![n as u8; size];
+            pair.write(&masked(0x82, &payload));
+            wire.extend(pair.wire());
+            expected.push(ChannelEvent::Message(MessageKind::Binary, payload.into()));
+        }
+        let (mut seen, mut pieces, mut rest) = (Vec::new(), pieces.into_iter().cycle(), &wire[..]);
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(pieces.next().unwrap_or(1).min(rest.len()));
+            rest = after;
+            pair.begin(piece).unwrap();
+            // Stop every few events as a full window does, park, and take it up again.
+            loop {
+                let mut polled = 0;
+                while polled < stop_after && let Some(event) = pair.channel.poll_event(&mut pair.scratch).unwrap() {
+                    seen.push(event);
+                    polled += 1;
+                }
+                pair.channel.park(&mut pair.scratch).unwrap();
+                if polled < stop_after {
+                    break;
+                }
+                pair.channel.unpark(&mut pair.scratch);
+            }
+        }
+        prop_assert_eq!(seen, expected);
+        prop_assert_eq!(pair.scratch.budget().used(), 0);
+    }
+}

@@ -1,0 +1,96 @@
+//! What shards and the hub tell each other. Neither side knows the other's insides.
+//!
+//! Both directions are bounded by what they carry: work by the sessions' windows, frames from backends by the credits that
+//! the hub granted and that come back as [`ToHub::Release`].
+
+use std::net::SocketAddr;
+
+use holdfast_proto::link::frames::PushResult;
+use holdfast_proto::link::{Class, Command, Incoming};
+use holdfast_proto::{CloseCode, DeviceId, SessionId};
+
+/// One attachment of one backend. Never used twice in a frontend's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+/// A shard's own number for a frame that it gave the hub for one peer, growing per peer and [`Track`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Ticket(pub u64);
+
+/// Frames of one track to one peer go out in the order in which the shard gave them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Track {
+    Requests,
+    Lifecycle,
+}
+
+/// Up to which ticket a shard's frames had gone out to a peer: those were with it, later ones never were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SentTickets {
+    pub requests: Ticket,
+    pub lifecycle: Ticket,
+}
+
+impl SentTickets {
+    pub fn covers(&self, track: Track, ticket: Ticket) -> bool {
+        match track {
+            Track::Requests => ticket <= self.requests,
+            Track::Lifecycle => ticket <= self.lifecycle,
+        }
+    }
+
+    pub fn note(&mut self, class: Class, ticket: Ticket) {
+        match class {
+            Class::Requests => self.requests = ticket,
+            _ => self.lifecycle = ticket,
+        }
+    }
+}
+
+/// From a shard to the hub.
+#[derive(Debug)]
+pub enum ToHub {
+    /// A frame for one backend.
+    Work { peer: PeerId, ticket: Ticket, command: Command },
+    /// The credit of a frame that the shard has put where it belongs, or refused.
+    Release { peer: PeerId, charge: (Class, u32) },
+    /// After this the shard sends no more work to a draining peer.
+    Drained { peer: PeerId },
+    /// A login took effect: the newest session of a device holds its index entry.
+    Online(Presence),
+    /// A session that was online is over.
+    Offline { device: DeviceId, session: SessionId },
+    /// How a push to one session ended.
+    PushDone { peer: PeerId, result: PushResult },
+    /// How a push to all ended in this shard.
+    BroadcastDone { peer: PeerId, number: u64, written: u64, dropped: u64 },
+    /// The shard has closed all its sessions and every LOGOUT was acknowledged, or it gave up waiting.
+    Stopped,
+}
+
+/// A session as the device index knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presence {
+    pub device: DeviceId,
+    pub session: SessionId,
+    pub address: SocketAddr,
+    /// When its login took effect, milliseconds since 1970, as the backend said.
+    pub since_ms: u64,
+}
+
+/// From the hub to a shard.
+#[derive(Debug)]
+pub enum ToShard {
+    /// A backend takes work. `seed` is its part in the rendezvous hash.
+    PeerActive { peer: PeerId, seed: u64 },
+    /// A backend wants to leave: no new work; answer with [`ToHub::Drained`].
+    PeerDraining { peer: PeerId },
+    /// A backend is gone; `graceful` when it left with everything done.
+    PeerGone { peer: PeerId, sent: SentTickets, graceful: bool },
+    /// A frame about one of the shard's sessions, or a push to all.
+    Frame { peer: PeerId, incoming: Incoming },
+    /// Close this session, if it still is.
+    Close { session: SessionId, code: CloseCode },
+    /// The frontend stops: close every session and say when the last LOGOUT was acknowledged.
+    Stop,
+}

@@ -1,0 +1,14 @@
+//! The frontend's end of the link to its backends.
+//!
+//! [`Hub`] is pure: it attaches backends, judges and fences them, meters their frames, carries work between them and the
+//! shards, and holds the device index. [`edge`] moves its batches over ZeroMQ.
+
+pub mod edge;
+mod hub;
+mod index;
+mod metrics;
+mod peer;
+
+pub use hub::{Hub, HubConfig, PeerStatus};
+pub use index::{DeviceIndex, Swap};
+pub use metrics::LinkMetrics;

@@ -1,0 +1,226 @@
+//! Backends that come, leave and are lost.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use holdfast_proto::link::frames::{self, Frame, Header};
+use holdfast_proto::link::{Command, Epoch, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice};
+
+use super::{Hub, MAX_BOOTS, MAX_NOTICES};
+use crate::exchange::{PeerId, SentTickets, ToShard};
+use crate::link::peer::{Peer, Stage};
+
+/// Longest name or build of a backend that is kept, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+/// Strangers are told that their epoch is over at most this often.
+const NOTICE_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Hub {
+    /// A batch from an identity that is not attached: a Hello, or an epoch that is over.
+    pub(super) fn handle_stranger(
+        &mut self,
+        now: Instant,
+        identity: &Bytes,
+        header: Header,
+        frames: Vec<(Frame, u32)>,
+    ) {
+        let Some(epoch) = header.from.clone().map(Epoch::from) else {
+            self.metrics.malformed.inc();
+            return;
+        };
+        let hello = match frames.first() {
+            Some((Frame { command: Some(Command::Hello(hello)) }, _)) if header.first_frame == 1 => hello.clone(),
+            _ => {
+                self.metrics.stale_epoch.inc();
+                if self.last_notice.is_none_or(|at| now >= at + NOTICE_INTERVAL) {
+                    self.last_notice = Some(now);
+                    self.notify(identity, epoch, Command::Fenced(frames::Fenced {}));
+                }
+                return;
+            }
+        };
+        if let Err((code, reason)) = self.admit(epoch, &hello) {
+            self.metrics.refused.inc();
+            let refused = frames::Refused { code: code.into(), reason };
+            return self.notify(identity, epoch, Command::Refused(refused));
+        }
+        let id = self.attach(now, identity, epoch, hello);
+        self.handle_lane(now, id, (header, frames));
+    }
+
+    fn admit(&mut self, epoch: Epoch, hello: &frames::Hello) -> Result<(), (&'static str, String)> {
+        if common_version(hello).is_none() {
+            let (min, max) = (PROTOCOL_VERSIONS.start(), PROTOCOL_VERSIONS.end());
+            let reason = format!(
+                "this frontend speaks link versions {min} to {max}, the backend {} to {}",
+                hello.version_min, hello.version_max
+            );
+            return Err(("version", reason));
+        }
+        if self.boots.iter().any(|(boot, attach)| *boot == epoch.boot && *attach >= epoch.attach) {
+            return Err(("stale_epoch", "a later attachment of this backend is known".into()));
+        }
+        // The same process attached anew: it has given the older attachment up.
+        let older = self.peers.iter().find(|p| p.lane.remote().boot == epoch.boot).map(|p| p.id);
+        if let Some(older) = older {
+            self.lose(older, "reattached");
+        }
+        if self.peers.len() >= self.config.max_backends {
+            return Err(("too_many_backends", format!("{} backends are attached", self.peers.len())));
+        }
+        self.boots.retain(|(boot, _)| *boot != epoch.boot);
+        if self.boots.len() >= MAX_BOOTS {
+            self.boots.pop_front();
+        }
+        self.boots.push_back((epoch.boot, epoch.attach));
+        Ok(())
+    }
+
+    fn attach(&mut self, now: Instant, identity: &Bytes, epoch: Epoch, hello: frames::Hello) -> PeerId {
+        self.next_peer += 1;
+        self.next_attach += 1;
+        let id = PeerId(self.next_peer);
+        let local = Epoch { boot: self.config.boot, attach: self.next_attach };
+        let mut lane = Lane::new(self.config.lane, local, epoch, now);
+        lane.enqueue(Command::Hello(self.hello()), None);
+        let identity = Bytes::copy_from_slice(identity);
+        self.by_identity.insert(identity.clone(), id);
+        self.peers.push(Peer {
+            id,
+            identity,
+            lane,
+            stage: Stage::Greeted,
+            name: shorten(hello.name),
+            build: shorten(hello.build),
+            sent: vec![SentTickets::default(); usize::from(self.config.shards)],
+            broadcasts: Default::default(),
+            counted: LaneStats::default(),
+        });
+        self.metrics.attached.inc();
+        self.update_gauges();
+        id
+    }
+
+    fn hello(&self) -> frames::Hello {
+        frames::Hello {
+            version_min: *PROTOCOL_VERSIONS.start(),
+            version_max: *PROTOCOL_VERSIONS.end(),
+            features: Vec::new(),
+            build: env!("CARGO_PKG_VERSION").into(),
+            name: format!("frontend-{}", self.config.frontend.0),
+            frontend_id: self.config.frontend.0.into(),
+            frontend_epoch: self.config.epoch.0,
+            heartbeat_ms: u32::try_from(self.config.heartbeat.as_millis()).unwrap_or(u32::MAX),
+            max_message_bytes: self.config.max_message_bytes,
+            window_requests: self.config.window_requests,
+        }
+    }
+
+    fn notify(&mut self, identity: &Bytes, to: Epoch, command: Command) {
+        if self.notices.len() < MAX_NOTICES {
+            let from = Epoch { boot: self.config.boot, attach: 0 };
+            self.notices.push_back((identity.clone(), encode_notice(from, to, command)));
+        }
+    }
+
+    pub(super) fn on_ready(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id && p.stage == Stage::Greeted) else {
+            self.metrics.malformed.inc();
+            return;
+        };
+        peer.stage = Stage::Active;
+        let seed = peer.seed();
+        self.to_all_shards(|_| ToShard::PeerActive { peer: id, seed });
+        self.update_gauges();
+    }
+
+    pub(super) fn on_draining(&mut self, id: PeerId) {
+        let shards = usize::from(self.config.shards);
+        let leaving = |p: &&mut Peer| p.id == id && matches!(p.stage, Stage::Greeted | Stage::Active);
+        let Some(peer) = self.peers.iter_mut().find(leaving) else { return };
+        peer.stage = Stage::Draining { shards };
+        self.to_all_shards(|_| ToShard::PeerDraining { peer: id });
+        self.update_gauges();
+    }
+
+    /// A shard gives this peer no more work.
+    pub(super) fn on_shard_drained(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.id == id)
+            && let Stage::Draining { shards } = &mut peer.stage
+        {
+            *shards = shards.saturating_sub(1);
+        }
+    }
+
+    /// A leaving peer whose shards have all stopped and whose last work is out learns where the work ended. True when
+    /// there was one.
+    pub(super) fn mark_all_drained(&mut self) -> bool {
+        let mut marked = false;
+        let ready = |p: &&mut Peer| p.stage == (Stage::Draining { shards: 0 }) && p.work_is_out();
+        for peer in self.peers.iter_mut().filter(ready) {
+            peer.stage = Stage::Marked;
+            let last_frame = peer.lane.last_frame();
+            peer.lane.enqueue(Command::DrainMark(frames::DrainMark { last_frame }), None);
+            marked = true;
+        }
+        marked
+    }
+
+    pub(super) fn on_done(&mut self, _now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else { return };
+        if peer.stage != Stage::Marked {
+            return self.fence(id, "protocol");
+        }
+        peer.stage = Stage::Done;
+        let sent = peer.sent.clone();
+        self.metrics.drained.inc();
+        self.to_all_shards(|shard| ToShard::PeerGone { peer: id, sent: sent[shard], graceful: true });
+        self.update_gauges();
+    }
+
+    /// Declares a backend gone and tells it so.
+    pub(super) fn fence(&mut self, id: PeerId, cause: &'static str) {
+        let Some(peer) = self.peers.iter().find(|p| p.id == id) else { return };
+        let (identity, epoch) = (peer.identity.clone(), peer.lane.remote());
+        self.metrics.fenced.inc();
+        self.notify(&identity, epoch, Command::Fenced(frames::Fenced {}));
+        self.lose(id, cause);
+    }
+
+    /// The crash path: whatever this backend had goes to another.
+    pub(super) fn lose(&mut self, id: PeerId, cause: &'static str) {
+        let Some(peer) = self.remove(id) else { return };
+        if peer.stage == Stage::Done {
+            return;
+        }
+        self.metrics.gone(cause);
+        self.to_all_shards(|shard| ToShard::PeerGone { peer: id, sent: peer.sent[shard], graceful: false });
+    }
+
+    /// A backend that has left.
+    pub(super) fn forget(&mut self, id: PeerId) {
+        self.remove(id);
+    }
+
+    fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        let index = self.peers.iter().position(|p| p.id == id)?;
+        let peer = self.peers.remove(index);
+        self.by_identity.remove(&peer.identity);
+        self.update_gauges();
+        Some(peer)
+    }
+
+    fn update_gauges(&self) {
+        self.metrics.backends.set(self.peers.len() as i64);
+        self.metrics.active.set(self.peers.iter().filter(|p| p.takes_work()).count() as i64);
+    }
+}
+
+fn shorten(mut text: String) -> String {
+    let mut end = text.len().min(MAX_NAME_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}

@@ -1,0 +1,156 @@
+//! Which session a device has here. One entry per device: the login policy is `replace`.
+
+use std::collections::BTreeMap;
+
+use holdfast_proto::link::frames;
+use holdfast_proto::{DeviceId, SessionId};
+use rustc_hash::FxHashMap;
+
+use crate::exchange::Presence;
+
+/// Sessions in one page of a sync.
+pub const PAGE_SESSIONS: usize = 256;
+
+/// What a login changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// The device had no session.
+    New,
+    /// This older session lost its entry: close it.
+    Replaced(SessionId),
+    /// A newer session holds the entry: close this one.
+    Superseded,
+}
+
+/// Devices that are online. Pages go by the order in which sessions came, so that one that stays is in exactly one page.
+#[derive(Debug, Default)]
+pub struct DeviceIndex {
+    devices: FxHashMap<DeviceId, Entry>,
+    order: BTreeMap<u64, DeviceId>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    presence: Presence,
+    order: u64,
+}
+
+impl DeviceIndex {
+    pub fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    pub fn get(&self, device: &DeviceId) -> Option<&Presence> {
+        self.devices.get(device).map(|e| &e.presence)
+    }
+
+    /// A login took effect. The newest wins; of two in the same millisecond the one that comes later here.
+    pub fn on_online(&mut self, presence: Presence) -> Swap {
+        let mut swap = Swap::New;
+        if let Some(held) = self.devices.get(&presence.device) {
+            if held.presence.session == presence.session {
+                return Swap::New;
+            }
+            if held.presence.since_ms > presence.since_ms {
+                return Swap::Superseded;
+            }
+            swap = Swap::Replaced(held.presence.session);
+            self.order.remove(&held.order);
+        }
+        self.next += 1;
+        self.order.insert(self.next, presence.device.clone());
+        self.devices.insert(presence.device.clone(), Entry { order: self.next, presence });
+        swap
+    }
+
+    /// The session is over; a newer one's entry stays.
+    pub fn on_offline(&mut self, device: &DeviceId, session: SessionId) {
+        if self.devices.get(device).is_some_and(|e| e.presence.session == session)
+            && let Some(entry) = self.devices.remove(device)
+        {
+            self.order.remove(&entry.order);
+        }
+    }
+
+    /// Sessions after `cursor`, and where the next page begins (0: there is none).
+    pub fn page(&self, cursor: u64) -> (Vec<frames::SessionInfo>, u64) {
+        let from = cursor.saturating_add(1);
+        let page: Vec<(&u64, &DeviceId)> = self.order.range(from..).take(PAGE_SESSIONS).collect();
+        let next = if page.len() == PAGE_SESSIONS { page.last().map_or(0, |(order, _)| **order) } else { 0 };
+        let infos = page.into_iter().filter_map(|(_, device)| self.get(device)).map(session_info).collect();
+        (infos, next)
+    }
+}
+
+/// A session as the link tells it.
+pub(super) fn session_info(presence: &Presence) -> frames::SessionInfo {
+    frames::SessionInfo {
+        id: Some(presence.session.into()),
+        device: presence.device.as_bytes().clone(),
+        channel: frames::Channel::Wss as i32,
+        address: presence.address.to_string(),
+        since_ms: presence.since_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::{FrontendEpoch, FrontendId, Generation, SessionParts, ShardId, Slot};
+
+    fn session(n: u32) -> SessionId {
+        SessionId::mint(SessionParts {
+            frontend: FrontendId(1),
+            epoch: FrontendEpoch(1),
+            shard: ShardId(0),
+            slot: Slot(n),
+            generation: Generation(1),
+        })
+        .unwrap()
+    }
+
+    fn login(device: &str, n: u32, since_ms: u64) -> Presence {
+        let address = "127.0.0.1:1".parse().unwrap();
+        Presence { device: device.parse().unwrap(), session: session(n), address, since_ms }
+    }
+
+    #[test]
+    fn the_newest_login_holds_the_entry() {
+        let mut index = DeviceIndex::default();
+        assert_eq!(index.on_online(login("a", 1, 10)), Swap::New);
+        assert_eq!(index.on_online(login("a", 1, 10)), Swap::New);
+        assert_eq!(index.on_online(login("a", 2, 20)), Swap::Replaced(session(1)));
+        assert_eq!(index.on_online(login("a", 3, 15)), Swap::Superseded);
+        let device = "a".parse().unwrap();
+        index.on_offline(&device, session(1));
+        assert_eq!(index.get(&device).unwrap().session, session(2));
+        index.on_offline(&device, session(2));
+        assert!(index.is_empty() && index.order.is_empty());
+    }
+
+    #[test]
+    fn pages_show_each_session_once() {
+        let mut index = DeviceIndex::default();
+        for n in 0..600 {
+            index.on_online(login(&format!("d{n}"), n, 1));
+        }
+        let (mut cursor, mut seen) = (0, Vec::new());
+        loop {
+            let (page, next) = index.page(cursor);
+            assert!(page.len() <= PAGE_SESSIONS);
+            seen.extend(page.into_iter().map(|i| i.device));
+            // One that was shown leaves meanwhile: nothing is skipped for it.
+            index.on_offline(&"d0".parse().unwrap(), session(0));
+            if next == 0 {
+                break;
+            }
+            cursor = next;
+        }
+        assert_eq!(seen.len(), 600);
+    }
+}

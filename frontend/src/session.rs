@@ -1,0 +1,22 @@
+//! Sessions: what a device's connection is to Holdfast, above any channel and without any socket.
+//!
+//! [`Shard`] owns the sessions of one thread. It takes what channels and the hub report (`handle_*`) and gives out what they
+//! shall do (`poll_output`, `take_to_hub`). It has no clock: `now` is passed in. It parses no JSON.
+
+mod config;
+mod metrics;
+mod roster;
+#[allow(clippy::module_inception)]
+mod session;
+mod shard;
+mod state;
+mod wheel;
+mod window;
+
+pub use config::ShardConfig;
+pub use metrics::ShardMetrics;
+pub use session::{MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey};
+pub use shard::{Goodbye, Output, Refusal, Shard, Stalled};
+pub use state::{CloseReason, IllegalTransition, State};
+pub use wheel::{TICK, Wheel};
+pub use window::{Answer, Dispatch, FinalReply, ReplyError, Window, WindowLimits};

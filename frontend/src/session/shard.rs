@@ -1,0 +1,286 @@
+//! One shard's sessions. See the parent module.
+
+mod deliver;
+mod device;
+mod frames_in;
+mod peers;
+mod push;
+mod timers;
+mod write;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use holdfast_proto::{CloseCode, Generation, MessageKind, SessionId, SessionParts, Slot};
+
+use super::config::ShardConfig;
+use super::metrics::ShardMetrics;
+use super::roster::Roster;
+use super::session::{Active, Session, SessionKey};
+use super::state::{CloseReason, State};
+use super::wheel::Wheel;
+use crate::exchange::ToHub;
+
+/// What a channel shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Answer the upgrade: the device is admitted.
+    Admit { key: SessionKey },
+    /// Answer the upgrade with this and end the connection. The session is gone.
+    Refuse { key: SessionKey, refusal: Refusal },
+    /// Write a message; report it with [`Shard::handle_written`] when the socket took all of it.
+    Send { key: SessionKey, kind: MessageKind, payload: Bytes },
+    /// Ask the device for a sign of life.
+    Ping { key: SessionKey },
+    /// Say goodbye and close. The session knows no connection any more: nothing about it may be reported.
+    Close { key: SessionKey, code: CloseCode, goodbye: Option<Goodbye> },
+    /// The message that was stalled may be tried again.
+    Resume { key: SessionKey },
+}
+
+/// Why an upgrade is refused, as HTTP says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub code: String,
+    pub message: String,
+    pub retryable: bool,
+    pub retry_after: Option<Duration>,
+}
+
+/// The last message before a close.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Goodbye {
+    pub code: String,
+    pub retry_after: Option<Duration>,
+    pub reconnect: bool,
+}
+
+impl Goodbye {
+    /// `@goodbye {…}` as it is sent. `code` is a word of ours or of a backend's, restricted to what needs no escaping.
+    pub fn render(&self) -> String {
+        let code: String =
+            self.code.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')).collect();
+        let retry = self.retry_after.map(|d| format!(",\"retry_after_ms\":{}", d.as_millis())).unwrap_or_default();
+        format!("@goodbye {{\"code\":\"{code}\"{retry},\"reconnect\":{}}}", self.reconnect)
+    }
+}
+
+/// A message that does not fit the window now: keep it, stop reading, and try again on [`Output::Resume`].
+#[derive(Debug)]
+pub struct Stalled(pub Bytes);
+
+/// The sessions of one thread.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+    metrics: ShardMetrics,
+    slots: Vec<Place>,
+    free: Vec<u32>,
+    roster: Roster,
+    wheel: Wheel,
+    /// Unanswered request bytes over all sessions.
+    window_bytes: usize,
+    /// Handed to channels and not yet written, over all sessions.
+    out_bytes: usize,
+    /// Sessions that wait for a backend before they are online.
+    waiting: u32,
+    /// Sessions whose message waits for room in the total of all windows.
+    starved: VecDeque<SessionKey>,
+    broadcasts: VecDeque<push::Broadcast>,
+    spare: Vec<Box<Active>>,
+    outputs: VecDeque<Output>,
+    to_hub: Vec<ToHub>,
+    live: u32,
+    stopping: bool,
+    rng: u64,
+}
+
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    session: Option<Session>,
+}
+
+/// Boxes kept for the next busy session instead of being freed.
+const MAX_SPARE: usize = 256;
+
+impl Shard {
+    pub fn new(config: ShardConfig, metrics: ShardMetrics, now: Instant) -> Self {
+        Self {
+            rng: config.seed,
+            config,
+            metrics,
+            slots: Vec::new(),
+            free: Vec::new(),
+            roster: Roster::default(),
+            wheel: Wheel::new(now),
+            window_bytes: 0,
+            out_bytes: 0,
+            waiting: 0,
+            starved: VecDeque::new(),
+            broadcasts: VecDeque::new(),
+            spare: Vec::new(),
+            outputs: VecDeque::new(),
+            to_hub: Vec::new(),
+            live: 0,
+            stopping: false,
+        }
+    }
+
+    /// A connection was accepted. `None` when the shard is full or stopping: close it.
+    pub fn accept(&mut self, now: Instant, address: SocketAddr) -> Option<SessionKey> {
+        if self.stopping || self.live >= self.config.max_sessions {
+            self.metrics.refused("sessions_full");
+            return None;
+        }
+        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        if slot as usize == self.slots.len() {
+            self.slots.push(Place { generation: 0, session: None });
+        }
+        let place = &mut self.slots[slot as usize];
+        place.generation = place.generation.wrapping_add(1);
+        let id = SessionId::mint(SessionParts {
+            frontend: self.config.frontend,
+            epoch: self.config.epoch,
+            shard: self.config.shard,
+            slot: Slot(slot),
+            generation: Generation(place.generation),
+        });
+        let Ok(id) = id else {
+            self.free.push(slot);
+            return None;
+        };
+        let session = Session::new(id, address, now);
+        let key = session.key();
+        place.session = Some(session);
+        self.live += 1;
+        self.metrics.accepted.inc();
+        self.metrics.sessions.inc();
+        self.arm(slot);
+        Some(key)
+    }
+
+    /// The next thing that a channel shall do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Everything for the hub since the last call, in order, exchanged for an empty buffer.
+    pub fn take_to_hub(&mut self, empty: Vec<ToHub>) -> Vec<ToHub> {
+        std::mem::replace(&mut self.to_hub, empty)
+    }
+
+    pub fn has_for_hub(&self) -> bool {
+        !self.to_hub.is_empty()
+    }
+
+    /// Sessions in any state.
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// The session's uuid, while it lives.
+    pub fn session_id(&self, key: SessionKey) -> Option<SessionId> {
+        self.slots.get(key.slot as usize)?.session.as_ref().filter(|s| s.key() == key).map(|s| s.id)
+    }
+
+    /// The live session of `key`.
+    fn get(&mut self, key: SessionKey) -> Option<&mut Session> {
+        let place = self.slots.get_mut(key.slot as usize)?;
+        if place.generation != key.generation {
+            return None;
+        }
+        place.session.as_mut()
+    }
+
+    /// The live session that a frame names, if it is of this life of this frontend.
+    fn find(&mut self, id: Option<holdfast_proto::link::frames::SessionId>) -> Option<SessionKey> {
+        let Ok(id) = holdfast_proto::link::session_id(id) else {
+            self.metrics.malformed_frames.inc();
+            return None;
+        };
+        let parts = id.parts();
+        let key = SessionKey { slot: parts.slot.0, generation: parts.generation.0 };
+        let found = self.get(key).is_some_and(|s| s.id == id);
+        if !found {
+            self.metrics.late_frames.inc();
+        }
+        found.then_some(key)
+    }
+
+    /// Boxes the busy part of a session, reusing one if there is.
+    fn activate<'a>(spare: &mut Vec<Box<Active>>, session: &'a mut Session) -> &'a mut Active {
+        let next = session.next;
+        session.active.get_or_insert_with(|| {
+            let mut active = spare.pop().unwrap_or_default();
+            active.window.begin(next);
+            active
+        })
+    }
+
+    /// Gives the busy part back when nothing is under way.
+    fn settle(&mut self, slot: u32) {
+        let Some(session) = self.slots[slot as usize].session.as_mut() else { return };
+        if session.active.as_ref().is_some_and(|a| a.is_idle())
+            && let Some(active) = session.active.take()
+            && self.spare.len() < MAX_SPARE
+        {
+            self.spare.push(active);
+        }
+    }
+
+    /// Ends a session whose connection is gone or told to go. LOGOUT follows when a backend may know it.
+    fn end(&mut self, now: Instant, key: SessionKey, reason: CloseReason) {
+        let Some(session) = self.get(key) else { return };
+        if matches!(session.state, State::Closing(_)) {
+            return;
+        }
+        let before_online = matches!(session.state, State::Binding(_) | State::LoggingIn(_));
+        let was_online = matches!(session.state, State::Online);
+        let owes_logout = session.state.on_closed(reason).unwrap_or(false);
+        let (id, device) = (session.id, session.device.clone());
+        self.waiting -= u32::from(before_online);
+        self.metrics.closed(reason.label());
+        self.drop_active(key.slot);
+        if was_online && let Some(device) = device {
+            self.metrics.online.dec();
+            self.to_hub.push(ToHub::Offline { device, session: id });
+        }
+        if owes_logout {
+            self.wheel.clear(key.slot);
+            self.deliver(now, key.slot);
+        } else {
+            self.remove(key.slot);
+        }
+    }
+
+    /// Frees the slot. Its next session has another generation.
+    fn remove(&mut self, slot: u32) {
+        if self.slots[slot as usize].session.take().is_some() {
+            self.wheel.clear(slot);
+            self.free.push(slot);
+            self.live -= 1;
+            self.metrics.sessions.dec();
+        }
+        if self.stopping && self.live == 0 {
+            self.to_hub.push(ToHub::Stopped);
+        }
+    }
+
+    /// A retry hint with jitter, so that those who were refused together do not come back together.
+    fn retry_hint(&mut self) -> Duration {
+        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.rng;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let base = self.config.retry_hint;
+        base + base.mul_f64(((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+#[cfg(test)]
+#[path = "shard_tests.rs"]
+mod tests;

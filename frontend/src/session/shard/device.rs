@@ -1,0 +1,203 @@
+//! What comes from a session's channel.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use holdfast_proto::{CloseCode, MessageKind, Sequence};
+
+use super::{Goodbye, Output, Refusal, Shard, Stalled};
+use crate::session::session::{Control, MAX_CONTROL_BYTES, SessionKey};
+use crate::session::state::{CloseReason, Delivery, State};
+
+/// The words that the frontend itself understands. All others are the backend's.
+const PING: &[u8] = b"@ping";
+const HELLO: &[u8] = b"@hello";
+const UPDATE: &[u8] = b"@update";
+const PONG: &[u8] = b"@pong";
+
+impl Shard {
+    /// The device's upgrade request was read: its credential goes to a backend.
+    pub fn handle_upgrade(&mut self, now: Instant, key: SessionKey, credential: Bytes) {
+        let full = self.waiting >= self.config.max_waiting;
+        let Some(session) = self.get(key) else { return };
+        if session.state.on_upgrade(now, credential).is_err() {
+            return self.close(now, key, CloseCode::Protocol);
+        }
+        self.waiting += 1;
+        if full {
+            return self.refuse_overloaded(now, key);
+        }
+        self.deliver(now, key.slot);
+    }
+
+    fn refuse_overloaded(&mut self, now: Instant, key: SessionKey) {
+        let retry_after = Some(self.retry_hint());
+        let refusal = Refusal {
+            status: 503,
+            code: "overloaded".into(),
+            message: "too many devices are waiting to be admitted".into(),
+            retryable: true,
+            retry_after,
+        };
+        self.refuse(now, key, refusal, "overloaded");
+    }
+
+    /// Answers the upgrade with an error; the session is gone.
+    pub(super) fn refuse(&mut self, now: Instant, key: SessionKey, refusal: Refusal, reason: &'static str) {
+        self.metrics.refused(reason);
+        self.outputs.push_back(Output::Refuse { key, refusal });
+        self.end(now, key, CloseReason::Closed(CloseCode::TryAgainLater));
+    }
+
+    /// Any sign of life that is not a message.
+    pub fn handle_alive(&mut self, now: Instant, key: SessionKey) {
+        if let Some(session) = self.get(key) {
+            session.heard = now;
+            session.pinged = false;
+        }
+    }
+
+    /// A whole message. `Err` hands it back when the window has no room: stop reading until [`Output::Resume`].
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        kind: MessageKind,
+        payload: Bytes,
+    ) -> Result<(), Stalled> {
+        let Some(session) = self.get(key) else { return Ok(()) };
+        session.heard = now;
+        session.pinged = false;
+        match session.state {
+            State::Challenging { .. } => {
+                let hello = kind == MessageKind::Text && is_word(&payload, HELLO);
+                if hello && payload.len() > MAX_CONTROL_BYTES {
+                    self.close(now, key, CloseCode::TooBig);
+                    return Ok(());
+                }
+                self.greet(now, key, if hello { payload.clone() } else { Bytes::new() });
+                if hello { Ok(()) } else { self.handle_event(now, key, kind, payload) }
+            }
+            State::LoggingIn(_) | State::Online => self.handle_event(now, key, kind, payload),
+            State::Accepted { .. } | State::Binding(_) => {
+                self.close(now, key, CloseCode::Protocol);
+                Ok(())
+            }
+            State::Closing(_) => Ok(()),
+        }
+    }
+
+    /// The device said `@hello`, or something else, or nothing for too long: LOGIN.
+    pub(super) fn greet(&mut self, now: Instant, key: SessionKey, hello: Bytes) {
+        let Some(session) = self.get(key) else { return };
+        if session.state.on_greeted(now, hello).is_ok() {
+            self.waiting += 1;
+            self.deliver(now, key.slot);
+        }
+    }
+
+    fn handle_event(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        kind: MessageKind,
+        payload: Bytes,
+    ) -> Result<(), Stalled> {
+        if kind == MessageKind::Text && payload.first() == Some(&b'@') {
+            self.handle_control(now, key, payload);
+            return Ok(());
+        }
+        self.handle_request(now, key, kind, payload)
+    }
+
+    fn handle_request(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        kind: MessageKind,
+        payload: Bytes,
+    ) -> Result<(), Stalled> {
+        let place = &mut self.slots[key.slot as usize];
+        let Some(session) = place.session.as_mut() else { return Ok(()) };
+        let limits = self.config.window;
+        let in_session = session.active.as_ref().is_none_or(|a| a.window.fits(payload.len(), &limits));
+        let alone = session.active.as_ref().is_none_or(|a| a.window.is_empty());
+        let in_total = alone || self.window_bytes + payload.len() <= self.config.window_total_bytes;
+        if !in_session || !in_total {
+            if in_session {
+                self.starved.push_back(key);
+            }
+            session.stalled = true;
+            self.metrics.stalls.inc();
+            return Err(Stalled(payload));
+        }
+        self.window_bytes += payload.len();
+        let next = session.next;
+        let active = Self::activate(&mut self.spare, session);
+        if active.window.is_empty() {
+            active.window.begin(next);
+        }
+        let sequence = active.window.push(now, kind, payload);
+        debug_assert_eq!(sequence, next);
+        session.next = Sequence(sequence.0 + 1);
+        session.stalled = false;
+        self.metrics.requests.inc();
+        self.deliver(now, key.slot);
+        Ok(())
+    }
+
+    fn handle_control(&mut self, now: Instant, key: SessionKey, text: Bytes) {
+        if is_word(&text, PING) {
+            return self.send_other(now, key, Bytes::from_static(PONG));
+        }
+        if text.len() > MAX_CONTROL_BYTES {
+            return self.close(now, key, CloseCode::TooBig);
+        }
+        let place = &mut self.slots[key.slot as usize];
+        let Some(session) = place.session.as_mut() else { return };
+        let active = Self::activate(&mut self.spare, session);
+        if !active.takes_control() {
+            return self.close(now, key, CloseCode::ControlFlood);
+        }
+        active.next_control += 1;
+        let control = Control {
+            number: active.next_control,
+            update: is_word(&text, UPDATE),
+            text,
+            delivery: Delivery::default(),
+            conflicts: 0,
+        };
+        active.controls.push_back(control);
+        self.deliver(now, key.slot);
+    }
+
+    /// The connection is gone, by the device's close or by a broken transport.
+    pub fn handle_closed(&mut self, now: Instant, key: SessionKey, by_device: bool) {
+        self.end(now, key, if by_device { CloseReason::ByDevice } else { CloseReason::Lost });
+    }
+
+    /// Closes the session: the channel says goodbye.
+    pub fn close(&mut self, now: Instant, key: SessionKey, code: CloseCode) {
+        let hint = matches!(code, CloseCode::GoingAway | CloseCode::TryAgainLater | CloseCode::BackendFailed)
+            .then(|| self.retry_hint());
+        let goodbye =
+            Goodbye { code: code.label().into(), retry_after: hint, reconnect: code.may_reconnect() };
+        self.close_with(now, key, code, goodbye);
+    }
+
+    pub(super) fn close_with(&mut self, now: Instant, key: SessionKey, code: CloseCode, goodbye: Goodbye) {
+        let Some(session) = self.get(key) else { return };
+        let greeted = match session.state {
+            State::Closing(_) => return,
+            State::Accepted { .. } | State::Binding(_) => false,
+            State::Challenging { .. } | State::LoggingIn(_) | State::Online => true,
+        };
+        self.outputs.push_back(Output::Close { key, code, goodbye: greeted.then_some(goodbye) });
+        self.end(now, key, CloseReason::Closed(code));
+    }
+}
+
+/// Whether a control message's word is this one: it ends with the message or at a space.
+fn is_word(text: &[u8], word: &[u8]) -> bool {
+    text.strip_prefix(word).is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+}

@@ -1,0 +1,153 @@
+//! Pushes: to one session, and to all that are online.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use holdfast_proto::MessageKind;
+use holdfast_proto::link::frames::{self, PushResult, PushStatus};
+
+use super::Shard;
+use crate::exchange::{PeerId, ToHub};
+use crate::session::session::{SessionKey, Written};
+use crate::session::state::State;
+
+/// Pushes to all that one shard works on at a time; a further one is dropped and said so.
+const MAX_BROADCASTS: usize = 16;
+/// Sessions that one turn of a broadcast visits: what a turn may delay everything else.
+const SESSIONS_PER_TURN: u32 = 256;
+
+/// A push to all, on its way through the slots.
+#[derive(Debug)]
+pub(super) struct Broadcast {
+    peer: PeerId,
+    number: u64,
+    kind: MessageKind,
+    payload: Bytes,
+    /// Next slot to visit; `None` when all were.
+    cursor: Option<u32>,
+    unwritten: u64,
+    written: u64,
+    dropped: u64,
+}
+
+impl Shard {
+    pub(super) fn on_push(&mut self, peer: PeerId, push: frames::Push) {
+        let kind = push.kind();
+        match push.target {
+            Some(frames::push::Target::Session(id)) => {
+                let target = self.find(Some(id));
+                self.push_to(peer, push.number, target, (kind, push.payload), Some(id));
+            }
+            Some(frames::push::Target::All(true)) => self.begin_broadcast(peer, push.number, kind, push.payload),
+            // The hub resolves devices to sessions.
+            Some(frames::push::Target::Device(_) | frames::push::Target::All(false)) | None => {
+                self.metrics.malformed_frames.inc();
+            }
+        }
+    }
+
+    fn push_to(
+        &mut self,
+        peer: PeerId,
+        number: u64,
+        target: Option<SessionKey>,
+        (kind, payload): (MessageKind, Bytes),
+        named: Option<frames::SessionId>,
+    ) {
+        let online = target.filter(|key| self.get(*key).is_some_and(|s| matches!(s.state, State::Online)));
+        let Some(key) = online else {
+            let status = PushStatus::Offline as i32;
+            let result = PushResult { number, status, session: named, ..Default::default() };
+            self.to_hub.push(ToHub::PushDone { peer, result });
+            return;
+        };
+        // A copy of its own: a slow device must not keep the whole batch's buffer alive.
+        let payload = if payload.len() <= 4096 { Bytes::copy_from_slice(&payload) } else { payload };
+        let what = Written::Push { peer, number };
+        self.send_push(key, kind, payload, what);
+    }
+
+    fn send_push(&mut self, key: SessionKey, kind: MessageKind, payload: Bytes, what: Written) {
+        let limit = self.config.output_pushes;
+        let Some(session) = self.get(key) else { return };
+        let id = session.id;
+        let room = session.active.as_ref().is_none_or(|a| a.pushes < limit);
+        if room && self.send(key, kind, payload, what) {
+            if let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) {
+                active.pushes += 1;
+            }
+        } else {
+            self.report_push(what, id, Some("queue_full"));
+        }
+    }
+
+    fn begin_broadcast(&mut self, peer: PeerId, number: u64, kind: MessageKind, payload: Bytes) {
+        if self.broadcasts.len() >= MAX_BROADCASTS {
+            let dropped = u64::from(self.live);
+            self.metrics.push_dropped("overloaded");
+            self.to_hub.push(ToHub::BroadcastDone { peer, number, written: 0, dropped });
+            return;
+        }
+        let payload = Bytes::copy_from_slice(&payload);
+        self.broadcasts.push_back(Broadcast {
+            peer,
+            number,
+            kind,
+            payload,
+            cursor: Some(0),
+            unwritten: 0,
+            written: 0,
+            dropped: 0,
+        });
+    }
+
+    /// Whether [`Shard::handle_turn`] has something to do.
+    pub fn has_turn(&self) -> bool {
+        self.broadcasts.iter().any(|b| b.cursor.is_some())
+    }
+
+    /// One bounded piece of whatever takes longer than a turn may.
+    pub fn handle_turn(&mut self) {
+        let Some(index) = self.broadcasts.iter().position(|b| b.cursor.is_some()) else { return };
+        let broadcast = &self.broadcasts[index];
+        let (peer, number, kind) = (broadcast.peer, broadcast.number, broadcast.kind);
+        let payload = broadcast.payload.clone();
+        let first = broadcast.cursor.unwrap_or(0);
+        let last = first.saturating_add(SESSIONS_PER_TURN).min(self.slots.len() as u32);
+        for slot in first..last {
+            let Some(session) = self.slots[slot as usize].session.as_ref() else { continue };
+            if matches!(session.state, State::Online) {
+                let key = session.key();
+                if let Some(broadcast) = self.broadcasts.get_mut(index) {
+                    broadcast.unwritten += 1;
+                }
+                self.send_push(key, kind, payload.clone(), Written::Broadcast { peer, number });
+            }
+        }
+        self.broadcasts[index].cursor = (last < self.slots.len() as u32).then_some(last);
+        self.finish_broadcasts();
+    }
+
+    pub(super) fn count_broadcast(&mut self, peer: PeerId, number: u64, written: bool) {
+        let mut all = self.broadcasts.iter_mut();
+        if let Some(broadcast) = all.find(|b| b.peer == peer && b.number == number) {
+            broadcast.unwritten -= 1;
+            broadcast.written += u64::from(written);
+            broadcast.dropped += u64::from(!written);
+        }
+        // While a turn is under way its end finishes what is done: the list must not change below it.
+        if !self.has_turn() {
+            self.finish_broadcasts();
+        }
+    }
+
+    fn finish_broadcasts(&mut self) {
+        let (done, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.broadcasts)
+            .into_iter()
+            .partition(|b| b.cursor.is_none() && b.unwritten == 0);
+        self.broadcasts = rest;
+        for Broadcast { peer, number, written, dropped, .. } in done {
+            self.to_hub.push(ToHub::BroadcastDone { peer, number, written, dropped });
+        }
+    }
+}

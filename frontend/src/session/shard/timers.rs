@@ -1,0 +1,76 @@
+//! Deadlines: one timer per session, set to the earliest thing that its state waits for.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use holdfast_proto::CloseCode;
+
+use super::{Output, Shard};
+use crate::session::session::SessionKey;
+use crate::session::state::State;
+
+impl Shard {
+    /// When to call [`Shard::handle_timeout`] at the latest; early calls do no harm.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.next_deadline()
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(slot) = self.wheel.poll(now) {
+            let Some(key) = self.slots[slot as usize].session.as_ref().map(|s| s.key()) else { continue };
+            match self.deadline(slot) {
+                Some(at) if at <= now => self.on_deadline(now, key),
+                // The state moved on, or the wheel's horizon was nearer than the deadline.
+                Some(at) => self.wheel.set(slot, at),
+                None => {}
+            }
+        }
+    }
+
+    /// Sets the session's timer.
+    pub(super) fn arm(&mut self, slot: u32) {
+        match self.deadline(slot) {
+            Some(at) => self.wheel.set(slot, at),
+            None => self.wheel.clear(slot),
+        }
+    }
+
+    fn deadline(&self, slot: u32) -> Option<Instant> {
+        let session = self.slots[slot as usize].session.as_ref()?;
+        let config = &self.config;
+        let with_backend = |sent: bool| if sent { config.backend_timeout } else { config.wait_limit };
+        Some(match &session.state {
+            State::Accepted { since } => *since + config.accept_timeout,
+            State::Binding(binding) => binding.since + with_backend(binding.delivery.with.is_some()),
+            State::Challenging { since } => *since + config.hello_timeout,
+            State::LoggingIn(login) => login.since + with_backend(login.delivery.with.is_some()),
+            State::Online if session.pinged => session.heard + config.close_after,
+            State::Online => session.heard + config.ping_after,
+            State::Closing(_) => return None,
+        })
+    }
+
+    fn on_deadline(&mut self, now: Instant, key: SessionKey) {
+        let Some(session) = self.get(key) else { return };
+        match &session.state {
+            State::Accepted { .. } => self.close(now, key, CloseCode::Protocol),
+            State::Binding(_) => self.refuse_unavailable(now, key),
+            State::Challenging { .. } => self.greet(now, key, Bytes::new()),
+            State::LoggingIn(_) => self.close(now, key, CloseCode::TryAgainLater),
+            State::Online if session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty()) => {
+                // We do not read, so we cannot hear: the device's clock stands still. A peer that vanished meanwhile is
+                // reclaimed by TCP_USER_TIMEOUT.
+                session.heard = now;
+                session.pinged = false;
+                self.arm(key.slot);
+            }
+            State::Online if session.pinged => self.close(now, key, CloseCode::HeartbeatTimeout),
+            State::Online => {
+                session.pinged = true;
+                self.outputs.push_back(Output::Ping { key });
+                self.arm(key.slot);
+            }
+            State::Closing(_) => {}
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The shard against scripted channels and backends, on virtual time.

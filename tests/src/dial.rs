@@ -1,0 +1,230 @@
+//! The way in: TCP from a chosen address, TLS, and the WebSocket upgrade by hand, so that refusals are seen as they are.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::device::Device;
+use crate::http::Answer;
+
+pub(crate) type Socket = TlsStream<TcpStream>;
+
+/// Longer than any bound of the gateway's own on an upgrade (5 s without a backend).
+const PATIENCE: Duration = Duration::from_secs(20);
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
+/// Where a frontend takes devices.
+#[derive(Clone)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub tls: Arc<ClientConfig>,
+}
+
+/// Why a device did not get in.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("refused: {0:?}")]
+    Refused(Box<Answer>),
+    #[error("no TCP or TLS connection, or it ended: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("no answer to the upgrade within {PATIENCE:?}")]
+    Timeout,
+    #[error("the answer breaks HTTP or RFC 6455: {0}")]
+    Malformed(String),
+}
+
+/// How to connect. Nothing is sent that was not asked for, but what RFC 6455 requires.
+#[derive(Clone)]
+pub struct Dial {
+    endpoint: Endpoint,
+    headers: Vec<(String, String)>,
+    source: Option<IpAddr>,
+    receive_buffer: Option<u32>,
+}
+
+impl Dial {
+    pub fn new(endpoint: &Endpoint) -> Self {
+        let headers = [
+            ("Host", "localhost"),
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+        ];
+        let mut dial = Self {
+            endpoint: endpoint.clone(),
+            headers: headers.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
+            source: None,
+            receive_buffer: None,
+        };
+        dial = dial.header("Sec-WebSocket-Version", "13");
+        dial.header("Sec-WebSocket-Key", &STANDARD.encode(rand::random::<[u8; 16]>()))
+    }
+
+    /// A bearer token in the HTTP header.
+    pub fn token(self, token: &str) -> Self {
+        self.header("Authorization", &format!("Bearer {token}"))
+    }
+
+    /// A bearer token as browsers send it.
+    pub fn subprotocol_token(self, token: &str) -> Self {
+        self.header("Sec-WebSocket-Protocol", &format!("holdfast.v1, bearer.{token}"))
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn without_header(mut self, name: &str) -> Self {
+        self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self
+    }
+
+    /// Connects from this address instead of the system's choice.
+    pub fn source(mut self, address: IpAddr) -> Self {
+        self.source = Some(address);
+        self
+    }
+
+    /// SO_RCVBUF in bytes, set before connecting: a small one makes the server feel a slow reader early.
+    pub fn receive_buffer(mut self, bytes: u32) -> Self {
+        self.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// Connects and upgrades.
+    pub async fn connect(self) -> Result<Device, DialError> {
+        let (socket, headers, tail) = self.upgrade().await?;
+        Ok(Device::new(socket, headers, tail).await)
+    }
+
+    /// Connects and upgrades; panics unless the answer was a refusal, and returns that.
+    pub async fn refusal(self) -> Answer {
+        match self.connect().await {
+            Err(DialError::Refused(answer)) => *answer,
+            Err(other) => panic!("expected a refusal, not {other}"),
+            Ok(_) => panic!("expected a refusal, but was admitted"),
+        }
+    }
+
+    /// Connects and upgrades, and leaves the framing to the caller.
+    pub async fn raw(self) -> Result<Socket, DialError> {
+        let (socket, _, tail) = self.upgrade().await?;
+        if tail.is_empty() {
+            Ok(socket)
+        } else {
+            Err(DialError::Malformed(
+                "the server spoke before the device".to_owned(),
+            ))
+        }
+    }
+
+    async fn upgrade(self) -> Result<(Socket, HeaderMap, Vec<u8>), DialError> {
+        let exchange = async {
+            let mut socket = self.tls().await?;
+            let mut head = String::from("GET / HTTP/1.1\r\n");
+            for (name, value) in &self.headers {
+                head.extend([name, ": ", value, "\r\n"]);
+            }
+            head.push_str("\r\n");
+            socket.write_all(head.as_bytes()).await?;
+            socket.flush().await?;
+            self.read_answer(socket).await
+        };
+        timeout(PATIENCE, exchange)
+            .await
+            .unwrap_or(Err(DialError::Timeout))
+    }
+
+    async fn tls(&self) -> Result<Socket, DialError> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(bytes) = self.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        if let Some(source) = self.source {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        let stream = socket.connect(self.endpoint.address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from("localhost").expect("a valid name");
+        Ok(TlsConnector::from(self.endpoint.tls.clone())
+            .connect(name, stream)
+            .await?)
+    }
+
+    async fn read_answer(&self, mut socket: Socket) -> Result<(Socket, HeaderMap, Vec<u8>), DialError> {
+        let mut bytes = Vec::new();
+        let end = loop {
+            if let Some(at) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if bytes.len() > MAX_HEAD_BYTES || socket.read_buf(&mut bytes).await? == 0 {
+                return Err(DialError::Malformed(String::from_utf8_lossy(&bytes).into_owned()));
+            }
+        };
+        let mut tail = bytes.split_off(end);
+        let (status, headers) = parse_head(&bytes)?;
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            self.check_accept(&headers)?;
+            return Ok((socket, headers, tail));
+        }
+        let length = headers
+            .get("content-length")
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.parse().ok());
+        while length.is_none_or(|length: usize| tail.len() < length) {
+            if socket.read_buf(&mut tail).await? == 0 {
+                break;
+            }
+        }
+        Err(DialError::Refused(Box::new(Answer {
+            status,
+            headers,
+            body: Bytes::from(tail),
+        })))
+    }
+
+    fn check_accept(&self, headers: &HeaderMap) -> Result<(), DialError> {
+        let key = self.headers.iter().find(|(n, _)| n == "Sec-WebSocket-Key");
+        let expected = key.map(|(_, key)| derive_accept_key(key.as_bytes()));
+        let actual = headers.get("sec-websocket-accept").and_then(|v| v.to_str().ok());
+        if expected.as_deref() == actual && headers.contains_key("upgrade") {
+            Ok(())
+        } else {
+            Err(DialError::Malformed(format!(
+                "Sec-WebSocket-Accept {actual:?}, not {expected:?}"
+            )))
+        }
+    }
+}
+
+fn parse_head(bytes: &[u8]) -> Result<(StatusCode, HeaderMap), DialError> {
+    let malformed = || DialError::Malformed(String::from_utf8_lossy(bytes).into_owned());
+    let text = std::str::from_utf8(bytes).map_err(|_| malformed())?;
+    let mut lines = text.trim_end().split("\r\n");
+    let status = lines
+        .next()
+        .and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok());
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(':').ok_or_else(malformed)?;
+        let name = HeaderName::try_from(name).map_err(|_| malformed())?;
+        headers.append(
+            name,
+            HeaderValue::try_from(value.trim()).map_err(|_| malformed())?,
+        );
+    }
+    Ok((status.ok_or_else(malformed)?, headers))
+}

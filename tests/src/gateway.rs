@@ -1,0 +1,285 @@
+//! The real binaries, run as an operator would: own directory, own addresses, generated config and keys.
+//!
+//! Everything ends with the [`Gateway`], however the test ends; when it panics, the logs are shown.
+
+mod binaries;
+mod config;
+mod group;
+mod node;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::address::{free_port, own_address};
+use crate::device::Device;
+use crate::dial::{Dial, Endpoint};
+use crate::http::{Answer, Http, request};
+use crate::keys::{Certificates, TokenKey};
+use crate::service::Service;
+use config::{Layout, Settings};
+use group::Group;
+
+pub use binaries::locate;
+pub use config::{API_KEY, READ_KEY, Route};
+pub use node::Node;
+
+/// How a gateway shall be.
+pub struct Builder<'a> {
+    service: &'a Service,
+    routes: Vec<Route>,
+    frontends: usize,
+    backends: usize,
+    frontend_settings: Settings,
+    backend_settings: Settings,
+}
+
+/// A running gateway.
+pub struct Gateway {
+    pub frontends: Vec<Node>,
+    pub backends: Vec<Node>,
+    pub tokens: TokenKey,
+    pub certificates: Certificates,
+    http: Http,
+    endpoints: Vec<Endpoint>,
+    address: IpAddr,
+    layout: Layout,
+    backend_settings: Settings,
+    group: Group,
+    _dir: TempDir,
+}
+
+impl Gateway {
+    /// One frontend, one backend, and `Demo.*` routed to the service's `/demo`.
+    pub fn builder(service: &Service) -> Builder<'_> {
+        Builder {
+            service,
+            routes: vec![Route::new("Demo", service.url("/demo"))],
+            frontends: 1,
+            backends: 1,
+            frontend_settings: Vec::new(),
+            backend_settings: Vec::new(),
+        }
+    }
+
+    /// The default gateway, ready.
+    pub async fn start(service: &Service) -> Self {
+        Self::builder(service).start().await
+    }
+
+    /// Starts one more backend, attached to all frontends, and returns its index when it is ready.
+    pub async fn add_backend(&mut self) -> usize {
+        let index = self.add_backend_node();
+        self.backends[index].restart().await;
+        self.frontends_ready().await;
+        index
+    }
+
+    /// Waits until every frontend is ready: a backend is attached.
+    pub async fn frontends_ready(&mut self) {
+        for frontend in &mut self.frontends {
+            frontend.wait_ready().await;
+        }
+    }
+
+    /// A way to the first frontend, without a token.
+    pub fn dial(&self) -> Dial {
+        self.dial_at(0)
+    }
+
+    pub fn dial_at(&self, frontend: usize) -> Dial {
+        Dial::new(&self.endpoints[frontend])
+    }
+
+    /// A device that is online at the first frontend.
+    pub async fn device(&self, id: &str) -> Device {
+        self.device_at(0, id).await
+    }
+
+    pub async fn device_at(&self, frontend: usize, id: &str) -> Device {
+        let dial = self.dial_at(frontend).token(&self.tokens.token(id));
+        let mut device = dial
+            .connect()
+            .await
+            .unwrap_or_else(|e| panic!("{id} did not get in: {e}"));
+        device.hello().await;
+        device
+    }
+
+    /// Calls the first backend's API with the operator's key.
+    pub async fn api(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.api_at(
+            0,
+            request(method, &self.api_url(path), Some(API_KEY), to_bytes(body)),
+        )
+        .await
+    }
+
+    /// Sends a request of the test's own making to a backend's API.
+    pub async fn api_at(&self, backend: usize, request: http::Request<Bytes>) -> Answer {
+        let name = &self.backends[backend].name;
+        self.http
+            .send(request)
+            .await
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// The URL of a path of the first backend's API.
+    pub fn api_url(&self, path: &str) -> String {
+        format!("{}{path}", self.backends[0].url)
+    }
+
+    /// Pushes `Alerts.Fire` and returns the API's answer, which must be 200.
+    pub async fn push(&self, to: Value, payload: Value) -> Value {
+        let body = json!({"to": to, "namespace": "Alerts", "name": "Fire", "payload": payload});
+        let answer = self.api(Method::POST, "/v1/messages", Some(body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// Replaces the routes file.
+    pub fn write_routes(&self, routes: &[Route]) {
+        self.layout.write_routes(routes);
+    }
+
+    /// The path of a file in the gateway's directory: `ca.pem`, `routes.toml`, …
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.layout.dir.join(name)
+    }
+
+    /// Where the first frontend listens for devices.
+    pub fn wss(&self) -> SocketAddr {
+        self.endpoints[0].address
+    }
+
+    fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
+        let number = self.frontends.len() + 1;
+        let (wss, admin) = (free_port(self.address), free_port(self.address));
+        let config = self.layout.write_frontend(number, wss, admin, settings);
+        let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
+        self.frontends.push(node);
+        self.endpoints.push(Endpoint {
+            address: wss,
+            tls: tls.clone(),
+        });
+    }
+
+    fn add_backend_node(&mut self) -> usize {
+        let index = self.backends.len();
+        let name = format!("backend{}", index + 1);
+        let api = free_port(self.address);
+        let config = self
+            .layout
+            .write_backend(&name, self.frontends.len(), api, &self.backend_settings);
+        let node = self.node(name, "holdfast-backend", api, config);
+        self.backends.push(node);
+        index
+    }
+
+    fn node(&self, name: String, binary: &'static str, http: SocketAddr, config: std::path::PathBuf) -> Node {
+        Node {
+            url: format!("http://{http}"),
+            log: self.layout.dir.join(format!("{name}.log")),
+            name,
+            binary,
+            config,
+            group: self.group.id(),
+            http: self.http.clone(),
+            child: None,
+            pid: Arc::default(),
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in self.frontends.iter().chain(&self.backends) {
+                node.print_log_tail();
+            }
+        }
+    }
+}
+
+impl Builder<'_> {
+    pub fn routes(mut self, routes: Vec<Route>) -> Self {
+        self.routes = routes;
+        self
+    }
+
+    pub fn frontends(mut self, count: usize) -> Self {
+        self.frontends = count;
+        self
+    }
+
+    /// How many backends are running at the start; 0 for none.
+    pub fn backends(mut self, count: usize) -> Self {
+        self.backends = count;
+        self
+    }
+
+    /// A setting of every frontend, by dotted path.
+    pub fn frontend_set(mut self, path: &str, value: impl Into<toml::Value>) -> Self {
+        self.frontend_settings.push((path.to_owned(), value.into()));
+        self
+    }
+
+    /// A setting of every backend, by dotted path.
+    pub fn backend_set(mut self, path: &str, value: impl Into<toml::Value>) -> Self {
+        self.backend_settings.push((path.to_owned(), value.into()));
+        self
+    }
+
+    /// Starts the processes and waits until they are ready (without a backend: alive).
+    pub async fn start(self) -> Gateway {
+        let dir = tempfile::Builder::new()
+            .prefix("holdfast-")
+            .tempdir()
+            .expect("a temporary directory");
+        let layout = Layout {
+            dir: dir.path().to_owned(),
+        };
+        let (certificates, tokens) = (Certificates::generate(), TokenKey::generate());
+        layout.write_shared(&certificates, &tokens, self.service.signing_key());
+        layout.write_routes(&self.routes);
+        let tls = certificates.client_config();
+        let mut gateway = Gateway {
+            frontends: Vec::new(),
+            backends: Vec::new(),
+            tokens,
+            certificates,
+            http: Http::default(),
+            endpoints: Vec::new(),
+            address: own_address(),
+            layout,
+            backend_settings: self.backend_settings,
+            group: Group::new(),
+            _dir: dir,
+        };
+        for _ in 0..self.frontends {
+            gateway.add_frontend_node(&tls, &self.frontend_settings);
+        }
+        for frontend in &mut gateway.frontends {
+            frontend.start();
+        }
+        for frontend in &mut gateway.frontends {
+            frontend.wait_live().await;
+        }
+        for _ in 0..self.backends {
+            let index = gateway.add_backend_node();
+            gateway.backends[index].restart().await;
+        }
+        if self.backends > 0 {
+            gateway.frontends_ready().await;
+        }
+        gateway
+    }
+}
+
+fn to_bytes(body: Option<Value>) -> Bytes {
+    body.map_or_else(Bytes::new, |b| Bytes::from(b.to_string()))
+}

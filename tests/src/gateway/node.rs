@@ -1,0 +1,219 @@
+//! One process of the gateway: started, signalled, watched.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::binaries::locate;
+use crate::http::Http;
+use crate::metrics;
+
+/// A process is ready, a metric has moved, a process has ended within this, or the test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a condition that only polling can tell is looked at.
+const POLL: Duration = Duration::from_millis(10);
+/// Lines of a log that a failing test shows.
+const LOG_TAIL_LINES: usize = 60;
+/// Log filter of the processes under test, when `HOLDFAST_TEST_LOG` does not set another.
+const LOG_FILTER: &str = "info";
+
+/// A frontend or a backend.
+pub struct Node {
+    pub name: String,
+    /// Base of its admin listener or API.
+    pub url: String,
+    pub(super) binary: &'static str,
+    pub(super) config: PathBuf,
+    pub(super) log: PathBuf,
+    pub(super) group: i32,
+    pub(super) http: Http,
+    pub(super) child: Option<Child>,
+    /// 0 while there is no process.
+    pub(super) pid: Arc<AtomicI32>,
+}
+
+impl Node {
+    /// Starts the process, which must not be running, without waiting for anything.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .expect("a log file opens");
+        let filter = std::env::var("HOLDFAST_TEST_LOG").unwrap_or_else(|_| LOG_FILTER.to_owned());
+        let mut command = Command::new(locate(self.binary));
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .env("HOLDFAST_LOG", filter);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file clones"))
+            .stderr(log);
+        command.process_group(self.group).kill_on_drop(true);
+        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.binary));
+        self.pid
+            .store(child.id().map_or(0, |id| id as i32), Ordering::SeqCst);
+        self.child = Some(child);
+    }
+
+    /// Starts the process and waits until it is ready.
+    pub async fn restart(&mut self) {
+        self.start();
+        self.wait_ready().await;
+    }
+
+    /// `kill -9`, and waits until the process is no more.
+    pub async fn kill9(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait_exit().await;
+    }
+
+    /// SIGSTOP: the process hangs, its sockets stay.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT: it goes on as if nothing had been.
+    pub fn cont(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// SIGTERM, and waits for the clean end that it asks for.
+    pub async fn term(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait_exit().await
+    }
+
+    /// Waits until the process has ended by itself or by a signal sent elsewhere.
+    pub async fn wait_exit(&mut self) -> ExitStatus {
+        let mut child = self
+            .child
+            .take()
+            .unwrap_or_else(|| panic!("{} does not run", self.name));
+        let status = timeout(PATIENCE, child.wait()).await;
+        self.pid.store(0, Ordering::SeqCst);
+        let status = status.unwrap_or_else(|_| panic!("{} did not end", self.name));
+        status.expect("a child of ours can be waited for")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        signal_pid(&self.pid, signal);
+    }
+
+    /// Something that kills the process whenever it is called, from any thread.
+    pub fn killer(&self) -> impl Fn() + Send + Sync + 'static {
+        let pid = self.pid.clone();
+        move || signal_pid(&pid, Signal::SIGKILL)
+    }
+
+    pub async fn wait_ready(&mut self) {
+        self.wait_for_status("/ready", 200).await;
+    }
+
+    /// Waits until the process answers at all.
+    pub async fn wait_live(&mut self) {
+        self.wait_for_status("/live", 200).await;
+    }
+
+    /// Waits until `GET path` answers with `status`; panics when the process ends meanwhile.
+    pub async fn wait_for_status(&mut self, path: &str, status: u16) {
+        let url = format!("{}{path}", self.url);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.http.get(&url).await;
+            if answer.as_ref().is_ok_and(|a| a.status.as_u16() == status) {
+                return;
+            }
+            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+            assert!(ended.is_none(), "{} ended: {ended:?}", self.name);
+            assert!(
+                Instant::now() < deadline,
+                "{}: {path} did not become {status}: {answer:?}",
+                self.name
+            );
+            sleep(POLL).await;
+        }
+    }
+
+    /// The sum of the metric's series that have `labels`; 0 when there is none.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        metrics::sum(&self.metrics().await, name, labels)
+    }
+
+    /// The whole exposition.
+    pub async fn metrics(&self) -> String {
+        let answer = self.http.get(&format!("{}/metrics", self.url)).await;
+        answer
+            .unwrap_or_else(|e| panic!("{}: no metrics: {e}", self.name))
+            .text()
+    }
+
+    /// Waits until the metric, summed over its series, satisfies `ready`.
+    pub async fn wait_for_metric(&self, name: &str, ready: impl Fn(f64) -> bool) -> f64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let value = self.metric(name, &[]).await;
+            if ready(value) {
+                return value;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{}: {name} stayed at {value}",
+                self.name
+            );
+            sleep(POLL).await;
+        }
+    }
+
+    /// Resident memory in bytes (VmRSS).
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid.load(Ordering::SeqCst));
+        let status = std::fs::read_to_string(path).expect("the process runs");
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .expect("VmRSS is there");
+        let kib: u64 = line
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("VmRSS is a number");
+        kib * 1024
+    }
+
+    /// Everything that it logged, over all its lives.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(super) fn print_log_tail(&self) {
+        let log = self.log_text();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!(
+            "--- {}: last {LOG_TAIL_LINES} of {} log lines",
+            self.name,
+            lines.len()
+        );
+        for line in &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..] {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// Signals the process if there is one. Its id cannot be another's: only we reap it, after setting it to 0.
+fn signal_pid(pid: &AtomicI32, signal: Signal) {
+    let pid = pid.load(Ordering::SeqCst);
+    if pid != 0 {
+        kill(Pid::from_raw(pid), signal).ok();
+    }
+}

@@ -1,0 +1,110 @@
+//! Heartbeats end at the frontend: silence is pinged, then closed; life of any kind is not.
+
+use std::time::{Duration, Instant};
+
+use holdfast_tests::device::Incoming;
+use holdfast_tests::gateway::Gateway;
+use holdfast_tests::service::Service;
+use holdfast_tests::wire::{CLOSE, PING, TEXT, read_frame, write_frame};
+use serde_json::json;
+
+const PING_AFTER: Duration = Duration::from_millis(500);
+const CLOSE_AFTER: Duration = Duration::from_millis(1500);
+
+async fn start(service: &Service) -> Gateway {
+    let text = |d: Duration| format!("{}ms", d.as_millis());
+    Gateway::builder(service)
+        .frontend_set("heartbeat.ping_after", text(PING_AFTER))
+        .frontend_set("heartbeat.close_after", text(CLOSE_AFTER))
+        .start()
+        .await
+}
+
+/// Answers no ping, as a device whose program hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_device_is_pinged_then_closed_with_4003() {
+    let service = Service::start().await;
+    let gateway = start(&service).await;
+    let mut socket = gateway
+        .dial()
+        .token(&gateway.tokens.token("d"))
+        .raw()
+        .await
+        .unwrap();
+    write_frame(&mut socket, 0x80 | TEXT, true, b"@hello {}").await;
+    let heard = Instant::now();
+    let (mut opcodes, mut goodbye) = (Vec::new(), String::new());
+    let code = loop {
+        let frame = read_frame(&mut socket)
+            .await
+            .expect("a close frame before the end");
+        opcodes.push(frame.opcode);
+        match frame.opcode {
+            CLOSE => break frame.close_code(),
+            TEXT => goodbye = String::from_utf8(frame.payload).unwrap(),
+            _ => {}
+        }
+    };
+    let took = heard.elapsed();
+    assert_eq!(code, Some(4003));
+    assert!(opcodes.contains(&PING), "never pinged: {opcodes:?}");
+    assert!(
+        goodbye.starts_with("@goodbye ") && goodbye.contains("heartbeat_timeout"),
+        "{goodbye}"
+    );
+    assert!(took >= CLOSE_AFTER, "closed after {took:?} of silence");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_only_answers_pings_lives() {
+    let service = Service::start().await;
+    let gateway = start(&service).await;
+    let mut device = gateway.device("d").await;
+    let begun = Instant::now();
+    let mut pings = 0;
+    while begun.elapsed() < CLOSE_AFTER * 3 {
+        match device.next_within(CLOSE_AFTER).await {
+            Some(Incoming::Ping) => pings += 1,
+            other => panic!("after {:?}: {other:?}", begun.elapsed()),
+        }
+    }
+    assert!(pings >= 3, "{pings} pings in {:?}", begun.elapsed());
+    device.request(("Demo", "Echo"), "alive", &json!({})).await;
+    while device.next().await == Incoming::Ping {}
+}
+
+/// While the frontend itself has stopped reading (a full window), the silence is not the device's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_reader_s_clock_stands_still() {
+    let service = Service::start().await;
+    let route = holdfast_tests::gateway::Route::new("Demo", service.url("/demo")).timeout("30s");
+    let gateway = Gateway::builder(&service)
+        .routes(vec![route])
+        .frontend_set("heartbeat.ping_after", "500ms")
+        .frontend_set("heartbeat.close_after", "1500ms")
+        .start()
+        .await;
+    let mut device = gateway.device("d").await;
+    for n in 0..40 {
+        device
+            .request(("Demo", "Echo"), &n.to_string(), &json!({"hold": true}))
+            .await;
+    }
+    service.wait_for_calls(32).await;
+    let begun = Instant::now();
+    while begun.elapsed() < CLOSE_AFTER * 2 {
+        match device.next_within(CLOSE_AFTER).await {
+            None | Some(Incoming::Ping) => {}
+            other => panic!("after {:?}: {other:?}", begun.elapsed()),
+        }
+    }
+    service.release();
+    let mut replies = 0;
+    while replies < 40 {
+        match device.next().await {
+            Incoming::Reply(_) => replies += 1,
+            Incoming::Ping => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The gateway's behaviour with everything well: real binaries, real sockets, a real service.
+
+mod admission;
+mod errors;
+mod heartbeat;
+mod limits;
+mod presence;
+mod push;
+mod requests;
+mod services;
