@@ -22,8 +22,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
 pub use gateway::{
-    BackendStats, Frontend, Gateway, GatewayError, Presence, PresenceState, PushCounts, PushMessage, PushReport, PushRequest,
-    PushResult, PushStatus, PushTarget, Readiness, SessionInfo, Stats,
+    BackendStats, Frontend, Gateway, GatewayError, Presence, PresenceState, PushCounts, PushMessage,
+    PushReport, PushRequest, PushResult, PushStatus, PushTarget, Readiness, SessionInfo, Stats,
 };
 pub use keys::{ApiKeys, MAX_API_KEYS, MIN_SECRET_CHARS, Scope};
 pub use messages::{MAX_BODY_BYTES, MAX_MESSAGE_BYTES};
@@ -47,19 +47,35 @@ pub struct ApiState {
 
 impl ApiState {
     /// `registry` holds the metrics of all subsystems by now; `metrics` is registered in it.
-    pub fn new(gateway: Arc<dyn Gateway>, keys: ApiKeys, registry: Arc<Registry>, metrics: ApiMetrics) -> Self {
+    pub fn new(
+        gateway: Arc<dyn Gateway>,
+        keys: ApiKeys,
+        registry: Arc<Registry>,
+        metrics: ApiMetrics,
+    ) -> Self {
         let body_budget = Arc::new(Semaphore::new(BODY_BUDGET_KIB));
-        Self { gateway, keys: Arc::new(keys), registry, metrics, body_budget }
+        Self {
+            gateway,
+            keys: Arc::new(keys),
+            registry,
+            metrics,
+            body_budget,
+        }
     }
 }
 
 /// All routes of the API.
 pub fn router(state: ApiState) -> Router {
     let push = Router::new().route("/v1/messages", post(messages::push));
-    let read = Router::new().route("/v1/devices/{id}", get(devices::presence)).route("/v1/stats", get(health::stats));
+    let read = Router::new()
+        .route("/v1/devices/{id}", get(devices::presence))
+        .route("/v1/stats", get(health::stats));
     let admin = Router::new().route("/v1/devices/{id}", axum::routing::delete(devices::close));
     let guarded = |router: Router<ApiState>, scope| {
-        let guard = keys::Guard { keys: state.keys.clone(), scope };
+        let guard = keys::Guard {
+            keys: state.keys.clone(),
+            scope,
+        };
         router.route_layer(from_fn_with_state(guard, keys::require))
     };
     Router::new()
@@ -76,3 +92,5 @@ pub fn router(state: ApiState) -> Router {
         .with_state(state)
 }
 
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,11 @@ pub struct Denied {
 
 impl Denied {
     fn unauthorized(code: &'static str, message: &str) -> Self {
-        Self { status: 401, code, message: message.to_owned() }
+        Self {
+            status: 401,
+            code,
+            message: message.to_owned(),
+        }
     }
 
     pub(crate) fn missing() -> Self {

@@ -19,7 +19,12 @@ pub enum ConfigError {
     #[error("{}: {message}", path.display())]
     Parse { path: PathBuf, message: String },
     #[error("{}: {key} = {value}: {allowed}", path.display())]
-    Value { path: PathBuf, key: String, value: String, allowed: String },
+    Value {
+        path: PathBuf,
+        key: String,
+        value: String,
+        allowed: String,
+    },
 }
 
 /// Everything that `backend.toml` says.
@@ -116,10 +121,20 @@ impl Config {
     fn check(&self, checker: &Checker<'_>) -> Result<(), ConfigError> {
         let named = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         let good_name = (1..=MAX_NAME_BYTES).contains(&self.name.len()) && self.name.bytes().all(named);
-        checker.that(good_name, "name", &format!("{:?}", self.name), "1 to 64 bytes of letters, digits and . _ -")?;
+        checker.that(
+            good_name,
+            "name",
+            &format!("{:?}", self.name),
+            "1 to 64 bytes of letters, digits and . _ -",
+        )?;
         self.check_frontends(checker)?;
         let local = self.api_allow_remote || self.api.ip().is_loopback();
-        checker.that(local, "api", &self.api.to_string(), "a loopback address, unless api_allow_remote = true")?;
+        checker.that(
+            local,
+            "api",
+            &self.api.to_string(),
+            "a loopback address, unless api_allow_remote = true",
+        )?;
         checker.number("workers", self.workers, 1, MAX_WORKERS)?;
         checker.number("max_in_flight", self.max_in_flight, 1, 1_000_000)?;
         checker.number("last_seen_capacity", self.last_seen_capacity, 0, 10_000_000)?;
@@ -135,8 +150,15 @@ impl Config {
     fn check_frontends(&self, checker: &Checker<'_>) -> Result<(), ConfigError> {
         checker.number("the number of frontends", self.frontends.len(), 1, MAX_FRONTENDS)?;
         for (i, address) in self.frontends.iter().enumerate() {
-            let local = address.strip_prefix("ipc://").is_some_and(|path| !path.is_empty() && path != "*");
-            checker.that(local, "frontends", &format!("{address:?}"), "\"ipc://\" and the path of a socket")?;
+            let local = address
+                .strip_prefix("ipc://")
+                .is_some_and(|path| !path.is_empty() && path != "*");
+            checker.that(
+                local,
+                "frontends",
+                &format!("{address:?}"),
+                "\"ipc://\" and the path of a socket",
+            )?;
             let first = !self.frontends[..i].contains(address);
             checker.that(first, "frontends", &format!("{address:?}"), "each frontend once")?;
         }
@@ -206,13 +228,21 @@ impl Checker<'_> {
     /// Bounds in milliseconds.
     pub(crate) fn interval(&self, key: &str, value: Interval, min: u64, max: u64) -> Result<(), ConfigError> {
         let (min, max) = (Interval::from_millis(min), Interval::from_millis(max));
-        self.that((min..=max).contains(&value), key, &format!("\"{value}\""), &format!("{min} to {max}"))
+        self.that(
+            (min..=max).contains(&value),
+            key,
+            &format!("\"{value}\""),
+            &format!("{min} to {max}"),
+        )
     }
 }
 
 /// A TOML error in one line: where, and what.
 fn toml_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    ConfigError::Parse { path: path.to_owned(), message: toml_message(text, error) }
+    ConfigError::Parse {
+        path: path.to_owned(),
+        message: toml_message(text, error),
+    }
 }
 
 /// What is wrong with a TOML text, in one line. It may quote a value: not for files of secrets.
@@ -243,35 +273,63 @@ mod tests {
     #[test]
     fn defaults_are_the_documented_ones() {
         let config = parse("", "").unwrap();
-        assert_eq!((config.name.as_str(), config.api.to_string().as_str()), ("backend", "127.0.0.1:7401"));
+        assert_eq!(
+            (config.name.as_str(), config.api.to_string().as_str()),
+            ("backend", "127.0.0.1:7401")
+        );
         assert!((1..=64).contains(&config.workers));
         assert_eq!((config.max_in_flight, config.last_seen_capacity), (8192, 100_000));
         assert_eq!(config.drain_grace, Interval::from_secs(30));
-        assert_eq!((config.push_timeout, config.query_timeout), (Interval::from_secs(5), Interval::from_millis(300)));
+        assert_eq!(
+            (config.push_timeout, config.query_timeout),
+            (Interval::from_secs(5), Interval::from_millis(300))
+        );
         assert_eq!(config.link.timeout, Interval::from_secs(1));
     }
 
     #[test]
     fn values_are_taken() {
-        let config = parse("workers = 2\napi = \"0.0.0.0:1\"\napi_allow_remote = true", "[link]\ntimeout = \"2s\"").unwrap();
+        let config = parse(
+            "workers = 2\napi = \"0.0.0.0:1\"\napi_allow_remote = true",
+            "[link]\ntimeout = \"2s\"",
+        )
+        .unwrap();
         assert_eq!((config.workers, config.api.port()), (2, 1));
-        assert_eq!((config.link.heartbeat, config.link.timeout), (Interval::from_millis(250), Interval::from_secs(2)));
+        assert_eq!(
+            (config.link.heartbeat, config.link.timeout),
+            (Interval::from_millis(250), Interval::from_secs(2))
+        );
     }
 
     #[test]
     fn bad_values_are_one_line_naming_the_key_and_what_is_allowed() {
         for (top, rest, wanted) in [
             ("workers = 0", "", "workers = 0: allowed is 1 to 64"),
-            ("api = \"0.0.0.0:80\"", "", "api = 0.0.0.0:80: allowed is a loopback address"),
+            (
+                "api = \"0.0.0.0:80\"",
+                "",
+                "api = 0.0.0.0:80: allowed is a loopback address",
+            ),
             ("name = \"a b\"", "", "name = \"a b\": allowed is 1 to 64 bytes"),
-            ("push_timeout = \"2m\"", "", "push_timeout = \"2m\": allowed is 10ms to 1m"),
-            ("", "[link]\nheartbeat = \"600ms\"", "link.timeout = \"1s\": allowed is 1s 200ms to 1m"),
+            (
+                "push_timeout = \"2m\"",
+                "",
+                "push_timeout = \"2m\": allowed is 10ms to 1m",
+            ),
+            (
+                "",
+                "[link]\nheartbeat = \"600ms\"",
+                "link.timeout = \"1s\": allowed is 1s 200ms to 1m",
+            ),
             ("wrokers = 1", "", "unknown field `wrokers`"),
             ("drain_grace = 30", "", "line 1"),
             ("drain_grace = \"soon\"", "", "\"soon\" is not a duration"),
         ] {
             let error = parse(top, rest).unwrap_err();
-            assert!(error.contains(wanted) && error.starts_with("backend.toml: "), "{error}");
+            assert!(
+                error.contains(wanted) && error.starts_with("backend.toml: "),
+                "{error}"
+            );
             assert!(!error.contains('\n'), "{error}");
         }
     }
@@ -279,12 +337,18 @@ mod tests {
     #[test]
     fn frontends_are_checked() {
         let with = |list: &str| {
-            let text = format!("frontends = {list}\napi_keys = \"k\"\ntoken_keys = \"t\"\nroutes = \"r\"\n[signing]\nkey = \"s\"\n");
+            let text = format!(
+                "frontends = {list}\napi_keys = \"k\"\ntoken_keys = \"t\"\nroutes = \"r\"\n[signing]\nkey = \"s\"\n"
+            );
             Config::parse(Path::new("b"), &text).map_err(|e| e.to_string())
         };
         assert!(with("[]").unwrap_err().contains("the number of frontends = 0"));
         assert!(with("[\"tcp://1.2.3.4:5\"]").unwrap_err().contains("ipc://"));
         assert!(with("[\"ipc://*\"]").is_err());
-        assert!(with("[\"ipc:///a\", \"ipc:///a\"]").unwrap_err().contains("each frontend once"));
+        assert!(
+            with("[\"ipc:///a\", \"ipc:///a\"]")
+                .unwrap_err()
+                .contains("each frontend once")
+        );
     }
 }

@@ -6,7 +6,13 @@
 pub mod api;
 pub mod auth;
 pub mod config;
+pub mod core;
+pub mod dispatch;
+pub mod link;
 pub mod metrics;
+pub mod push;
 mod rfc3339;
 pub mod route;
+pub mod runtime;
+pub mod sequence;
 pub mod service;

@@ -20,7 +20,9 @@ struct BuildLabels {
 /// A registry whose only metric is `holdfast_backend_build_info`.
 pub fn new_registry() -> Registry {
     let mut registry = Registry::with_prefix("holdfast_backend");
-    let info = Info::new(BuildLabels { version: env!("CARGO_PKG_VERSION") });
+    let info = Info::new(BuildLabels {
+        version: env!("CARGO_PKG_VERSION"),
+    });
     registry.register("build", "What was built", info);
     registry
 }

@@ -9,10 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use holdfast_proto::link::frames::{PushResult, PushStatus as FrameStatus, QueryResult, SessionInfo};
+use holdfast_proto::link::frames::{self, PushStatus as FrameStatus, QueryResult, SessionInfo};
 use holdfast_proto::link::session_id;
-use holdfast_proto::{DeviceId, SessionId};
+use holdfast_proto::DeviceId;
 
+use crate::api::{PushCounts, PushResult, PushStatus, PushTarget};
 use crate::link::LinkIndex;
 
 /// Operations waiting for answers, at most: each costs about 300 bytes, and its frames' payload until they are sent.
@@ -30,64 +31,6 @@ pub struct OperationId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// Who a push is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    Device(DeviceId),
-    Session(SessionId),
-    All,
-}
-
-/// What became of a push to one target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PushStatus {
-    /// The socket took it.
-    Written,
-    /// Known, and not connected.
-    Offline,
-    /// Never heard of.
-    Unknown,
-    /// Some frontend did not say.
-    Unconfirmed,
-    /// Not written, for the reason that is given.
-    Dropped,
-}
-
-impl PushStatus {
-    pub const ALL: [Self; 5] = [Self::Written, Self::Offline, Self::Unknown, Self::Unconfirmed, Self::Dropped];
-
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Written => "written",
-            Self::Offline => "offline",
-            Self::Unknown => "unknown",
-            Self::Unconfirmed => "unconfirmed",
-            Self::Dropped => "dropped",
-        }
-    }
-}
-
-/// A push's outcome.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushOutcome {
-    pub status: PushStatus,
-    pub session: Option<SessionId>,
-    /// What the frontend says; the asker knows the device itself unless it named a session.
-    pub device: Option<DeviceId>,
-    pub reason: Option<String>,
-}
-
-/// A push to all, over all frontends.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Sessions.
-    pub written: u64,
-    /// Sessions.
-    pub dropped: u64,
-    /// Frontends that did not say how many.
-    pub unconfirmed_frontends: u64,
-}
-
 /// A device's sessions as far as they are known.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Presence {
@@ -99,8 +42,10 @@ pub struct Presence {
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    Push(PushOutcome),
-    All(Counts),
+    /// The session, device and reason as far as the frontend said them; the asker knows whom it named.
+    Push(PushTarget, PushResult),
+    /// Sessions that got it and did not, and how many *frontends* did not say.
+    All(PushCounts),
     Presence(DeviceId, Presence),
     Closed { sessions: u64, complete: bool },
 }
@@ -108,7 +53,7 @@ pub enum Outcome {
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    Push(Target),
+    Push(PushTarget),
     Presence(DeviceId),
     Close,
 }
@@ -142,8 +87,8 @@ struct Operation {
 /// Merged so far.
 #[derive(Debug, Default)]
 struct Answers {
-    best: Option<PushOutcome>,
-    counts: Counts,
+    best: Option<PushResult>,
+    counts: PushCounts,
     sessions: Vec<SessionInfo>,
     closed: u64,
 }
@@ -171,10 +116,10 @@ impl Tracker {
     }
 
     /// Returns false for an answer that nobody waits for (any more).
-    pub fn handle_push_result(&mut self, link: LinkIndex, result: PushResult) -> bool {
+    pub fn handle_push_result(&mut self, link: LinkIndex, result: frames::PushResult) -> bool {
         let id = OperationId(result.number);
         self.handle_answer(link, id, |operation| match operation.question {
-            Question::Push(Target::All) => {
+            Question::Push(PushTarget::All) => {
                 operation.answers.counts.written += result.written;
                 operation.answers.counts.dropped += result.dropped;
                 true
@@ -263,15 +208,18 @@ impl Operation {
         let Answers { best, mut counts, sessions, closed } = self.answers;
         let complete = self.missing == 0;
         match self.question {
-            Question::Push(Target::All) => {
-                counts.unconfirmed_frontends = self.missing as u64;
+            Question::Push(PushTarget::All) => {
+                counts.unconfirmed = self.missing as u64;
                 Outcome::All(counts)
             }
-            Question::Push(_) => Outcome::Push(match best {
-                Some(best) if complete || best.status == PushStatus::Written => best,
-                None if complete => PushOutcome::bare(PushStatus::Offline),
-                _ => PushOutcome::bare(PushStatus::Unconfirmed),
-            }),
+            Question::Push(target) => {
+                let result = match best {
+                    Some(best) if complete || best.status == PushStatus::Written => best,
+                    None if complete => bare(PushStatus::Offline),
+                    _ => bare(PushStatus::Unconfirmed),
+                };
+                Outcome::Push(target, result)
+            }
             Question::Presence(device) => Outcome::Presence(device, Presence { sessions, complete }),
             Question::Close => Outcome::Closed { sessions: closed, complete },
         }
@@ -280,9 +228,9 @@ impl Operation {
 
 impl Answers {
     /// Of several frontends' answers the one that says most counts: written, then dropped, then offline.
-    fn merge(&mut self, answer: Option<PushOutcome>) -> bool {
+    fn merge(&mut self, answer: Option<PushResult>) -> bool {
         let Some(answer) = answer else { return false };
-        let rank = |outcome: &PushOutcome| match outcome.status {
+        let rank = |outcome: &PushResult| match outcome.status {
             PushStatus::Written => 2,
             PushStatus::Dropped => 1,
             PushStatus::Offline | PushStatus::Unknown | PushStatus::Unconfirmed => 0,
@@ -294,14 +242,12 @@ impl Answers {
     }
 }
 
-impl PushOutcome {
-    pub fn bare(status: PushStatus) -> Self {
-        Self { status, session: None, device: None, reason: None }
-    }
+fn bare(status: PushStatus) -> PushResult {
+    PushResult { device: None, session: None, status, reason: None }
 }
 
 /// `None` for a status that this version does not know.
-fn read_push_result(result: PushResult) -> Option<PushOutcome> {
+fn read_push_result(result: frames::PushResult) -> Option<PushResult> {
     let status = match result.status() {
         FrameStatus::Written => PushStatus::Written,
         FrameStatus::Offline => PushStatus::Offline,
@@ -313,7 +259,7 @@ fn read_push_result(result: PushResult) -> Option<PushOutcome> {
         result.reason[..end].to_owned()
     });
     let device = DeviceId::from_bytes(result.device).ok().map(|d| d.to_owned_bytes());
-    Some(PushOutcome { status, session: session_id(result.session).ok(), device, reason })
+    Some(PushResult { device, session: session_id(result.session).ok(), status, reason })
 }
 
 #[cfg(test)]

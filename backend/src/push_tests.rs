@@ -18,16 +18,16 @@ fn begin(tracker: &mut Tracker, question: Question, asked: Asked, now: Instant) 
 }
 
 fn push_device(tracker: &mut Tracker, asked: Asked, now: Instant) -> u64 {
-    begin(tracker, Question::Push(Target::Device(device())), asked, now)
+    begin(tracker, Question::Push(PushTarget::Device(device())), asked, now)
 }
 
-fn result(number: u64, status: FrameStatus) -> PushResult {
-    PushResult { number, status: status as i32, reason: "because".into(), ..Default::default() }
+fn result(number: u64, status: FrameStatus) -> frames::PushResult {
+    frames::PushResult { number, status: status as i32, reason: "because".into(), ..Default::default() }
 }
 
 fn status(tracker: &mut Tracker) -> Option<PushStatus> {
     match tracker.poll_done() {
-        Some((Ticket(9), Outcome::Push(outcome))) => Some(outcome.status),
+        Some((Ticket(9), Outcome::Push(_, outcome))) => Some(outcome.status),
         None => None,
         other => panic!("{other:?}"),
     }
@@ -82,10 +82,10 @@ fn what_was_not_asked_or_not_answered_is_unconfirmed() {
 fn a_push_to_all_adds_up() {
     let now = Instant::now();
     let mut tracker = Tracker::default();
-    let n = begin(&mut tracker, Question::Push(Target::All), asked(&[A, B], 1), now);
-    tracker.handle_push_result(A, PushResult { number: n, written: 7, dropped: 1, ..Default::default() });
-    tracker.handle_push_result(B, PushResult { number: n, written: 5, ..Default::default() });
-    let counts = Counts { written: 12, dropped: 1, unconfirmed_frontends: 1 };
+    let n = begin(&mut tracker, Question::Push(PushTarget::All), asked(&[A, B], 1), now);
+    tracker.handle_push_result(A, frames::PushResult { number: n, written: 7, dropped: 1, ..Default::default() });
+    tracker.handle_push_result(B, frames::PushResult { number: n, written: 5, ..Default::default() });
+    let counts = PushCounts { written: 12, dropped: 1, unconfirmed: 1 };
     assert_eq!(tracker.poll_done(), Some((Ticket(9), Outcome::All(counts))));
 }
 
@@ -143,12 +143,12 @@ proptest! {
             match action {
                 0 | 1 => {
                     let ticket = Ticket(begun.len() as u64 + 1);
-                    let question = Question::Push(Target::Device(device()));
+                    let question = Question::Push(PushTarget::Device(device()));
                     tracker.begin(ticket, question, asked(&[A, B], 0), start + Duration::from_secs(step as u64)).unwrap();
                     begun.push(ticket);
                 }
                 2 | 3 => {
-                    let result = PushResult { number, status, ..Default::default() };
+                    let result = frames::PushResult { number, status, ..Default::default() };
                     if tracker.handle_push_result(link, result) && status == FrameStatus::Written as i32 {
                         written.insert(Ticket(number));
                     }
@@ -159,7 +159,7 @@ proptest! {
         }
         tracker.handle_timeout(start + Duration::from_secs(1000));
         let mut ended = Vec::new();
-        while let Some((ticket, Outcome::Push(outcome))) = tracker.poll_done() {
+        while let Some((ticket, Outcome::Push(_, outcome))) = tracker.poll_done() {
             prop_assert_eq!(outcome.status == PushStatus::Written, written.contains(&ticket));
             ended.push(ticket);
         }

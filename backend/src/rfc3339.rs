@@ -14,7 +14,10 @@ impl fmt::Display for Rfc3339 {
         let (year, month, day) = time.to_calendar_date();
         let (hour, minute, second, milli) = time.to_hms_milli();
         let month = u8::from(month);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
+        )
     }
 }
 

@@ -7,5 +7,7 @@ mod parse;
 mod table;
 pub mod watch;
 
-pub use parse::{DEFAULT_CONCURRENCY, DEFAULT_MAX_REPLY_BYTES, DEFAULT_QUEUE, DEFAULT_TIMEOUT, MAX_ROUTES, RouteError};
+pub use parse::{
+    DEFAULT_CONCURRENCY, DEFAULT_MAX_REPLY_BYTES, DEFAULT_QUEUE, DEFAULT_TIMEOUT, MAX_ROUTES, RouteError,
+};
 pub use table::{Order, Route, RouteKey, RouteTable};

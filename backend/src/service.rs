@@ -109,6 +109,10 @@ impl FailureDetail {
 
 impl From<FailureDetail> for CallOutcome {
     fn from(detail: FailureDetail) -> Self {
-        Self::Failed { code: detail.code(), detail, transport_failure: detail.is_transport_failure() }
+        Self::Failed {
+            code: detail.code(),
+            detail,
+            transport_failure: detail.is_transport_failure(),
+        }
     }
 }

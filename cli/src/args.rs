@@ -11,7 +11,13 @@ use holdfast_proto::ids::DeviceId;
 #[command(name = "holdfast", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Where keys, certificates, configuration, logs and up.json live
-    #[arg(long, global = true, env = "HOLDFAST_DIR", default_value = ".holdfast", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "HOLDFAST_DIR",
+        default_value = ".holdfast",
+        value_name = "DIR"
+    )]
     pub(crate) dir: PathBuf,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -96,7 +102,12 @@ pub(crate) struct DeviceArgs {
     #[arg(long, default_value_t = 10.0, value_name = "R", value_parser = rate, requires = "count")]
     pub(crate) rate: f64,
     /// What to send with --count
-    #[arg(long, default_value = "Demo.Echo {\"n\":1}", value_name = "EVENT", requires = "count")]
+    #[arg(
+        long,
+        default_value = "Demo.Echo {\"n\":1}",
+        value_name = "EVENT",
+        requires = "count"
+    )]
     pub(crate) event: String,
     /// Give each request a retry key, so that it is sent again after a reconnect
     #[arg(long, requires = "count")]
@@ -130,6 +141,8 @@ pub(crate) struct PushArgs {
 }
 
 /// Show what runs and what is connected
+///
+/// Exits with 0 only if frontend and backend are ready.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  holdfast status\n  holdfast status --json | jq .frontend.sessions")]
 pub(crate) struct StatusArgs {
@@ -149,12 +162,18 @@ pub(crate) struct SupervisedExecArgs {
 }
 
 fn device_id(text: &str) -> Result<String, String> {
-    text.parse::<DeviceId>().map(|id| id.to_string()).map_err(|e| e.to_string())
+    text.parse::<DeviceId>()
+        .map(|id| id.to_string())
+        .map_err(|e| e.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     let ttl = humantime::parse_duration(text).map_err(|e| e.to_string())?;
-    if ttl.is_zero() || ttl > MAX_TTL { Err("allowed: more than 0, at most 10 years".into()) } else { Ok(ttl) }
+    if ttl.is_zero() || ttl > MAX_TTL {
+        Err("allowed: more than 0, at most 10 years".into())
+    } else {
+        Ok(ttl)
+    }
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -188,6 +207,11 @@ mod tests {
         ] {
             assert!(Args::try_parse_from(bad).is_err(), "{bad:?}");
         }
-        assert!(Args::try_parse_from(["holdfast", "device", "--dir", "x", "--count", "5", "--rate", "0.5"]).is_ok());
+        assert!(
+            Args::try_parse_from([
+                "holdfast", "device", "--dir", "x", "--count", "5", "--rate", "0.5"
+            ])
+            .is_ok()
+        );
     }
 }

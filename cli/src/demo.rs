@@ -8,15 +8,17 @@ use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 /// Serves `POST /demo` until dropped.
 pub(crate) async fn serve(listener: TcpListener) -> std::io::Result<()> {
-    let router = Router::new().route("/demo", post(handle)).layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+    let router = Router::new()
+        .route("/demo", post(handle))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
     axum::serve(listener, router).await
 }
 
@@ -65,14 +67,23 @@ mod tests {
     async fn call(name: &'static str, body: &'static str) -> (StatusCode, Bytes) {
         let headers = HeaderMap::from_iter([("ce-hfname".parse().unwrap(), HeaderValue::from_static(name))]);
         let response = handle(headers, Bytes::from_static(body.as_bytes())).await;
-        (response.status(), response.into_body().collect().await.unwrap().to_bytes())
+        (
+            response.status(),
+            response.into_body().collect().await.unwrap().to_bytes(),
+        )
     }
 
     #[tokio::test]
     async fn it_answers_by_name() {
-        assert_eq!(call("Echo", "{ \"n\": 1 }").await, (StatusCode::OK, Bytes::from_static(b"{ \"n\": 1 }")));
+        assert_eq!(
+            call("Echo", "{ \"n\": 1 }").await,
+            (StatusCode::OK, Bytes::from_static(b"{ \"n\": 1 }"))
+        );
         assert_eq!(call("Slow", "{\"delay_ms\":1}").await.0, StatusCode::OK);
-        assert_eq!(call("Slow", "{\"delay_ms\":60001}").await.0, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            call("Slow", "{\"delay_ms\":60001}").await.0,
+            StatusCode::BAD_REQUEST
+        );
         assert_eq!(call("Fail", "{}").await.0, StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(call("Other", "{}").await.0, StatusCode::NOT_FOUND);
         assert_eq!(call("Time", "{}").await.0, StatusCode::OK);

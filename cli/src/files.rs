@@ -28,7 +28,11 @@ pub(crate) fn write(path: &Path, contents: &[u8], access: Access) -> Result<()> 
     let temporary = path.with_extension(format!("tmp.{}", std::process::id()));
     let attempt = || -> std::io::Result<()> {
         let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(access.mode()).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(access.mode())
+            .open(&temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, path)

@@ -23,7 +23,13 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn get(url: &'a str) -> Self {
-        Self { method: Method::GET, url, key: None, json: None, timeout: DEFAULT_TIMEOUT }
+        Self {
+            method: Method::GET,
+            url,
+            key: None,
+            json: None,
+            timeout: DEFAULT_TIMEOUT,
+        }
     }
 }
 
@@ -43,7 +49,11 @@ impl Answer {
         let problem: Problem = serde_json::from_slice(&self.body).unwrap_or_default();
         let words = [problem.code, problem.title, problem.detail];
         let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
-        Err(anyhow!("the API answered {} {}", self.status.as_u16(), words.join(": ")))
+        Err(anyhow!(
+            "the API answered {} {}",
+            self.status.as_u16(),
+            words.join(": ")
+        ))
     }
 }
 
@@ -68,7 +78,11 @@ impl Http {
             .enable_http1()
             .build();
         // Nothing is kept idle: a call to a restarted server must not meet a connection of the one before.
-        Ok(Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector)))
+        Ok(Self(
+            Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(0)
+                .build(connector),
+        ))
     }
 
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Answer> {
@@ -79,12 +93,20 @@ impl Http {
         if call.json.is_some() {
             request = request.header(http::header::CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(call.json.unwrap_or_default())).context("request")?;
+        let request = request
+            .body(Full::new(call.json.unwrap_or_default()))
+            .context("request")?;
         let exchange = async {
             let response = self.0.request(request).await?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|e| anyhow!("{e}"))?;
-            Ok::<_, anyhow::Error>(Answer { status: head.status, body: body.to_bytes() })
+            let body = Limited::new(body, MAX_BODY_BYTES)
+                .collect()
+                .await
+                .map_err(|e| anyhow!("{e}"))?;
+            Ok::<_, anyhow::Error>(Answer {
+                status: head.status,
+                body: body.to_bytes(),
+            })
         };
         match tokio::time::timeout(call.timeout, exchange).await {
             Ok(answer) => answer.with_context(|| format!("cannot reach {}", call.url)),

@@ -32,7 +32,10 @@ fn main() -> ExitCode {
         Command::SupervisedExec(options) => up::child::exec(&options),
     };
     result.unwrap_or_else(|error| {
-        let line = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = format!("{error:#}")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
         eprintln!("holdfast: {line}");
         ExitCode::FAILURE
     })

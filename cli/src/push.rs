@@ -22,18 +22,29 @@ pub(crate) fn run(dir: &Path, args: &PushArgs) -> Result<ExitCode> {
         "name": args.name,
         "payload": payload,
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let body = runtime.block_on(async {
         let url = format!("{}/v1/messages", up.api);
         let json = Some(message.to_string().into());
-        let call = Call { method: Method::POST, key: Some(&up.api_key), json, ..Call::get(&url) };
+        let call = Call {
+            method: Method::POST,
+            key: Some(&up.api_key),
+            json,
+            ..Call::get(&url)
+        };
         Http::new()?.call(call).await?.success()
     })?;
     let outcome: Outcome = serde_json::from_slice(&body).context("the API's answer is not readable")?;
     for target in &outcome.results {
         println!("{}", target.line());
     }
-    Ok(if outcome.all_written() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome.all_written() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[derive(Deserialize)]
@@ -75,7 +86,10 @@ mod tests {
     #[test]
     fn only_written_is_success() {
         let outcome = |json| serde_json::from_str::<Outcome>(json).unwrap();
-        assert!(outcome(r#"{"id":"m","results":[{"device":"a","session":"s","status":"written"}]}"#).all_written());
+        assert!(
+            outcome(r#"{"id":"m","results":[{"device":"a","session":"s","status":"written"}]}"#)
+                .all_written()
+        );
         assert!(!outcome(r#"{"id":"m","results":[]}"#).all_written());
         let mixed = r#"{"results":[{"device":"a","status":"written"},{"device":"a","status":"dropped","reason":"full"}]}"#;
         assert!(!outcome(mixed).all_written());

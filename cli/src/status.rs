@@ -17,14 +17,20 @@ use crate::up_json::UpJson;
 
 pub(crate) fn run(dir: &Path, args: &StatusArgs) -> Result<ExitCode> {
     let up = UpJson::read(dir)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let status = runtime.block_on(Status::ask(&up))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
         print!("{}", status.table(&up));
     }
-    Ok(if status.all_ready() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.all_ready() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Each `None` is what a process did not say.
@@ -61,7 +67,11 @@ struct Backend {
 impl Status {
     async fn ask(up: &UpJson) -> Result<Self> {
         let http = Http::new()?;
-        let UpJson { frontend_admin: admin, api, .. } = up;
+        let UpJson {
+            frontend_admin: admin,
+            api,
+            ..
+        } = up;
         let urls = [
             format!("{admin}/live"),
             format!("{admin}/ready"),
@@ -96,19 +106,38 @@ impl Status {
     }
 
     fn table(&self, up: &UpJson) -> String {
-        let Self { frontend, backend, .. } = self;
-        let sessions = frontend.sessions.map_or("? sessions".to_owned(), |n| format!("{n} sessions"));
+        let Self {
+            frontend, backend, ..
+        } = self;
+        let sessions = frontend
+            .sessions
+            .map_or("? sessions".to_owned(), |n| format!("{n} sessions"));
         let mut table = format!(
             "{:<9} {:<8} {:<8} {:<6} {:<6} {}\n",
             "", "pid", "restarts", "live", "ready", ""
         );
         let mut row = |name, process: &Process, live, ready, rest: &str| {
-            let pid = if process.running { process.pid.to_string() } else { format!("{} (gone)", process.pid) };
-            let line = format!("{name:<9} {pid:<8} {:<8} {:<6} {:<6} {rest}", process.restarts, yes(live), yes(ready));
+            let pid = if process.running {
+                process.pid.to_string()
+            } else {
+                format!("{} (gone)", process.pid)
+            };
+            let line = format!(
+                "{name:<9} {pid:<8} {:<8} {:<6} {:<6} {rest}",
+                process.restarts,
+                yes(live),
+                yes(ready)
+            );
             table.push_str(line.trim_end());
             table.push('\n');
         };
-        row("frontend", &frontend.process, frontend.live, frontend.ready, &format!("{} {sessions}", up.wss));
+        row(
+            "frontend",
+            &frontend.process,
+            frontend.live,
+            frontend.ready,
+            &format!("{} {sessions}", up.wss),
+        );
         row("backend", &backend.process, backend.live, backend.ready, &up.api);
         if let Some(stats) = &backend.stats {
             table.push_str("\nbackend's counts\n");
@@ -125,38 +154,69 @@ impl Status {
 impl Process {
     fn new(pid: u32, restarts: u32) -> Self {
         let running = i32::try_from(pid).is_ok_and(|pid| pid > 0 && kill(Pid::from_raw(pid), None).is_ok());
-        Self { pid, running, restarts }
+        Self {
+            pid,
+            running,
+            restarts,
+        }
     }
 }
 
 async fn is_ok(http: &Http, url: &str) -> bool {
-    let call = Call { timeout: TIMEOUT, ..Call::get(url) };
-    http.call(call).await.is_ok_and(|answer| answer.status == StatusCode::OK)
+    let call = Call {
+        timeout: TIMEOUT,
+        ..Call::get(url)
+    };
+    http.call(call)
+        .await
+        .is_ok_and(|answer| answer.status == StatusCode::OK)
 }
 
 async fn text(http: &Http, url: &str, key: Option<&str>) -> Option<String> {
-    let call = Call { timeout: TIMEOUT, key, ..Call::get(url) };
+    let call = Call {
+        timeout: TIMEOUT,
+        key,
+        ..Call::get(url)
+    };
     let body = http.call(call).await.ok()?.success().ok()?;
     String::from_utf8(body.to_vec()).ok()
 }
 
 /// The sum over a metric named `…_sessions`, all its labels together, in the Prometheus text format.
 fn sessions(metrics: &str) -> Option<u64> {
-    let values = metrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-        let (series, value) = line.rsplit_once(' ')?;
-        let name = series.split('{').next()?.trim();
-        name.ends_with("_sessions").then(|| value.parse::<f64>().ok()).flatten()
-    });
-    values.fold(None, |sum: Option<u64>, value| Some(sum.unwrap_or(0) + value as u64))
+    let values = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let name = series.split('{').next()?.trim();
+            name.ends_with("_sessions")
+                .then(|| value.parse::<f64>().ok())
+                .flatten()
+        });
+    values.fold(None, |sum: Option<u64>, value| {
+        Some(sum.unwrap_or(0) + value as u64)
+    })
 }
 
 /// All numbers and words of a JSON value with their paths.
 fn flatten(path: &str, value: &Value, lines: &mut Vec<(String, String)>) {
-    let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    let join = |key: &str| {
+        if path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{path}.{key}")
+        }
+    };
     match value {
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| flatten(&join(key), value, lines)),
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(key, value)| flatten(&join(key), value, lines)),
         Value::Array(items) => {
-            items.iter().enumerate().for_each(|(i, value)| flatten(&join(&i.to_string()), value, lines));
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(i, value)| flatten(&join(&i.to_string()), value, lines));
         }
         Value::String(text) => lines.push((path.to_owned(), text.clone())),
         other => lines.push((path.to_owned(), other.to_string())),
@@ -186,6 +246,12 @@ mod tests {
     fn stats_are_flattened() {
         let mut lines = Vec::new();
         flatten("", &serde_json::json!({"a": {"b": 1}, "c": ["x"]}), &mut lines);
-        assert_eq!(lines, [("a.b".to_owned(), "1".to_owned()), ("c.0".to_owned(), "x".to_owned())]);
+        assert_eq!(
+            lines,
+            [
+                ("a.b".to_owned(), "1".to_owned()),
+                ("c.0".to_owned(), "x".to_owned())
+            ]
+        );
     }
 }

@@ -33,9 +33,16 @@ impl Signer {
 
     /// A JWT (RFC 7519) that says who the device is until `ttl` from now.
     pub(crate) fn sign(&self, device: &str, ttl: Duration) -> Result<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-        let claims = Claims { sub: device, iat: now.as_secs(), exp: (now + ttl).as_secs() };
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.0).context("cannot sign the token")
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("the clock is before 1970")?;
+        let claims = Claims {
+            sub: device,
+            iat: now.as_secs(),
+            exp: (now + ttl).as_secs(),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.0)
+            .context("cannot sign the token")
     }
 }
 

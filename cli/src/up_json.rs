@@ -33,7 +33,10 @@ impl UpJson {
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = Layout::new(dir)?.up_json();
         let text = files::read_if_there(&path)?.ok_or_else(|| {
-            anyhow!("nothing runs on {} (start it with `holdfast up`, or name another --dir)", dir.display())
+            anyhow!(
+                "nothing runs on {} (start it with `holdfast up`, or name another --dir)",
+                dir.display()
+            )
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is not readable", path.display()))
     }

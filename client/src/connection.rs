@@ -1,45 +1,30 @@
 //! One connection from `@hello` to its end: a single poll function over the socket, so that reading never waits for writing
 //! (a server whose window is full stops reading, and must still be able to hand over its replies).
 
+mod end;
+mod incoming;
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use holdfast_proto::codes::CloseCode;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
+pub(crate) use self::end::End;
+use self::end::{ABNORMAL_CLOSURE, closed_by_server};
 use crate::builder::Builder;
 use crate::dial::Socket;
-use crate::driver::{CloseSignal, Observer, Outbox, Outgoing, Waiter};
+use crate::driver::{CloseSignal, Observer};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::in_flight::InFlight;
-use crate::message::{self, Encoded, Goodbye, Incoming};
-use crate::state::Counters;
+use crate::message::{self, Encoded, Goodbye};
+use crate::outbox::{Outbox, Outgoing, Waiter};
 use crate::{Error, Reply, Request, Welcome};
-
-/// Why a connection ended, and what may follow.
-#[derive(Debug, Clone)]
-pub(crate) struct End {
-    pub(crate) error: Error,
-    pub(crate) hint: Option<Duration>,
-    pub(crate) may_reconnect: bool,
-}
-
-impl End {
-    fn broken(error: Error) -> Self {
-        Self {
-            error,
-            hint: None,
-            may_reconnect: true,
-        }
-    }
-}
 
 /// Someone who waits for a reply, and the request if it may be sent again.
 pub(crate) struct Waiting {
@@ -179,114 +164,6 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn handle_message(&mut self, message: Message) -> Result<(), End> {
-        if let Phase::Online { heartbeat, .. } = &mut self.link.phase {
-            heartbeat.handle_heard(Instant::now());
-        }
-        let incoming = match message {
-            Message::Text(text) => message::decode_text(Bytes::from(text)),
-            Message::Binary(bytes) => message::decode_binary(bytes),
-            Message::Close(frame) => {
-                self.handle_close(frame);
-                return Ok(());
-            }
-            // tungstenite has queued the pong.
-            Message::Ping(_) => {
-                self.link.unflushed = true;
-                return Ok(());
-            }
-            Message::Pong(_) | Message::Frame(_) => return Ok(()),
-        };
-        match incoming {
-            Ok(Incoming::Reply(reply)) => {
-                let (seq, reply_to) = (reply.seq, reply.reply_to.clone());
-                self.handle_reply(seq, reply_to.as_deref(), Ok(reply))
-            }
-            Ok(Incoming::Failure { seq, reply_to, error }) => {
-                self.handle_reply(seq, reply_to.as_deref(), Err(error))
-            }
-            Ok(Incoming::Push(push)) => self.observer.handle_push(push),
-            Ok(Incoming::Welcome(welcome)) => self.handle_welcome(welcome),
-            Ok(Incoming::Goodbye(goodbye)) => self.link.goodbye = Some(goodbye),
-            Ok(Incoming::OtherControl) => {}
-            Err(what) => self.give_up(what),
-        }
-        Ok(())
-    }
-
-    fn handle_welcome(&mut self, welcome: Welcome) {
-        if !matches!(self.link.phase, Phase::Greeting) {
-            return;
-        }
-        let now = Instant::now();
-        let mut heartbeat = Heartbeat::new(welcome.heartbeat, now);
-        if let Beat::Wait { until } = heartbeat.poll(now, false) {
-            self.link.timer.as_mut().reset(until.into());
-        }
-        self.observer.handle_online(welcome.clone());
-        self.link.phase = Phase::Online {
-            welcome,
-            heartbeat,
-            since: now,
-        };
-    }
-
-    fn handle_reply(&mut self, seq: u64, reply_to: Option<&str>, result: Result<Reply, Error>) {
-        match self.link.in_flight.handle_reply(seq, reply_to) {
-            Ok(Some(waiting)) => drop(waiting.sender.send(result)),
-            Ok(None) => {}
-            Err((violation, waiting)) => {
-                let what = violation.to_string();
-                if let Some(waiting) = waiting {
-                    drop(waiting.sender.send(Err(Error::Protocol(what.clone()))));
-                }
-                self.give_up(what);
-            }
-        }
-    }
-
-    /// The server broke the protocol: counted, and the connection closed.
-    fn give_up(&mut self, what: String) {
-        Counters::add(&self.observer.counters.violations);
-        tracing::debug!(what, "protocol error");
-        self.begin_close(CloseCode::Protocol, End::broken(Error::Protocol(what)));
-    }
-
-    fn handle_close(&mut self, frame: Option<CloseFrame>) {
-        self.link.unflushed = true;
-        self.link.closed_by_peer = true;
-        if matches!(self.link.phase, Phase::Ending(_)) {
-            return;
-        }
-        let (code, reason) = frame.map_or((NO_CLOSE_CODE, String::new()), |frame| {
-            (frame.code.into(), frame.reason.to_string())
-        });
-        let goodbye = self.link.goodbye.take();
-        self.start_ending(closed_by_server(code, reason, goodbye));
-    }
-
-    fn begin_close(&mut self, code: CloseCode, end: End) {
-        if matches!(self.link.phase, Phase::Ending(_)) {
-            return;
-        }
-        let frame = CloseFrame {
-            code: (code as u16).into(),
-            reason: code.label().into(),
-        };
-        // A socket that takes no close frame is closed by dropping it.
-        let _ = Pin::new(&mut *self.socket).start_send(Message::Close(Some(frame)));
-        self.link.unflushed = true;
-        self.start_ending(end);
-    }
-
-    fn start_ending(&mut self, end: End) {
-        self.link.phase = Phase::Ending(end);
-        self.link
-            .timer
-            .as_mut()
-            .reset(tokio::time::Instant::now() + CLOSE_GRACE);
-    }
-
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         for _ in 0..WRITES_PER_TURN {
             let Phase::Online { welcome, .. } = &self.link.phase else {
@@ -415,70 +292,8 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// What a close frame and the `@goodbye` before it mean together.
-fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodbye>) -> End {
-    let by_code = CloseCode::from_u16(code).is_none_or(CloseCode::may_reconnect);
-    let (may, hint, word) = match goodbye {
-        Some(goodbye) => (goodbye.reconnect, goodbye.retry_after, goodbye.code),
-        None => (true, None, String::new()),
-    };
-    let reason = if reason.is_empty() { word } else { reason };
-    End {
-        error: Error::ClosedByServer { code, reason },
-        hint,
-        may_reconnect: may && by_code,
-    }
-}
-
 /// Messages handled, and requests sent, before other tasks get their turn.
 const READS_PER_TURN: usize = 64;
 const WRITES_PER_TURN: usize = 64;
-/// How long the server may take to answer a close frame and hang up.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// The server's default window in bytes; `@welcome` does not name it.
 const SERVER_WINDOW_BYTES: usize = 256 << 10;
-/// RFC 6455 section 7.4.1: no code in the close frame, and no close frame at all.
-const NO_CLOSE_CODE: u16 = 1005;
-const ABNORMAL_CLOSURE: u16 = 1006;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_and_goodbyes_say_whether_to_come_back() {
-        for (code, may) in [
-            (1000, false),
-            (1001, true),
-            (1013, true),
-            (4000, false),
-            (4001, false),
-            (4004, false),
-        ] {
-            assert_eq!(
-                closed_by_server(code, String::new(), None).may_reconnect,
-                may,
-                "{code}"
-            );
-        }
-        assert!(closed_by_server(4999, String::new(), None).may_reconnect);
-        let goodbye = |reconnect| Goodbye {
-            code: "going_away".into(),
-            retry_after: Some(Duration::from_secs(3)),
-            reconnect,
-        };
-        assert!(!closed_by_server(1001, String::new(), Some(goodbye(false))).may_reconnect);
-        let end = closed_by_server(1001, String::new(), Some(goodbye(true)));
-        assert_eq!(
-            (end.may_reconnect, end.hint),
-            (true, Some(Duration::from_secs(3)))
-        );
-        assert_eq!(
-            end.error,
-            Error::ClosedByServer {
-                code: 1001,
-                reason: "going_away".into()
-            }
-        );
-    }
-}

@@ -12,7 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
 use crate::builder::{Builder, TokenError};
-use crate::driver::{CloseSignal, Driver, Ends, Outbox, Outgoing, Waiter};
+use crate::driver::{CloseSignal, Driver, Ends};
+use crate::outbox::{Outbox, Outgoing, Waiter};
 use crate::state::Counters;
 use crate::{Error, Reply, Request, State};
 

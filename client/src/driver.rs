@@ -1,101 +1,19 @@
 //! The task of one device: dial, run the connection, wait, again.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::builder::{Builder, Target};
 use crate::connection::{Connection, End};
 use crate::dial::dial;
+use crate::outbox::Outbox;
 use crate::state::Counters;
-use crate::{Backoff, Error, Push, Reply, Request, State, Tls, Welcome};
-
-/// A request on its way to the connection.
-pub(crate) struct Outgoing {
-    pub(crate) request: Request,
-    pub(crate) waiter: Waiter,
-}
-
-/// Who wants to know what became of a request.
-pub(crate) enum Waiter {
-    Reply(oneshot::Sender<Result<Reply, Error>>),
-    /// A one-way request: only that it was sent.
-    Sent(oneshot::Sender<Result<(), Error>>),
-}
-
-impl Waiter {
-    pub(crate) fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Reply(sender) => sender.is_closed(),
-            Self::Sent(sender) => sender.is_closed(),
-        }
-    }
-
-    pub(crate) fn fail(self, error: Error) {
-        match self {
-            Self::Reply(sender) => drop(sender.send(Err(error))),
-            Self::Sent(sender) => drop(sender.send(Err(error))),
-        }
-    }
-}
-
-/// Requests that wait to be sent: first those of a lost connection, then new ones. Bounded by the requests in flight that
-/// the device allows.
-pub(crate) struct Outbox {
-    commands: mpsc::Receiver<Box<Outgoing>>,
-    again: VecDeque<Outgoing>,
-    next_id: u64,
-    counters: Arc<Counters>,
-}
-
-impl Outbox {
-    pub(crate) fn new(commands: mpsc::Receiver<Box<Outgoing>>, counters: Arc<Counters>) -> Self {
-        Self {
-            commands,
-            again: VecDeque::new(),
-            next_id: 1,
-            counters,
-        }
-    }
-
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        if let Some(outgoing) = self.again.pop_front() {
-            Counters::add(&self.counters.resent);
-            return Poll::Ready(Some(outgoing));
-        }
-        self.commands
-            .poll_recv(cx)
-            .map(|outgoing| outgoing.map(|outgoing| *outgoing))
-    }
-
-    /// Queues a request of the connection that was just lost; to be called in their order.
-    pub(crate) fn send_again(&mut self, outgoing: Outgoing) {
-        self.again.push_back(outgoing);
-    }
-
-    /// An id that this device has not used before.
-    pub(crate) fn make_id(&mut self) -> String {
-        let id = self.next_id;
-        self.next_id += 1;
-        format!("c{id}")
-    }
-
-    /// Fails all that wait; requests that were sent once have an unknown outcome.
-    fn close(&mut self, error: &Error) {
-        for outgoing in self.again.drain(..) {
-            outgoing.waiter.fail(Error::Disconnected);
-        }
-        self.commands.close();
-        while let Ok(outgoing) = self.commands.try_recv() {
-            outgoing.waiter.fail(error.clone());
-        }
-    }
-}
+use crate::{Backoff, Error, Push, State, Tls, Welcome};
 
 /// Ready for ever once the owner wants the device closed, or has dropped it.
 pub(crate) struct CloseSignal(Option<oneshot::Receiver<()>>);
@@ -301,5 +219,31 @@ mod tests {
         assert_eq!(failed_dial(refused(503)).hint, Some(Duration::from_secs(2)));
         assert!(failed_dial(Error::Connect("refused".into())).may_reconnect);
         assert!(!failed_dial(Error::Config("bad".into())).may_reconnect);
+    }
+
+    #[tokio::test]
+    async fn a_device_costs_one_small_task() {
+        let (_commands, receiver) = tokio::sync::mpsc::channel(1);
+        let (_close, closing) = oneshot::channel();
+        let counters = Arc::new(Counters::default());
+        let ends = Ends {
+            outbox: Outbox::new(receiver, counters.clone()),
+            closing: CloseSignal::new(closing),
+            state: watch::channel(State::Connecting).0,
+            counters,
+        };
+        let settings = crate::Device::builder("wss://localhost", "t").tls(crate::Tls::from_config(Arc::new(
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth(),
+        )));
+        let run = Driver::new(settings, ends, false).unwrap().run();
+        let bytes = size_of_val(&run);
+        assert!(
+            bytes <= 4096,
+            "a load test holds 15,000 of these: {bytes} bytes each"
+        );
     }
 }

@@ -33,6 +33,7 @@ mod error;
 mod heartbeat;
 mod in_flight;
 mod message;
+mod outbox;
 mod state;
 mod tls;
 

@@ -1,13 +1,16 @@
 //! Messages as the device protocol writes them: JSON events in text messages, a length-delimited protobuf header and raw
 //! bytes in binary ones, control messages that begin with `@`. Pure.
 
-use std::borrow::Cow;
+mod decode;
+
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
+
+pub(crate) use decode::{decode_binary, decode_text};
 
 use crate::{Error, Welcome};
 
@@ -170,124 +173,6 @@ pub(crate) fn encode(request: &Request, id: &str) -> Encoded {
     }
 }
 
-/// Reads a text message. The error says what is wrong with it.
-pub(crate) fn decode_text(message: Bytes) -> Result<Incoming, String> {
-    let text = std::str::from_utf8(&message).map_err(|_| "a text message is not UTF-8".to_owned())?;
-    if text.starts_with('@') {
-        return decode_control(text);
-    }
-    let event: EventIn<'_> = serde_json::from_str(text).map_err(|e| format!("an unreadable event: {e}"))?;
-    let payload = event
-        .payload
-        .map_or_else(Bytes::new, |raw| message.slice_ref(raw.get().as_bytes()));
-    let HeaderIn {
-        namespace,
-        name,
-        id,
-        reply_to,
-        seq,
-    } = event.header;
-    let header = Header {
-        namespace: namespace.into_owned(),
-        name: name.into_owned(),
-        id,
-        reply_to,
-        seq,
-    };
-    header.incoming(payload, false)
-}
-
-/// Reads a binary message.
-pub(crate) fn decode_binary(mut message: Bytes) -> Result<Incoming, String> {
-    let header = WireHeader::decode_length_delimited(&mut message)
-        .map_err(|e| format!("an unreadable header: {e}"))?;
-    let some = |text: String| (!text.is_empty()).then_some(text);
-    let header = Header {
-        namespace: header.namespace,
-        name: header.name,
-        id: some(header.id),
-        reply_to: some(header.reply_to),
-        seq: (header.seq != 0).then_some(header.seq),
-    };
-    header.incoming(message, true)
-}
-
-struct Header {
-    namespace: String,
-    name: String,
-    id: Option<String>,
-    reply_to: Option<String>,
-    seq: Option<u64>,
-}
-
-impl Header {
-    fn incoming(self, payload: Bytes, binary: bool) -> Result<Incoming, String> {
-        let Self {
-            namespace,
-            name,
-            id,
-            reply_to,
-            seq,
-        } = self;
-        let Some(seq) = seq else {
-            return Ok(Incoming::Push(Push {
-                namespace,
-                name,
-                id,
-                payload,
-                binary,
-            }));
-        };
-        if namespace == "System" && name == "Error" {
-            let failure: FailureIn<'_> =
-                serde_json::from_slice(&payload).map_err(|e| format!("an unreadable error reply: {e}"))?;
-            let error = Error::Service {
-                code: failure.code.into_owned(),
-                message: failure.message.into_owned(),
-                retryable: failure.retryable,
-            };
-            return Ok(Incoming::Failure { seq, reply_to, error });
-        }
-        Ok(Incoming::Reply(Reply {
-            namespace,
-            name,
-            id,
-            reply_to,
-            seq,
-            payload,
-            binary,
-        }))
-    }
-}
-
-fn decode_control(text: &str) -> Result<Incoming, String> {
-    let (word, json) = text
-        .split_once(|c: char| c.is_ascii_whitespace())
-        .unwrap_or((text, "{}"));
-    let json = if json.trim().is_empty() { "{}" } else { json };
-    let unreadable = |e: serde_json::Error| format!("an unreadable {word}: {e}");
-    match word {
-        "@welcome" => {
-            let welcome: WelcomeIn = serde_json::from_str(json).map_err(unreadable)?;
-            Ok(Incoming::Welcome(Welcome {
-                session: welcome.session,
-                heartbeat: Duration::from_millis(welcome.heartbeat_ms),
-                max_message: usize::try_from(welcome.max_message).unwrap_or(usize::MAX),
-                window: welcome.window,
-            }))
-        }
-        "@goodbye" => {
-            let goodbye: GoodbyeIn = serde_json::from_str(json).map_err(unreadable)?;
-            Ok(Incoming::Goodbye(Goodbye {
-                code: goodbye.code,
-                retry_after: goodbye.retry_after_ms.map(Duration::from_millis),
-                reconnect: goodbye.reconnect,
-            }))
-        }
-        _ => Ok(Incoming::OtherControl),
-    }
-}
-
 #[derive(Serialize)]
 struct EventOut<'a> {
     header: HeaderOut<'a>,
@@ -301,56 +186,6 @@ struct HeaderOut<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_key: Option<&'a str>,
-}
-
-#[derive(Deserialize)]
-struct EventIn<'a> {
-    #[serde(borrow)]
-    header: HeaderIn<'a>,
-    #[serde(borrow, default)]
-    payload: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct HeaderIn<'a> {
-    #[serde(borrow)]
-    namespace: Cow<'a, str>,
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    id: Option<String>,
-    reply_to: Option<String>,
-    seq: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct FailureIn<'a> {
-    #[serde(borrow)]
-    code: Cow<'a, str>,
-    #[serde(borrow, default)]
-    message: Cow<'a, str>,
-    #[serde(default)]
-    retryable: bool,
-}
-
-#[derive(Deserialize)]
-struct WelcomeIn {
-    session: String,
-    heartbeat_ms: u64,
-    max_message: u64,
-    window: u32,
-}
-
-#[derive(Deserialize)]
-struct GoodbyeIn {
-    #[serde(default)]
-    code: String,
-    retry_after_ms: Option<u64>,
-    #[serde(default = "yes")]
-    reconnect: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// The header of a binary message.
@@ -371,5 +206,4 @@ struct WireHeader {
 }
 
 #[cfg(test)]
-#[path = "message_tests.rs"]
 mod tests;

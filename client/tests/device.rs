@@ -1,5 +1,7 @@
 //! The SDK against a scripted server over real TLS and WebSocket.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, Instant};

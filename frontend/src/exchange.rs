@@ -51,7 +51,11 @@ impl SentTickets {
 #[derive(Debug)]
 pub enum ToHub {
     /// A frame for one backend.
-    Work { peer: PeerId, ticket: Ticket, command: Command },
+    Work {
+        peer: PeerId,
+        ticket: Ticket,
+        command: Command,
+    },
     /// The credit of a frame that the shard has put where it belongs, or refused.
     Release { peer: PeerId, charge: (Class, u32) },
     /// After this the shard sends no more work to a draining peer.
@@ -63,7 +67,12 @@ pub enum ToHub {
     /// How a push to one session ended.
     PushDone { peer: PeerId, result: PushResult },
     /// How a push to all ended in this shard.
-    BroadcastDone { peer: PeerId, number: u64, written: u64, dropped: u64 },
+    BroadcastDone {
+        peer: PeerId,
+        number: u64,
+        written: u64,
+        dropped: u64,
+    },
     /// The shard has closed all its sessions and every LOGOUT was acknowledged, or it gave up waiting.
     Stopped,
 }
@@ -86,7 +95,11 @@ pub enum ToShard {
     /// A backend wants to leave: no new work; answer with [`ToHub::Drained`].
     PeerDraining { peer: PeerId },
     /// A backend is gone; `graceful` when it left with everything done.
-    PeerGone { peer: PeerId, sent: SentTickets, graceful: bool },
+    PeerGone {
+        peer: PeerId,
+        sent: SentTickets,
+        graceful: bool,
+    },
     /// A frame about one of the shard's sessions, or a push to all.
     Frame { peer: PeerId, incoming: Incoming },
     /// Close this session, if it still is.

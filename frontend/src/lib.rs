@@ -2,7 +2,11 @@
 //!
 //! `session`, `channel` and `link` know nothing of each other; `driver` joins them.
 
+pub mod admin;
 pub mod channel;
+pub mod config;
+pub mod driver;
+pub mod epoch;
 pub mod exchange;
 pub mod link;
 pub mod session;

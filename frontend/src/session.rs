@@ -15,7 +15,9 @@ mod window;
 
 pub use config::ShardConfig;
 pub use metrics::ShardMetrics;
-pub use session::{MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey};
+pub use session::{
+    MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey,
+};
 pub use shard::{Goodbye, Output, Refusal, Shard, Stalled};
 pub use state::{CloseReason, IllegalTransition, State};
 pub use wheel::{TICK, Wheel};

@@ -35,7 +35,12 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
         if !bare {
             bytes.extend_from_slice(&mask);
         }
-        bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ if bare { 0 } else { *key }));
+        bytes.extend(
+            payload
+                .iter()
+                .zip(mask.iter().cycle())
+                .map(|(byte, key)| byte ^ if bare { 0 } else { *key }),
+        );
         bytes
     })
 }

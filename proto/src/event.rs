@@ -9,8 +9,8 @@ mod text;
 
 pub use binary::{BinaryEvent, EventHeader, parse_binary};
 pub use render::{
-    ErrorReply, PushHeader, ReplyHeader, render_error, render_push_binary, render_push_text, render_reply_binary,
-    render_reply_text,
+    ErrorReply, PushHeader, ReplyHeader, render_error, render_push_binary, render_push_text,
+    render_reply_binary, render_reply_text,
 };
 pub use text::{TextEvent, parse_text};
 
@@ -60,9 +60,17 @@ pub enum HeaderError {
 
 /// A required field: present, not empty, within its length.
 fn required(field: Field, value: &str) -> Result<(), HeaderError> {
-    if value.is_empty() { Err(HeaderError::Missing(field)) } else { bounded(field, value) }
+    if value.is_empty() {
+        Err(HeaderError::Missing(field))
+    } else {
+        bounded(field, value)
+    }
 }
 
 fn bounded(field: Field, value: &str) -> Result<(), HeaderError> {
-    if value.len() > MAX_FIELD_BYTES { Err(HeaderError::TooLong(field)) } else { Ok(()) }
+    if value.len() > MAX_FIELD_BYTES {
+        Err(HeaderError::TooLong(field))
+    } else {
+        Ok(())
+    }
 }

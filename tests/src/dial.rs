@@ -228,3 +228,92 @@ fn parse_head(bytes: &[u8]) -> Result<(StatusCode, HeaderMap), DialError> {
     }
     Ok((status.ok_or_else(malformed)?, headers))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Incoming;
+    use crate::keys::Certificates;
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use rustls::ServerConfig;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use serde_json::json;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_tungstenite::tungstenite::Message;
+
+    async fn listen() -> (Endpoint, TcpListener, TlsAcceptor) {
+        let certificates = Certificates::generate();
+        let chain = CertificateDer::from_pem_slice(certificates.chain_pem.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(certificates.key_pem.as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![chain], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint {
+            address: listener.local_addr().unwrap(),
+            tls: certificates.client_config(),
+        };
+        (endpoint, listener, TlsAcceptor::from(Arc::new(config)))
+    }
+
+    #[tokio::test]
+    async fn connects_from_the_source_asked_for_and_sees_each_kind_of_message() {
+        let (endpoint, listener, acceptor) = listen().await;
+        let server = tokio::spawn(async move {
+            let (stream, peer) = listener.accept().await.unwrap();
+            let socket = acceptor.accept(stream).await.unwrap();
+            let mut socket = tokio_tungstenite::accept_async(socket).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("@hello {}"));
+            let messages = [
+                r#"@welcome {"window":32}"#,
+                r#"{"header":{"namespace":"A","name":"B.Reply","id":"r-1","seq":1},"payload":[1, 2]}"#,
+                r#"{"header":{"namespace":"System","name":"Error","seq":2},"payload":{"code":"no_route","message":"m","retryable":false}}"#,
+                r#"{"header":{"namespace":"A","name":"B","id":"m-1"},"payload":{}}"#,
+                "nonsense",
+            ];
+            for text in messages {
+                socket.send(Message::text(text)).await.unwrap();
+            }
+            socket.close(None).await.unwrap();
+            peer.ip()
+        });
+        let source: IpAddr = "127.9.8.7".parse().unwrap();
+        let mut device = Dial::new(&endpoint)
+            .token("t")
+            .source(source)
+            .connect()
+            .await
+            .unwrap();
+        assert_eq!(device.hello().await["window"], 32);
+        assert_eq!(device.next_reply().await.json(), json!([1, 2]));
+        assert_eq!(device.next_error().await.code, "no_route");
+        assert_eq!(device.next_push().await.id, "m-1");
+        assert!(matches!(device.next().await, Incoming::Malformed(_)));
+        assert_eq!(device.until_closed().await, (None, 1005));
+        assert_eq!(server.await.unwrap(), source);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_read_to_its_end() {
+        let (endpoint, listener, acceptor) = listen().await;
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = acceptor.accept(stream).await.unwrap();
+            let answer = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nContent-Length: 9\r\n\r\n";
+            for part in [answer, "not", " ready"] {
+                socket.write_all(part.as_bytes()).await.unwrap();
+                socket.flush().await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let answer = Dial::new(&endpoint).refusal().await;
+        assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "3"));
+        assert_eq!(answer.text(), "not ready");
+    }
+}

@@ -10,4 +10,5 @@ pub mod http;
 pub mod keys;
 pub mod metrics;
 pub mod service;
+pub mod traffic;
 pub mod wire;

@@ -76,7 +76,10 @@ impl ApiKeys {
     /// Reads `[[key]] id, secret, scopes` from a TOML file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = secrets::read_secret(path)?;
-        Self::parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+        Self::parse(&text).map_err(|message| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        })
     }
 
     /// Reads the text of a key file. The error is one line that quotes no secret.
@@ -86,7 +89,10 @@ impl ApiKeys {
             format!("line {line}: wanted are [[key]] tables of id, secret and scopes (push, read, admin)")
         })?;
         if file.key.is_empty() || file.key.len() > MAX_API_KEYS {
-            return Err(format!("{} keys: allowed are 1 to {MAX_API_KEYS}", file.key.len()));
+            return Err(format!(
+                "{} keys: allowed are 1 to {MAX_API_KEYS}",
+                file.key.len()
+            ));
         }
         let mut keys: Vec<Key> = Vec::with_capacity(file.key.len());
         for (i, entry) in file.key.iter().enumerate() {
@@ -99,7 +105,10 @@ impl ApiKeys {
             if keys.iter().any(|earlier| earlier.digest == digest) {
                 return Err(wrong("another key has the same secret"));
             }
-            keys.push(Key { digest, scopes: entry.scopes.clone() });
+            keys.push(Key {
+                digest,
+                scopes: entry.scopes.clone(),
+            });
         }
         Ok(Self { keys })
     }
@@ -113,12 +122,17 @@ impl ApiKeys {
             place.conditional_assign(&(i as u32), same);
             found |= same;
         }
-        if bool::from(found) { self.keys.get(place as usize).map(|key| key.scopes.as_slice()) } else { None }
+        if bool::from(found) {
+            self.keys.get(place as usize).map(|key| key.scopes.as_slice())
+        } else {
+            None
+        }
     }
 
     fn check(&self, headers: &HeaderMap, scope: Scope) -> Result<(), Problem> {
-        let secret = bearer(headers)
-            .ok_or_else(|| Problem::unauthorized("api_key_missing", "Authorization: Bearer <API key> is required"))?;
+        let secret = bearer(headers).ok_or_else(|| {
+            Problem::unauthorized("api_key_missing", "Authorization: Bearer <API key> is required")
+        })?;
         let scopes = self
             .find(secret)
             .ok_or_else(|| Problem::unauthorized("api_key_invalid", "the API key is not known"))?;
@@ -140,7 +154,11 @@ impl Entry {
             let bounds = format!("{MIN_SECRET_CHARS} to {MAX_SECRET_CHARS}");
             return Err(format!("secret: allowed are {bounds} visible ASCII characters"));
         }
-        if self.scopes.is_empty() { Err("scopes: at least one of push, read, admin".to_owned()) } else { Ok(()) }
+        if self.scopes.is_empty() {
+            Err("scopes: at least one of push, read, admin".to_owned())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -160,7 +178,11 @@ pub(super) struct Guard {
 }
 
 /// Lets a request pass if its key has the scope; nothing of its body was read by then.
-pub(super) async fn require(State(guard): State<Guard>, request: Request, next: Next) -> Result<Response, Problem> {
+pub(super) async fn require(
+    State(guard): State<Guard>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     guard.keys.check(request.headers(), guard.scope)?;
     Ok(next.run(request).await)
 }
@@ -180,7 +202,10 @@ mod tests {
         let text = key("a", SECRET, "\"push\"") + &key("b", &SECRET.to_uppercase(), "\"read\", \"admin\"");
         let keys = ApiKeys::parse(&text).unwrap();
         assert_eq!(keys.find(SECRET.as_bytes()), Some(&[Scope::Push][..]));
-        assert_eq!(keys.find(SECRET.to_uppercase().as_bytes()), Some(&[Scope::Read, Scope::Admin][..]));
+        assert_eq!(
+            keys.find(SECRET.to_uppercase().as_bytes()),
+            Some(&[Scope::Read, Scope::Admin][..])
+        );
         assert_eq!(keys.find(&SECRET.as_bytes()[1..]), None);
         assert_eq!(keys.find(b""), None);
     }
@@ -189,17 +214,32 @@ mod tests {
     fn files_are_checked_and_secrets_never_quoted() {
         for (text, wanted) in [
             (String::new(), "0 keys"),
-            (key("a", "hf_short", "\"push\""), "key 1 (\"a\"): secret: allowed are 32 to 512"),
+            (
+                key("a", "hf_short", "\"push\""),
+                "key 1 (\"a\"): secret: allowed are 32 to 512",
+            ),
             (key("a", &SECRET.replace('_', " "), "\"push\""), "visible ASCII"),
             (key("a", SECRET, ""), "scopes: at least one"),
             (key("a", SECRET, "\"root\""), "line 4: wanted are"),
             (key("", SECRET, "\"push\""), "id: allowed"),
-            (key("a", SECRET, "\"push\"") + &key("a", &SECRET.to_uppercase(), "\"push\""), "the id is there twice"),
-            (key("a", SECRET, "\"push\"") + &key("b", SECRET, "\"push\""), "the same secret"),
-            (format!("[[key]]\nid = \"a\"\nsecret = 5\nscopes = \"{SECRET}\""), "line"),
+            (
+                key("a", SECRET, "\"push\"") + &key("a", &SECRET.to_uppercase(), "\"push\""),
+                "the id is there twice",
+            ),
+            (
+                key("a", SECRET, "\"push\"") + &key("b", SECRET, "\"push\""),
+                "the same secret",
+            ),
+            (
+                format!("[[key]]\nid = \"a\"\nsecret = 5\nscopes = \"{SECRET}\""),
+                "line",
+            ),
         ] {
             let error = ApiKeys::parse(&text).err().unwrap();
-            assert!(error.contains(wanted) && !error.contains("hf_") && !error.contains('\n'), "{error}");
+            assert!(
+                error.contains(wanted) && !error.contains("hf_") && !error.contains('\n'),
+                "{error}"
+            );
         }
     }
 

@@ -62,31 +62,49 @@ pub(super) async fn push(State(state): State<ApiState>, request: Request) -> Res
     let report = state.gateway.push(request).await?;
     drop(permit);
     state.metrics.count_push(&report);
-    Ok(Json(Answer { id, report: report.into() }).into_response())
+    Ok(Json(Answer {
+        id,
+        report: report.into(),
+    })
+    .into_response())
 }
 
 /// Takes the body's size from what all bodies together may hold.
 fn reserve(state: &ApiState, request: &Request) -> Result<OwnedSemaphorePermit, Problem> {
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let announced = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse().ok());
     let bytes = announced.unwrap_or(MAX_BODY_BYTES);
     if bytes > MAX_BODY_BYTES {
-        return Err(too_large(format!("the body is larger than {MAX_BODY_BYTES} bytes")));
+        return Err(too_large(format!(
+            "the body is larger than {MAX_BODY_BYTES} bytes"
+        )));
     }
     let kib = bytes.div_ceil(1024).max(1) as u32;
-    state.body_budget.clone().try_acquire_many_owned(kib).map_err(|_| {
-        let detail = "too many messages are being taken in";
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", detail).retry_after(Duration::from_secs(1))
-    })
+    state
+        .body_budget
+        .clone()
+        .try_acquire_many_owned(kib)
+        .map_err(|_| {
+            let detail = "too many messages are being taken in";
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", detail)
+                .retry_after(Duration::from_secs(1))
+        })
 }
 
 async fn read_body(body: HttpBody) -> Result<Bytes, Problem> {
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
     match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(too_large(format!("the body is larger than {MAX_BODY_BYTES} bytes")))
-        }
-        Ok(Err(_)) => Err(Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body broke off")),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(format!(
+            "the body is larger than {MAX_BODY_BYTES} bytes"
+        ))),
+        Ok(Err(_)) => Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "the body broke off",
+        )),
         Err(_) => {
             let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
             Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail))
@@ -99,15 +117,19 @@ fn check(bytes: &[u8]) -> Result<PushRequest, Problem> {
     let target = body.target()?;
     let (namespace, name) = (body.namespace()?, body.name()?);
     let id = format!("m-{}", Uuid::new_v4());
-    let header = PushHeader { namespace: &namespace, name: &name, id: &id };
+    let header = PushHeader {
+        namespace: &namespace,
+        name: &name,
+        id: &id,
+    };
     let message = match (body.payload, body.binary()?) {
         (Some(payload), None) => {
             PushMessage::Text(bounded(render_push_text(&header, payload.get().as_bytes()))?)
         }
         (None, Some(base64)) => {
-            let payload = STANDARD
-                .decode(base64.as_bytes())
-                .map_err(|_| Problem::field("binary", "wanted is base64 (RFC 4648 section 4) with padding"))?;
+            let payload = STANDARD.decode(base64.as_bytes()).map_err(|_| {
+                Problem::field("binary", "wanted is base64 (RFC 4648 section 4) with padding")
+            })?;
             PushMessage::Binary(bounded(render_push_binary(&header, &payload))?)
         }
         (None, None) => return Err(Problem::field("payload", "payload or binary is required")),
@@ -118,7 +140,9 @@ fn check(bytes: &[u8]) -> Result<PushRequest, Problem> {
 
 fn bounded(message: Vec<u8>) -> Result<Bytes, Problem> {
     if message.len() > MAX_MESSAGE_BYTES {
-        return Err(too_large(format!("the message is larger than {MAX_MESSAGE_BYTES} bytes")));
+        return Err(too_large(format!(
+            "the message is larger than {MAX_MESSAGE_BYTES} bytes"
+        )));
     }
     Ok(message.into())
 }

@@ -53,8 +53,16 @@ impl ApiMetrics {
             unconfirmed: status("unconfirmed"),
             dropped: status("dropped"),
         };
-        registry.register("api_requests", "Requests to the HTTP API by answer", metrics.requests.clone());
-        registry.register("api_request_seconds", "Time of requests to the HTTP API", metrics.seconds.clone());
+        registry.register(
+            "api_requests",
+            "Requests to the HTTP API by answer",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "api_request_seconds",
+            "Time of requests to the HTTP API",
+            metrics.seconds.clone(),
+        );
         registry.register("push_results", "Targets of pushes by what became of them", pushes);
         metrics
     }
@@ -86,10 +94,16 @@ impl ApiMetrics {
 pub(super) async fn count(State(metrics): State<ApiMetrics>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_label(request.method());
-    let path = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |p| p.as_str().to_owned());
+    let path = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".to_owned(), |p| p.as_str().to_owned());
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    metrics.requests.get_or_create(&RequestLabels { method, path, status }).inc();
+    metrics
+        .requests
+        .get_or_create(&RequestLabels { method, path, status })
+        .inc();
     metrics.seconds.observe(started.elapsed().as_secs_f64());
     response
 }

@@ -35,7 +35,12 @@ struct Document<'a> {
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), retry_after: None }
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            retry_after: None,
+        }
     }
 
     /// Says when the same request may succeed, which makes the problem retryable.
@@ -46,7 +51,11 @@ impl Problem {
 
     /// A field whose value is not allowed.
     pub(super) fn field(field: &str, allowed: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_field", format!("{field}: {allowed}"))
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_field",
+            format!("{field}: {allowed}"),
+        )
     }
 
     /// An option that is described but not built.
@@ -99,15 +108,25 @@ impl From<GatewayError> for Problem {
 }
 
 const PROBLEM_JSON: &str = "application/problem+json";
-const NOSNIFF: (HeaderName, HeaderValue) =
-    (HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+const NOSNIFF: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("x-content-type-options"),
+    HeaderValue::from_static("nosniff"),
+);
 
 pub(super) async fn not_found() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there is nothing at this path",
+    )
 }
 
 pub(super) async fn method_not_allowed() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path does not take this method",
+    )
 }
 
 /// Turns an error that the framework answered with plain text into a problem document, and sets what every response has.
@@ -115,7 +134,12 @@ pub(super) async fn dress(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
-    if is_error && response.headers().get(CONTENT_TYPE).is_none_or(|t| t != PROBLEM_JSON) {
+    if is_error
+        && response
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_none_or(|t| t != PROBLEM_JSON)
+    {
         response = Problem::new(status, "bad_request", "the request cannot be read").into_response();
     }
     let (name, value) = NOSNIFF;

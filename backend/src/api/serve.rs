@@ -88,16 +88,29 @@ pub async fn serve(
         }
     }
     drop(listener);
-    if tokio::time::timeout(STOP_GRACE, graceful.shutdown()).await.is_err() {
-        warn!(connections = connections.len(), "API requests did not finish in time");
+    if tokio::time::timeout(STOP_GRACE, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        warn!(
+            connections = connections.len(),
+            "API requests did not finish in time"
+        );
         connections.shutdown().await;
     }
     Ok(())
 }
 
 /// The next connection, with its place among those allowed.
-async fn accept(listener: &tokio::net::TcpListener, places: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
-    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, OwnedSemaphorePermit) {
+    let place = places
+        .clone()
+        .acquire_owned()
+        .await
+        .expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -126,7 +139,8 @@ fn builder() -> http1::Builder {
 fn service(
     router: Router,
     draining: watch::Receiver<bool>,
-) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send> {
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
+{
     let router = TowerToHyperService::new(router);
     service_fn(move |request| {
         let answer = router.call(request);
@@ -134,7 +148,9 @@ fn service(
         async move {
             let mut response = answer.await?;
             if *draining.borrow() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
         }

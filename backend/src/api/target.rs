@@ -74,7 +74,12 @@ impl<'a> Body<'a> {
         match string("wait", self.wait)?.as_deref() {
             None | Some("written") => {}
             Some("acked") => return Err(Problem::unsupported("wait")),
-            Some(_) => return Err(Problem::field("wait", "allowed is \"written\", \"acked\" or null")),
+            Some(_) => {
+                return Err(Problem::field(
+                    "wait",
+                    "allowed is \"written\", \"acked\" or null",
+                ));
+            }
         }
         let unbuilt = [
             ("topic", self.topic),
@@ -107,14 +112,22 @@ impl<'a> Body<'a> {
             return Err(Problem::unsupported("to.group"));
         }
         if let Some(device) = string("to.device", to.device)? {
-            let device: DeviceId = device.parse().map_err(|error| Problem::field("to.device", error))?;
+            let device: DeviceId = device
+                .parse()
+                .map_err(|error| Problem::field("to.device", error))?;
             return Ok(PushTarget::Device(device));
         }
         if let Some(session) = string("to.session", to.session)? {
-            let session: SessionId = session.parse().map_err(|error| Problem::field("to.session", error))?;
+            let session: SessionId = session
+                .parse()
+                .map_err(|error| Problem::field("to.session", error))?;
             return Ok(PushTarget::Session(session));
         }
-        if boolean("to.all", to.all)? == Some(true) { Ok(PushTarget::All) } else { Err(Problem::field("to.all", "allowed is true")) }
+        if boolean("to.all", to.all)? == Some(true) {
+            Ok(PushTarget::All)
+        } else {
+            Err(Problem::field("to.all", "allowed is true"))
+        }
     }
 
     pub(super) fn namespace(&self) -> Result<Cow<'a, str>, Problem> {
@@ -134,7 +147,10 @@ impl<'a> Body<'a> {
 fn header_field<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, Problem> {
     let text = string(field, value)?.ok_or_else(|| Problem::field(field, "is required"))?;
     if text.is_empty() || text.len() > MAX_FIELD_BYTES {
-        return Err(Problem::field(field, format_args!("allowed are 1 to {MAX_FIELD_BYTES} bytes")));
+        return Err(Problem::field(
+            field,
+            format_args!("allowed are 1 to {MAX_FIELD_BYTES} bytes"),
+        ));
     }
     Ok(text)
 }
@@ -144,13 +160,16 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 fn string<'a>(field: &str, value: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, Problem> {
     let Some(value) = value else { return Ok(None) };
-    let text: Text<'a> = serde_json::from_str(value.get()).map_err(|_| Problem::field(field, "wanted is a string"))?;
+    let text: Text<'a> =
+        serde_json::from_str(value.get()).map_err(|_| Problem::field(field, "wanted is a string"))?;
     Ok(Some(text.0))
 }
 
 fn boolean(field: &str, value: Option<&RawValue>) -> Result<Option<bool>, Problem> {
     let Some(value) = value else { return Ok(None) };
-    serde_json::from_str(value.get()).map(Some).map_err(|_| Problem::field(field, "wanted is true or false"))
+    serde_json::from_str(value.get())
+        .map(Some)
+        .map_err(|_| Problem::field(field, "wanted is true or false"))
 }
 
 fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
@@ -159,7 +178,11 @@ fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 
 /// Tells what is not JSON from JSON with unknown or repeated fields, which serde names.
 fn structural(field: &str, error: &serde_json::Error) -> Problem {
-    if error.is_data() { Problem::field(field, error) } else { bad_json(&error.to_string()) }
+    if error.is_data() {
+        Problem::field(field, error)
+    } else {
+        bad_json(&error.to_string())
+    }
 }
 
 fn bad_json(detail: &str) -> Problem {

@@ -51,9 +51,15 @@ impl JwtAuthenticator {
             return Err(Denied::invalid("the token's algorithm is not EdDSA"));
         }
         if header.crit.is_some() {
-            return Err(Denied::invalid("the token needs an extension that is not known here"));
+            return Err(Denied::invalid(
+                "the token needs an extension that is not known here",
+            ));
         }
-        let named = self.keys.keys.iter().find(|key| header.kid.as_deref() == Some(&key.id));
+        let named = self
+            .keys
+            .keys
+            .iter()
+            .find(|key| header.kid.as_deref() == Some(&key.id));
         match named {
             Some(key) => self.verify_with(token, std::slice::from_ref(key)),
             None => self.verify_with(token, &self.keys.keys),
@@ -82,25 +88,35 @@ impl Authenticator for JwtAuthenticator {
         }
         let claims = self.verify(credential)?;
         let expires_at = check_times(&claims, now)?;
-        let subject = claims.sub.ok_or_else(|| Denied::invalid("the token has no sub"))?;
+        let subject = claims
+            .sub
+            .ok_or_else(|| Denied::invalid("the token has no sub"))?;
         let device = DeviceId::from_bytes(subject.into())
             .map_err(|_| Denied::invalid("the token's sub is not a device id"))?;
         let token_id = claims.jti.filter(|id| !id.is_empty());
         if token_id.as_ref().is_some_and(|id| id.len() > MAX_TOKEN_ID_BYTES) {
             return Err(Denied::invalid("the token's jti is longer than 256 bytes"));
         }
-        Ok(Grant { device, principal: Principal { expires_at, token_id }.encode() })
+        Ok(Grant {
+            device,
+            principal: Principal { expires_at, token_id }.encode(),
+        })
     }
 }
 
 /// Returns the expiry in whole seconds since 1970.
 fn check_times(claims: &Claims, now: SystemTime) -> Result<u64, Denied> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let expires = claims.exp.ok_or_else(|| Denied::invalid("the token has no exp"))?;
+    let expires = claims
+        .exp
+        .ok_or_else(|| Denied::invalid("the token has no exp"))?;
     if expires <= now {
         return Err(Denied::expired());
     }
-    if claims.nbf.is_some_and(|nbf| nbf > now + NOT_BEFORE_LEEWAY.as_secs_f64()) {
+    if claims
+        .nbf
+        .is_some_and(|nbf| nbf > now + NOT_BEFORE_LEEWAY.as_secs_f64())
+    {
         return Err(Denied::invalid("the token is not valid yet"));
     }
     Ok(expires as u64)
@@ -123,9 +139,14 @@ pub(super) mod tests {
     }
 
     pub(in crate::auth) fn public_pem(key: &SigningKey) -> String {
-        let mut der = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        let mut der = vec![
+            0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+        ];
         der.extend_from_slice(key.verifying_key().as_bytes());
-        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+        format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            STANDARD.encode(der)
+        )
     }
 
     fn encoded(header: &Value, claims: &Value) -> String {
@@ -157,7 +178,10 @@ pub(super) mod tests {
         let denied = check(token).unwrap_err();
         assert_eq!((denied.status, denied.code), (401, code), "{denied}");
         let secret = token.rsplit('.').next().unwrap();
-        assert!(secret.is_empty() || !denied.to_string().contains(secret), "{denied}");
+        assert!(
+            secret.is_empty() || !denied.to_string().contains(secret),
+            "{denied}"
+        );
         denied.message
     }
 
@@ -173,7 +197,13 @@ pub(super) mod tests {
             let grant = check(&token(&signing_key(seed), &eddsa(), &claims())).unwrap();
             assert_eq!(grant.device.as_str(), "speaker-1");
             let principal = Principal::decode(&grant.principal).unwrap();
-            assert_eq!(principal, Principal { expires_at: NOW + 60, token_id: Some("t-1".to_owned()) });
+            assert_eq!(
+                principal,
+                Principal {
+                    expires_at: NOW + 60,
+                    token_id: Some("t-1".to_owned())
+                }
+            );
         }
     }
 
@@ -183,7 +213,10 @@ pub(super) mod tests {
         let header = |kid: &str| json!({"alg": "EdDSA", "kid": kid});
         assert!(check(&token(&signing_key(2), &header(&kid(2)), &claims())).is_ok());
         assert!(check(&token(&signing_key(2), &header("unknown"), &claims())).is_ok());
-        denied(&token(&signing_key(2), &header(&kid(1)), &claims()), "token_invalid");
+        denied(
+            &token(&signing_key(2), &header(&kid(1)), &claims()),
+            "token_invalid",
+        );
     }
 
     #[test]
@@ -220,11 +253,17 @@ pub(super) mod tests {
         for alg in ["none", "None", "HS256", "RS256", "ES256"] {
             let unsigned = format!("{}.", encoded(&json!({"alg": alg}), &claims()));
             denied(&unsigned, "token_invalid");
-            denied(&token(&signing_key(1), &json!({"alg": alg}), &claims()), "token_invalid");
+            denied(
+                &token(&signing_key(1), &json!({"alg": alg}), &claims()),
+                "token_invalid",
+            );
         }
         let message = encoded(&json!({"alg": "HS256", "typ": "JWT"}), &claims());
         let public = signing_key(1).verifying_key();
-        for secret in [public.as_bytes().to_vec(), public_pem(&signing_key(1)).into_bytes()] {
+        for secret in [
+            public.as_bytes().to_vec(),
+            public_pem(&signing_key(1)).into_bytes(),
+        ] {
             let mut mac = Hmac::<Sha256>::new_from_slice(&secret).unwrap();
             mac.update(message.as_bytes());
             let signature = URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
@@ -250,7 +289,10 @@ pub(super) mod tests {
         let (header, _) = message.split_once('.').unwrap();
         let mut other = claims();
         other["sub"] = json!("speaker-2");
-        let swapped = format!("{header}.{}.{signature}", URL_SAFE_NO_PAD.encode(other.to_string()));
+        let swapped = format!(
+            "{header}.{}.{signature}",
+            URL_SAFE_NO_PAD.encode(other.to_string())
+        );
         denied(&swapped, "token_invalid");
         denied(&good[..good.len() - 4], "token_invalid");
     }

@@ -29,10 +29,13 @@ pub(super) struct TokenKey {
 
 /// A key's id, for the token's `kid`: the first eight bytes of the SHA-256 of the raw public key, in lower-case hex.
 pub fn key_id(public_key: &[u8; 32]) -> String {
-    Sha256::digest(public_key).iter().take(KEY_ID_BYTES).fold(String::new(), |mut id, byte| {
-        let _ = write!(id, "{byte:02x}");
-        id
-    })
+    Sha256::digest(public_key)
+        .iter()
+        .take(KEY_ID_BYTES)
+        .fold(String::new(), |mut id, byte| {
+            let _ = write!(id, "{byte:02x}");
+            id
+        })
 }
 
 const KEY_ID_BYTES: usize = 8;
@@ -41,7 +44,10 @@ impl TokenKeys {
     /// Reads a PEM file of 1 to [`MAX_TOKEN_KEYS`] public keys (SubjectPublicKeyInfo, RFC 8410).
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let pem = secrets::read_text(path)?;
-        Self::from_pem(&pem).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+        Self::from_pem(&pem).map_err(|message| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        })
     }
 
     /// Reads keys from PEM text; the error is a sentence.
@@ -54,11 +60,15 @@ impl TokenKeys {
             let number = keys.len() + 1;
             let bad = |what: &str| format!("key {number}: {what}");
             let spki = spki.map_err(|error| bad(&error.to_string()))?;
-            let key = VerifyingKey::from_public_key_der(&spki).map_err(|_| bad("not an Ed25519 public key"))?;
+            let key =
+                VerifyingKey::from_public_key_der(&spki).map_err(|_| bad("not an Ed25519 public key"))?;
             if key.is_weak() {
                 return Err(bad("a weak point, for which anybody can sign"));
             }
-            let key = TokenKey { id: key_id(key.as_bytes()), key: DecodingKey::from_ed_der(key.as_bytes()) };
+            let key = TokenKey {
+                id: key_id(key.as_bytes()),
+                key: DecodingKey::from_ed_der(key.as_bytes()),
+            };
             if keys.iter().any(|k| k.id == key.id) {
                 return Err(bad("is there twice"));
             }
@@ -67,7 +77,11 @@ impl TokenKeys {
                 return Err(format!("holds more than {MAX_TOKEN_KEYS} keys"));
             }
         }
-        if keys.is_empty() { Err("holds no PUBLIC KEY in PEM".to_owned()) } else { Ok(Self { keys }) }
+        if keys.is_empty() {
+            Err("holds no PUBLIC KEY in PEM".to_owned())
+        } else {
+            Ok(Self { keys })
+        }
     }
 }
 
@@ -91,8 +105,14 @@ mod tests {
         let nine: String = (0..9).map(|n| public_pem(&signing_key(n))).collect();
         for (pem, wanted) in [
             ("", "no PUBLIC KEY"),
-            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "private key"),
-            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "key 1: not an Ed25519"),
+            (
+                "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+                "private key",
+            ),
+            (
+                "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+                "key 1: not an Ed25519",
+            ),
             (&format!("{one}{one}"), "key 2: is there twice"),
             (&nine, "more than 8"),
         ] {

@@ -45,7 +45,10 @@ impl Principal {
         }
         let id = std::str::from_utf8(id).map_err(|_| PrincipalError)?;
         let token_id = (!id.is_empty()).then(|| id.to_owned());
-        Ok(Self { expires_at: u64::from_be_bytes(*expiry), token_id })
+        Ok(Self {
+            expires_at: u64::from_be_bytes(*expiry),
+            token_id,
+        })
     }
 }
 
@@ -69,7 +72,12 @@ mod tests {
 
     #[test]
     fn other_versions_are_refused() {
-        let mut bytes = Principal { expires_at: 1, token_id: None }.encode().to_vec();
+        let mut bytes = Principal {
+            expires_at: 1,
+            token_id: None,
+        }
+        .encode()
+        .to_vec();
         bytes[0] = 2;
         assert_eq!(Principal::decode(&bytes), Err(PrincipalError));
         assert_eq!(Principal::decode(&[]), Err(PrincipalError));

@@ -16,13 +16,20 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     let read = || {
         let mut text = String::new();
-        File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+        File::open(path)?
+            .take(MAX_FILE_BYTES + 1)
+            .read_to_string(&mut text)?;
         if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(std::io::Error::other(format!("larger than {MAX_FILE_BYTES} bytes")));
+            return Err(std::io::Error::other(format!(
+                "larger than {MAX_FILE_BYTES} bytes"
+            )));
         }
         Ok(text)
     };
-    read().map_err(|error| ConfigError::Read { path: path.to_owned(), error })
+    read().map_err(|error| ConfigError::Read {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 /// Reads a file that holds a secret; logs a warning when any user of the machine may read it.
@@ -49,7 +56,12 @@ mod tests {
         assert_eq!(read_secret(&path).unwrap(), "text");
         std::fs::write(&path, vec![b'x'; MAX_FILE_BYTES as usize + 1]).unwrap();
         assert!(read_text(&path).unwrap_err().to_string().contains("larger than"));
-        assert!(read_text(&dir.path().join("none")).unwrap_err().to_string().contains("none: "));
+        assert!(
+            read_text(&dir.path().join("none"))
+                .unwrap_err()
+                .to_string()
+                .contains("none: ")
+        );
     }
 
     #[test]

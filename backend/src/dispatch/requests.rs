@@ -124,6 +124,10 @@ impl Requests {
             arrival.request.payload = Bytes::copy_from_slice(&arrival.request.payload);
         }
         if self.is_full() || !self.backlog[link.get()].is_empty() {
+            if let Some(session) = &mut arrival.request.session {
+                session.device = Bytes::copy_from_slice(&session.device);
+                (session.principal, session.blob) = (Bytes::new(), Bytes::new());
+            }
             self.backlog[link.get()].push_back(arrival);
         } else {
             self.take(link, arrival, now);

@@ -1,7 +1,8 @@
 //! What the link thread needs of its sockets, so that it can be driven without ZeroMQ.
 
+use std::time::Instant;
+
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::LinkIndex;
 

@@ -18,7 +18,11 @@ pub struct BreakerSettings {
 
 impl Default for BreakerSettings {
     fn default() -> Self {
-        Self { failures: 20, first_pause: Duration::from_secs(2), longest_pause: Duration::from_secs(30) }
+        Self {
+            failures: 20,
+            first_pause: Duration::from_secs(2),
+            longest_pause: Duration::from_secs(30),
+        }
     }
 }
 
@@ -52,7 +56,11 @@ enum State {
 
 impl Breaker {
     pub fn new(settings: BreakerSettings) -> Self {
-        Self { settings, state: State::Closed { failures: 0 }, period: 0 }
+        Self {
+            settings,
+            state: State::Closed { failures: 0 },
+            period: 0,
+        }
     }
 
     /// Asks for leave to call; `None` means: answer `upstream_unavailable` without calling.
@@ -95,7 +103,10 @@ impl Breaker {
             State::HalfOpen { pause } => (*pause * 2).min(self.settings.longest_pause),
             State::Open { .. } => return false,
         };
-        self.enter(State::Open { until: now + pause, pause });
+        self.enter(State::Open {
+            until: now + pause,
+            pause,
+        });
         true
     }
 
@@ -166,7 +177,10 @@ mod tests {
         let mut breaker = opened(now);
         assert!(breaker.admit(now + Duration::from_millis(1999)).is_none());
         let probe = breaker.admit(now + Duration::from_secs(2)).unwrap();
-        assert!(breaker.admit(now + Duration::from_secs(60)).is_none(), "one probe at a time");
+        assert!(
+            breaker.admit(now + Duration::from_secs(60)).is_none(),
+            "one probe at a time"
+        );
         breaker.on_success(probe);
         assert!(!breaker.is_open() && breaker.admit(now).is_some());
     }
@@ -176,7 +190,11 @@ mod tests {
         let mut now = start();
         let mut breaker = opened(now);
         for seconds in [2, 4, 8, 16, 30, 30] {
-            assert!(breaker.admit(now + Duration::from_secs(seconds) - Duration::from_millis(1)).is_none());
+            assert!(
+                breaker
+                    .admit(now + Duration::from_secs(seconds) - Duration::from_millis(1))
+                    .is_none()
+            );
             now += Duration::from_secs(seconds);
             let probe = breaker.admit(now).unwrap();
             assert!(breaker.on_failure(probe, now));

@@ -36,7 +36,11 @@ pub enum RouteError {
     #[error("{0} routes: allowed are at most {MAX_ROUTES}")]
     TooMany(usize),
     #[error("route {number} ({key}): {what}")]
-    Route { number: usize, key: String, what: String },
+    Route {
+        number: usize,
+        key: String,
+        what: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -65,16 +69,23 @@ struct Entry {
 impl RouteTable {
     /// Reads the text of a file. An empty one is a table without routes.
     pub fn parse(text: &str) -> Result<Self, RouteError> {
-        let file: File = toml::from_str(text).map_err(|error| RouteError::Syntax(toml_message(text, &error)))?;
+        let file: File =
+            toml::from_str(text).map_err(|error| RouteError::Syntax(toml_message(text, &error)))?;
         if file.routes.len() > MAX_ROUTES {
             return Err(RouteError::TooMany(file.routes.len()));
         }
         let mut table = Self::default();
         for (i, entry) in file.routes.into_iter().enumerate() {
             let key = format!("{}/{}", entry.namespace, entry.name);
-            let wrong = |what: String| RouteError::Route { number: i + 1, key: key.clone(), what };
+            let wrong = |what: String| RouteError::Route {
+                number: i + 1,
+                key: key.clone(),
+                what,
+            };
             let route = entry.check().map_err(&wrong)?;
-            table.insert(route).map_err(|_| wrong("is there twice".to_owned()))?;
+            table
+                .insert(route)
+                .map_err(|_| wrong("is there twice".to_owned()))?;
         }
         Ok(table)
     }
@@ -87,15 +98,25 @@ impl Entry {
         let (url, host) = address(&self.url)?;
         let timeout = self.timeout.unwrap_or(Interval(DEFAULT_TIMEOUT));
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) {
-            return Err(format!("timeout = \"{timeout}\": allowed is {MIN_TIMEOUT} to {MAX_TIMEOUT}"));
+            return Err(format!(
+                "timeout = \"{timeout}\": allowed is {MIN_TIMEOUT} to {MAX_TIMEOUT}"
+            ));
         }
         Ok(Route {
-            key: RouteKey { namespace: Arc::from(self.namespace), name: Arc::from(self.name) },
+            key: RouteKey {
+                namespace: Arc::from(self.namespace),
+                name: Arc::from(self.name),
+            },
             url,
             host,
             timeout: timeout.get(),
             order: self.order,
-            concurrency: number("concurrency", self.concurrency.unwrap_or(DEFAULT_CONCURRENCY), 1, MAX_CONCURRENCY)?,
+            concurrency: number(
+                "concurrency",
+                self.concurrency.unwrap_or(DEFAULT_CONCURRENCY),
+                1,
+                MAX_CONCURRENCY,
+            )?,
             queue: number("queue", self.queue.unwrap_or(DEFAULT_QUEUE), 0, MAX_QUEUE)?,
             max_reply_bytes: number(
                 "max_reply_bytes",
@@ -110,16 +131,24 @@ impl Entry {
 
 fn pattern(key: &str, value: &str) -> Result<(), String> {
     if value != ANY && value.contains(ANY) {
-        return Err(format!("{key} = {value:?}: allowed is an exact text, or \"*\" alone"));
+        return Err(format!(
+            "{key} = {value:?}: allowed is an exact text, or \"*\" alone"
+        ));
     }
     if value.is_empty() || value.len() > MAX_FIELD_BYTES {
-        return Err(format!("{key} = {value:?}: allowed is 1 to {MAX_FIELD_BYTES} bytes"));
+        return Err(format!(
+            "{key} = {value:?}: allowed is 1 to {MAX_FIELD_BYTES} bytes"
+        ));
     }
     Ok(())
 }
 
 fn number(key: &str, value: usize, min: usize, max: usize) -> Result<usize, String> {
-    if (min..=max).contains(&value) { Ok(value) } else { Err(format!("{key} = {value}: allowed is {min} to {max}")) }
+    if (min..=max).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("{key} = {value}: allowed is {min} to {max}"))
+    }
 }
 
 /// The address, normalised, and the `Host` header for it (RFC 9112 section 3.2).
@@ -158,18 +187,33 @@ mod tests {
     fn defaults_are_the_documented_ones() {
         let table = parse("url = \"http://127.0.0.1:7403/demo\"").unwrap();
         let route = table.lookup("Demo", "Echo").unwrap();
-        assert_eq!((route.timeout, route.order), (Duration::from_secs(10), Order::Connection));
-        assert_eq!((route.concurrency, route.queue, route.max_reply_bytes), (256, 1024, 1_048_576));
+        assert_eq!(
+            (route.timeout, route.order),
+            (Duration::from_secs(10), Order::Connection)
+        );
+        assert_eq!(
+            (route.concurrency, route.queue, route.max_reply_bytes),
+            (256, 1024, 1_048_576)
+        );
         assert!(!route.one_way);
-        assert_eq!((route.url.path(), route.host.to_str().unwrap()), ("/demo", "127.0.0.1:7403"));
+        assert_eq!(
+            (route.url.path(), route.host.to_str().unwrap()),
+            ("/demo", "127.0.0.1:7403")
+        );
     }
 
     #[test]
     fn values_are_taken() {
         let table = parse("url = \"https://svc.example?x=1\"\ntimeout = \"5s\"\norder = \"none\"\nconcurrency = 64\nqueue = 0\nmax_reply_bytes = 10\none_way = true").unwrap();
         let route = table.lookup("Demo", "Echo").unwrap();
-        assert_eq!((route.timeout, route.order, route.one_way), (Duration::from_secs(5), Order::None, true));
-        assert_eq!((route.concurrency, route.queue, route.max_reply_bytes), (64, 0, 10));
+        assert_eq!(
+            (route.timeout, route.order, route.one_way),
+            (Duration::from_secs(5), Order::None, true)
+        );
+        assert_eq!(
+            (route.concurrency, route.queue, route.max_reply_bytes),
+            (64, 0, 10)
+        );
         assert_eq!(route.url.to_string(), "https://svc.example/?x=1");
     }
 
@@ -177,18 +221,39 @@ mod tests {
     fn what_is_wrong_is_one_line_naming_the_route() {
         let good = "url = \"http://h/\"\n";
         for (lines, wanted) in [
-            ("url = \"ftp://h/\"", "route 1 (Demo/*): url = \"ftp://h/\": allowed is http:// or https://"),
+            (
+                "url = \"ftp://h/\"",
+                "route 1 (Demo/*): url = \"ftp://h/\": allowed is http:// or https://",
+            ),
             ("url = \"/demo\"", "relative URL"),
             ("url = \"http://user:secret@h/\"", "a user or password"),
             ("url = \"http://h/#f\"", "without a fragment"),
-            (&format!("{good}timeout = \"1h\""), "timeout = \"1h\": allowed is 10ms to 10m"),
-            (&format!("{good}concurrency = 0"), "concurrency = 0: allowed is 1 to 65536"),
+            (
+                &format!("{good}timeout = \"1h\""),
+                "timeout = \"1h\": allowed is 10ms to 10m",
+            ),
+            (
+                &format!("{good}concurrency = 0"),
+                "concurrency = 0: allowed is 1 to 65536",
+            ),
             (&format!("{good}max_reply_bytes = 999999999"), "max_reply_bytes"),
-            (&format!("{good}order = \"some\""), "line 5: unknown variant `some`"),
+            (
+                &format!("{good}order = \"some\""),
+                "line 5: unknown variant `some`",
+            ),
             (&format!("{good}typo = 1"), "unknown field `typo`"),
-            (&format!("{good}[[route]]\nnamespace=\"Demo\"\nname=\"*\"\n{good}"), "route 2 (Demo/*): is there twice"),
-            (&format!("{good}[[route]]\nnamespace=\"De*\"\nname=\"*\"\n{good}"), "or \"*\" alone"),
-            (&format!("{good}[[route]]\nnamespace=\"\"\nname=\"*\"\n{good}"), "1 to 128 bytes"),
+            (
+                &format!("{good}[[route]]\nnamespace=\"Demo\"\nname=\"*\"\n{good}"),
+                "route 2 (Demo/*): is there twice",
+            ),
+            (
+                &format!("{good}[[route]]\nnamespace=\"De*\"\nname=\"*\"\n{good}"),
+                "or \"*\" alone",
+            ),
+            (
+                &format!("{good}[[route]]\nnamespace=\"\"\nname=\"*\"\n{good}"),
+                "1 to 128 bytes",
+            ),
         ] {
             let error = parse(lines).unwrap_err();
             assert!(error.contains(wanted), "{error}");

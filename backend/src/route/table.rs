@@ -74,7 +74,11 @@ struct Names {
 
 impl Names {
     fn insert(&mut self, route: Arc<Route>) -> Option<Arc<Route>> {
-        if &*route.key.name == ANY { self.any.replace(route) } else { self.exact.insert(route.key.name.clone(), route) }
+        if &*route.key.name == ANY {
+            self.any.replace(route)
+        } else {
+            self.exact.insert(route.key.name.clone(), route)
+        }
     }
 }
 

@@ -34,8 +34,16 @@ pub struct RouteMetrics {
 impl RouteMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("route_reloads", "Changed route files that were applied", metrics.reloads.clone());
-        registry.register("route_reloads_refused", "Changed route files that were not usable", metrics.refused.clone());
+        registry.register(
+            "route_reloads",
+            "Changed route files that were applied",
+            metrics.reloads.clone(),
+        );
+        registry.register(
+            "route_reloads_refused",
+            "Changed route files that were not usable",
+            metrics.refused.clone(),
+        );
         registry.register("routes", "Routes in force", metrics.routes.clone());
         metrics
     }
@@ -77,7 +85,13 @@ impl RouteWatcher {
         let table = parse(path, &text)?;
         metrics.routes.set(table.routes().len() as i64);
         let (tables, receiver) = watch::channel(Arc::new(table));
-        let watcher = Self { path: path.to_owned(), metrics, tables, judged: Some(hash(&text)), settling: None };
+        let watcher = Self {
+            path: path.to_owned(),
+            metrics,
+            tables,
+            judged: Some(hash(&text)),
+            settling: None,
+        };
         Ok((watcher, receiver))
     }
 
@@ -89,7 +103,11 @@ impl RouteWatcher {
                 () = tokio::time::sleep(pause) => {}
                 () = self.tables.closed() => return,
             }
-            pause = if self.poll_once() == Poll::Settling { SETTLE_INTERVAL } else { POLL_INTERVAL };
+            pause = if self.poll_once() == Poll::Settling {
+                SETTLE_INTERVAL
+            } else {
+                POLL_INTERVAL
+            };
         }
     }
 
@@ -129,8 +147,10 @@ impl RouteWatcher {
 }
 
 fn parse(path: &Path, text: &str) -> Result<RouteTable, ConfigError> {
-    RouteTable::parse(text)
-        .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })
+    RouteTable::parse(text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        message: error.to_string(),
+    })
 }
 
 fn hash(text: &str) -> [u8; 32] {
@@ -158,7 +178,13 @@ mod tests {
         std::fs::write(&path, ONE).unwrap();
         let metrics = RouteMetrics::default();
         let (watcher, tables) = RouteWatcher::start(&path, metrics.clone()).unwrap();
-        Setup { _dir: dir, path, metrics, watcher, tables }
+        Setup {
+            _dir: dir,
+            path,
+            metrics,
+            watcher,
+            tables,
+        }
     }
 
     #[test]
@@ -180,15 +206,24 @@ mod tests {
     fn a_bad_or_missing_file_leaves_the_table_and_is_counted_once() {
         let mut s = setup();
         std::fs::write(&s.path, "nonsense").unwrap();
-        assert_eq!([s.watcher.poll_once(), s.watcher.poll_once()], [Poll::Settling, Poll::Refused]);
+        assert_eq!(
+            [s.watcher.poll_once(), s.watcher.poll_once()],
+            [Poll::Settling, Poll::Refused]
+        );
         assert_eq!(s.watcher.poll_once(), Poll::Unchanged);
         std::fs::remove_file(&s.path).unwrap();
-        assert_eq!([s.watcher.poll_once(), s.watcher.poll_once()], [Poll::Settling, Poll::Refused]);
+        assert_eq!(
+            [s.watcher.poll_once(), s.watcher.poll_once()],
+            [Poll::Settling, Poll::Refused]
+        );
         assert_eq!(s.watcher.poll_once(), Poll::Unchanged);
         assert_eq!((s.metrics.refused.get(), s.metrics.reloads.get()), (2, 0));
         assert!(s.tables.borrow().lookup("A", "x").is_some());
         std::fs::write(&s.path, OTHER).unwrap();
-        assert_eq!([s.watcher.poll_once(), s.watcher.poll_once()], [Poll::Settling, Poll::Applied]);
+        assert_eq!(
+            [s.watcher.poll_once(), s.watcher.poll_once()],
+            [Poll::Settling, Poll::Applied]
+        );
     }
 
     #[test]
@@ -197,7 +232,10 @@ mod tests {
         let path = dir.path().join("routes.toml");
         assert!(RouteWatcher::start(&path, RouteMetrics::default()).is_err());
         std::fs::write(&path, "[[route]]\nnamespace = 1").unwrap();
-        let error = RouteWatcher::start(&path, RouteMetrics::default()).err().unwrap().to_string();
+        let error = RouteWatcher::start(&path, RouteMetrics::default())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("routes.toml: line 2"), "{error}");
     }
 

@@ -66,7 +66,11 @@ impl ServiceClient {
             .http1_max_buf_size(MAX_BUFFER_BYTES)
             .set_host(false)
             .build(connector);
-        Self { http, signer: settings.signer, metrics: settings.metrics }
+        Self {
+            http,
+            signer: settings.signer,
+            metrics: settings.metrics,
+        }
     }
 
     /// Makes one call, within the route's timeout. Dropping the future ends the call and closes its connection.
@@ -91,13 +95,21 @@ impl ServiceClient {
         let (limit, binary) = (request.route.max_reply_bytes, request.binary);
         let message = self.message(request)?;
         let response = self.http.request(message).await.map_err(|error| {
-            if error.is_connect() { FailureDetail::Connect } else { FailureDetail::Broken }
+            if error.is_connect() {
+                FailureDetail::Connect
+            } else {
+                FailureDetail::Broken
+            }
         })?;
         reply::read(response, limit, binary).await
     }
 
     fn message(&self, request: ServiceRequest) -> Result<Request<Full<Bytes>>, FailureDetail> {
-        let moment = Moment { now: SystemTime::now(), trace_id: rand::random(), span_id: rand::random() };
+        let moment = Moment {
+            now: SystemTime::now(),
+            trace_id: rand::random(),
+            span_id: rand::random(),
+        };
         let headers =
             headers::build(&request, &self.signer, &moment).map_err(|_| FailureDetail::Unsendable)?;
         let mut message = Request::new(Full::new(request.payload));

@@ -10,8 +10,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use holdfast_proto::{ErrorCode, Sequence};
 use hmac::{Hmac, KeyInit, Mac};
+use holdfast_proto::{ErrorCode, Sequence};
 use sha2::Sha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -86,7 +86,9 @@ async fn read_request(stream: &mut TcpStream) {
 
 async fn call_raw(answer: impl Into<Vec<u8>>) -> CallOutcome {
     let address = serve_raw(answer.into()).await;
-    client().call(request(route(&format!("http://{address}/"), "5s"))).await
+    client()
+        .call(request(route(&format!("http://{address}/"), "5s")))
+        .await
 }
 
 async fn call_axum(router: Router) -> CallOutcome {
@@ -95,7 +97,11 @@ async fn call_axum(router: Router) -> CallOutcome {
 
 fn failed(outcome: CallOutcome) -> (ErrorCode, FailureDetail, bool) {
     match outcome {
-        CallOutcome::Failed { code, detail, transport_failure } => (code, detail, transport_failure),
+        CallOutcome::Failed {
+            code,
+            detail,
+            transport_failure,
+        } => (code, detail, transport_failure),
         other => panic!("{other:?}"),
     }
 }
@@ -104,16 +110,33 @@ fn failed(outcome: CallOutcome) -> (ErrorCode, FailureDetail, bool) {
 async fn the_payload_arrives_signed_and_the_reply_comes_back() {
     async fn check(headers: HeaderMap, body: Bytes) -> Vec<u8> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&KEY).unwrap();
-        for part in [headers["holdfast-timestamp"].as_bytes(), b".", headers["ce-id"].as_bytes(), b".", &body] {
+        for part in [
+            headers["holdfast-timestamp"].as_bytes(),
+            b".",
+            headers["ce-id"].as_bytes(),
+            b".",
+            &body,
+        ] {
             mac.update(part);
         }
-        let digits = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let digits = mac
+            .finalize()
+            .into_bytes()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>();
         assert_eq!(headers["holdfast-signature"], format!("v1={digits}"));
-        assert_eq!((&headers["ce-id"], &headers["ce-hfattempt"]), (&"req%201".parse().unwrap(), &"2".parse().unwrap()));
+        assert_eq!(
+            (&headers["ce-id"], &headers["ce-hfattempt"]),
+            (&"req%201".parse().unwrap(), &"2".parse().unwrap())
+        );
         let request = request(route("http://h", "1s"));
         let key = idempotency_key(&request.device, request.session, request.sequence, None);
         assert_eq!(headers["idempotency-key"], format!("\"{key}\""));
-        assert_eq!((&headers["content-type"], &headers["content-length"]), (&"application/json".parse().unwrap(), &"7".parse().unwrap()));
+        assert_eq!(
+            (&headers["content-type"], &headers["content-length"]),
+            (&"application/json".parse().unwrap(), &"7".parse().unwrap())
+        );
         assert!(headers["host"].to_str().unwrap().starts_with("127.0.0.1:"));
         [b" ", &body[..], b"\n"].concat()
     }
@@ -133,13 +156,19 @@ async fn connections_are_reused_and_reopened_when_the_service_closed_them() {
             count.fetch_add(1, Ordering::SeqCst);
             for _ in 0..2 {
                 read_request(&mut stream).await;
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1").await.unwrap();
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+                    .await
+                    .unwrap();
             }
         }
     });
     let (client, route) = (client(), route(&url, "5s"));
     for _ in 0..6 {
-        assert_eq!(client.call(request(route.clone())).await, CallOutcome::Reply(Bytes::from_static(b"1")));
+        assert_eq!(
+            client.call(request(route.clone())).await,
+            CallOutcome::Reply(Bytes::from_static(b"1"))
+        );
     }
     assert_eq!(accepted.load(Ordering::SeqCst), 3);
 }
@@ -154,9 +183,17 @@ async fn no_content_and_empty_bodies_are_empty_replies() {
 
 #[tokio::test]
 async fn other_statuses_are_errors_but_no_transport_failures() {
-    for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::NOT_FOUND, StatusCode::FOUND] {
+    for status in [
+        StatusCode::INTERNAL_SERVER_ERROR,
+        StatusCode::NOT_FOUND,
+        StatusCode::FOUND,
+    ] {
         let router = Router::new().route("/svc", post(move || async move { (status, "{}") }));
-        let expected = (ErrorCode::UpstreamError, FailureDetail::Status(status.as_u16()), false);
+        let expected = (
+            ErrorCode::UpstreamError,
+            FailureDetail::Status(status.as_u16()),
+            false,
+        );
         assert_eq!(failed(call_axum(router).await), expected);
     }
 }
@@ -166,8 +203,14 @@ async fn a_text_request_wants_json_and_a_binary_one_takes_anything() {
     let url = serve(Router::new().route("/svc", post(|| async { "hello" }))).await;
     let text = client().call(request(route(&url, "5s"))).await;
     assert_eq!(failed(text), (ErrorCode::BadReply, FailureDetail::NotJson, false));
-    let binary = ServiceRequest { binary: true, ..request(route(&url, "5s")) };
-    assert_eq!(client().call(binary).await, CallOutcome::Reply(Bytes::from_static(b"hello")));
+    let binary = ServiceRequest {
+        binary: true,
+        ..request(route(&url, "5s"))
+    };
+    assert_eq!(
+        client().call(binary).await,
+        CallOutcome::Reply(Bytes::from_static(b"hello"))
+    );
 }
 
 #[tokio::test]
@@ -175,7 +218,11 @@ async fn replies_are_taken_up_to_the_limit_and_not_beyond() {
     let json = |length: usize| format!("\"{}\"", "x".repeat(length - 2));
     let announced = |length: usize| Router::new().route("/svc", post(move || async move { json(length) }));
     let chunked = |length: usize| {
-        let chunks: Vec<_> = json(length).into_bytes().chunks(1000).map(Bytes::copy_from_slice).collect();
+        let chunks: Vec<_> = json(length)
+            .into_bytes()
+            .chunks(1000)
+            .map(Bytes::copy_from_slice)
+            .collect();
         let answer = move || {
             let stream = futures_util::stream::iter(chunks.clone().into_iter().map(Ok::<_, std::io::Error>));
             async move { Body::from_stream(stream) }
@@ -198,7 +245,10 @@ async fn a_service_that_hangs_times_out() {
     let hang = || async { std::future::pending::<()>().await };
     let url = serve(Router::new().route("/svc", post(hang))).await;
     let outcome = client().call(request(route(&url, "50ms"))).await;
-    assert_eq!(failed(outcome), (ErrorCode::UpstreamTimeout, FailureDetail::Timeout, true));
+    assert_eq!(
+        failed(outcome),
+        (ErrorCode::UpstreamTimeout, FailureDetail::Timeout, true)
+    );
 }
 
 #[tokio::test]
@@ -238,13 +288,19 @@ async fn a_written_request_is_not_sent_twice() {
             let (mut stream, _) = listener.accept().await.unwrap();
             read_request(&mut stream).await;
             count.fetch_add(1, Ordering::SeqCst);
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1").await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+                .await
+                .unwrap();
             read_request(&mut stream).await;
             count.fetch_add(1, Ordering::SeqCst);
         }
     });
     let (client, route) = (client(), route(&url, "5s"));
-    assert_eq!(client.call(request(route.clone())).await, CallOutcome::Reply(Bytes::from_static(b"1")));
+    assert_eq!(
+        client.call(request(route.clone())).await,
+        CallOutcome::Reply(Bytes::from_static(b"1"))
+    );
     let outcome = client.call(request(route)).await;
     assert_eq!(failed(outcome).0, ErrorCode::UpstreamUnavailable);
     assert_eq!(requests.load(Ordering::SeqCst), 2);
@@ -252,10 +308,17 @@ async fn a_written_request_is_not_sent_twice() {
 
 #[tokio::test]
 async fn a_refused_connection_and_an_unknown_host_are_transport_failures() {
-    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     for url in [format!("http://{unused}/"), "http://host.invalid/".to_owned()] {
         let outcome = client().call(request(route(&url, "5s"))).await;
-        assert_eq!(failed(outcome), (ErrorCode::UpstreamUnavailable, FailureDetail::Connect, true));
+        assert_eq!(
+            failed(outcome),
+            (ErrorCode::UpstreamUnavailable, FailureDetail::Connect, true)
+        );
     }
 }
 
@@ -284,17 +347,25 @@ async fn https_trusts_the_given_authority_only() {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let Ok(stream) = acceptor.accept(stream).await else {
+                continue;
+            };
             let service = hyper_util::service::TowerToHyperService::new(router.clone());
             let io = hyper_util::rt::TokioIo::new(stream);
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
         }
     });
     let route = route(&format!("https://localhost:{port}/"), "5s");
-    assert_eq!(failed(client().call(request(route.clone())).await).1, FailureDetail::Connect);
+    assert_eq!(
+        failed(client().call(request(route.clone())).await).1,
+        FailureDetail::Connect
+    );
     let metrics = ServiceMetrics::register(&mut new_registry());
-    let settings =
-        ServiceSettings { signer: Signer::from_hex(&"07".repeat(32)).unwrap(), tls: client_tls(Some(&path)).unwrap(), metrics };
+    let settings = ServiceSettings {
+        signer: Signer::from_hex(&"07".repeat(32)).unwrap(),
+        tls: client_tls(Some(&path)).unwrap(),
+        metrics,
+    };
     let outcome = ServiceClient::new(settings).call(request(route)).await;
     assert_eq!(outcome, CallOutcome::Reply(Bytes::from_static(b"{\"tls\":true}")));
 }

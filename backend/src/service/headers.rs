@@ -56,15 +56,27 @@ pub(super) struct Moment {
 }
 
 /// All headers of the call but `Content-Length`.
-pub(super) fn build(request: &ServiceRequest, signer: &Signer, moment: &Moment) -> Result<HeaderMap, Unsendable> {
-    let mut values = Values { text: String::with_capacity(USUAL_BYTES), parts: [const { None }; HEADER_COUNT], count: 0 };
+pub(super) fn build(
+    request: &ServiceRequest,
+    signer: &Signer,
+    moment: &Moment,
+) -> Result<HeaderMap, Unsendable> {
+    let mut values = Values {
+        text: String::with_capacity(USUAL_BYTES),
+        parts: [const { None }; HEADER_COUNT],
+        count: 0,
+    };
     write_event(&mut values, request)?;
     write_call(&mut values, request, moment)?;
     write_signature(&mut values, request, signer, moment)?;
     let mut headers = HeaderMap::with_capacity(HEADER_COUNT);
     headers.insert(HOST, request.route.host.clone());
     headers.insert(CE_SPECVERSION, HeaderValue::from_static("1.0"));
-    let content_type = if request.binary { "application/octet-stream" } else { "application/json" };
+    let content_type = if request.binary {
+        "application/octet-stream"
+    } else {
+        "application/json"
+    };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     values.move_into(&mut headers)?;
     Ok(headers)
@@ -78,7 +90,10 @@ fn write_event(values: &mut Values, request: &ServiceRequest) -> Result<(), Unse
     }
     let namespace = utf8_percent_encode(&request.namespace, CLOUDEVENTS);
     let name = utf8_percent_encode(&request.name, CLOUDEVENTS);
-    values.add(CE_SOURCE, format_args!("/holdfast/{}", request.session.parts().frontend.0))?;
+    values.add(
+        CE_SOURCE,
+        format_args!("/holdfast/{}", request.session.parts().frontend.0),
+    )?;
     values.add(CE_TYPE, format_args!("{namespace}.{name}"))?;
     values.add(CE_SUBJECT, format_args!("{}", request.device))?;
     values.add(CE_TIME, format_args!("{}", Rfc3339(request.received_at)))?;
@@ -94,7 +109,10 @@ fn write_call(values: &mut Values, request: &ServiceRequest, moment: &Moment) ->
     let mut key = String::with_capacity(64);
     let number = (request.session, request.sequence);
     write_idempotency_key(&mut key, &request.device, number, request.retry_key.as_deref());
-    values.add(IDEMPOTENCY_KEY, format_args!("\"{}\"", utf8_percent_encode(&key, QUOTED)))?;
+    values.add(
+        IDEMPOTENCY_KEY,
+        format_args!("\"{}\"", utf8_percent_encode(&key, QUOTED)),
+    )?;
     // All zeros mean "invalid" (W3C Trace Context section 3.2.2).
     let (trace, span) = (moment.trace_id.max(1), moment.span_id.max(1));
     values.add(TRACEPARENT, format_args!("00-{trace:032x}-{span:016x}-01"))
@@ -106,11 +124,20 @@ fn write_signature(
     signer: &Signer,
     moment: &Moment,
 ) -> Result<(), Unsendable> {
-    let seconds = moment.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = moment
+        .now
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     values.add(TIMESTAMP, format_args!("{seconds}"))?;
     let mut signature = String::with_capacity(64);
     let (timestamp, id) = (values.get(&TIMESTAMP), values.get(&CE_ID));
-    signer.sign_into(&mut signature, timestamp.as_bytes(), id.as_bytes(), &request.payload);
+    signer.sign_into(
+        &mut signature,
+        timestamp.as_bytes(),
+        id.as_bytes(),
+        &request.payload,
+    );
     values.add(SIGNATURE, format_args!("v1={signature}"))
 }
 
@@ -139,7 +166,10 @@ impl Values {
     fn move_into(self, headers: &mut HeaderMap) -> Result<(), Unsendable> {
         let text = Bytes::from(self.text);
         for (name, range) in self.parts.into_iter().flatten() {
-            headers.insert(name, HeaderValue::from_maybe_shared(text.slice(range)).map_err(|_| Unsendable)?);
+            headers.insert(
+                name,
+                HeaderValue::from_maybe_shared(text.slice(range)).map_err(|_| Unsendable)?,
+            );
         }
         Ok(())
     }
@@ -161,7 +191,9 @@ mod tests {
             name: "Query".into(),
             event_id: Some("req-1".into()),
             device: "speaker-1".parse().unwrap(),
-            session: "00010000-0000-8001-8000-000000000004".parse::<SessionId>().unwrap(),
+            session: "00010000-0000-8001-8000-000000000004"
+                .parse::<SessionId>()
+                .unwrap(),
             sequence: Sequence(7),
             attempt: 0,
             binary: false,
@@ -172,7 +204,11 @@ mod tests {
     }
 
     fn headers(request: &ServiceRequest) -> HeaderMap {
-        let moment = Moment { now: UNIX_EPOCH + Duration::from_secs(42), trace_id: 0xab, span_id: 0xcd };
+        let moment = Moment {
+            now: UNIX_EPOCH + Duration::from_secs(42),
+            trace_id: 0xab,
+            span_id: 0xcd,
+        };
         build(request, &Signer::from_hex(&"0b".repeat(32)).unwrap(), &moment).unwrap()
     }
 
@@ -194,13 +230,18 @@ mod tests {
             ("ce-hfsequence", "7"),
             ("ce-hfattempt", "1"),
             ("idempotency-key", "\"00010000-0000-8001-8000-000000000004-7\""),
-            ("traceparent", "00-000000000000000000000000000000ab-00000000000000cd-01"),
+            (
+                "traceparent",
+                "00-000000000000000000000000000000ab-00000000000000cd-01",
+            ),
             ("holdfast-timestamp", "42"),
         ] {
             assert_eq!(headers[name], value, "{name}");
         }
         let mut signature = "v1=".to_owned();
-        Signer::from_hex(&"0b".repeat(32)).unwrap().sign_into(&mut signature, b"42", b"req-1", b"{}");
+        Signer::from_hex(&"0b".repeat(32))
+            .unwrap()
+            .sign_into(&mut signature, b"42", b"req-1", b"{}");
         assert_eq!(headers["holdfast-signature"], signature);
         assert_eq!(headers.len(), 17);
     }
@@ -223,7 +264,10 @@ mod tests {
 
     #[test]
     fn the_specification_s_example_is_encoded_as_it_says() {
-        let request = ServiceRequest { name: "Euro € 😀".into(), ..request() };
+        let request = ServiceRequest {
+            name: "Euro € 😀".into(),
+            ..request()
+        };
         assert_eq!(headers(&request)["ce-hfname"], "Euro%20%E2%82%AC%20%F0%9F%98%80");
     }
 

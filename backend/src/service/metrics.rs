@@ -42,15 +42,26 @@ impl ServiceMetrics {
             seconds: Histogram::new(duration_buckets()),
         };
         registry.register("service_calls", "Calls to services by how they ended", calls);
-        registry.register("service_calls_in_progress", "Calls to services under way", metrics.in_progress.clone());
-        registry.register("service_call_seconds", "Time of calls to services that ended", metrics.seconds.clone());
+        registry.register(
+            "service_calls_in_progress",
+            "Calls to services under way",
+            metrics.in_progress.clone(),
+        );
+        registry.register(
+            "service_call_seconds",
+            "Time of calls to services that ended",
+            metrics.seconds.clone(),
+        );
         metrics
     }
 
     /// Counts a call as under way until the result is dropped.
     pub(super) fn begin(&self) -> CallInProgress<'_> {
         self.in_progress.inc();
-        CallInProgress { metrics: self, ended: false }
+        CallInProgress {
+            metrics: self,
+            ended: false,
+        }
     }
 
     fn outcome(&self, outcome: &CallOutcome) -> &Counter {
@@ -98,12 +109,22 @@ mod tests {
         for (place, code) in ErrorCode::ALL.into_iter().enumerate() {
             assert_eq!(code as usize, place);
         }
-        metrics.begin().end(&FailureDetail::NotJson.into(), Duration::from_millis(1));
+        metrics
+            .begin()
+            .end(&FailureDetail::NotJson.into(), Duration::from_millis(1));
         metrics.begin().end(&CallOutcome::Empty, Duration::from_millis(1));
         drop(metrics.begin());
         let text = render(&registry);
-        for line in ["{outcome=\"bad_reply\"} 1", "{outcome=\"empty\"} 1", "{outcome=\"abandoned\"} 1", "{outcome=\"reply\"} 0"] {
-            assert!(text.contains(&format!("holdfast_backend_service_calls_total{line}")), "{text}");
+        for line in [
+            "{outcome=\"bad_reply\"} 1",
+            "{outcome=\"empty\"} 1",
+            "{outcome=\"abandoned\"} 1",
+            "{outcome=\"reply\"} 0",
+        ] {
+            assert!(
+                text.contains(&format!("holdfast_backend_service_calls_total{line}")),
+                "{text}"
+            );
         }
         assert!(text.contains("holdfast_backend_service_calls_in_progress 0"));
     }

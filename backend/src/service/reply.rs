@@ -22,7 +22,11 @@ pub(super) async fn read(
     if body.is_empty() || status == StatusCode::NO_CONTENT {
         return Ok(CallOutcome::Empty);
     }
-    if binary { Ok(CallOutcome::Reply(body)) } else { json(&body).map(CallOutcome::Reply) }
+    if binary {
+        Ok(CallOutcome::Reply(body))
+    } else {
+        json(&body).map(CallOutcome::Reply)
+    }
 }
 
 async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, FailureDetail> {
@@ -30,11 +34,15 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, FailureDetai
     if announced > limit as u64 {
         return Err(FailureDetail::ReplyTooLarge);
     }
-    let Some(first) = next_chunk(&mut body).await? else { return Ok(Bytes::new()) };
+    let Some(first) = next_chunk(&mut body).await? else {
+        return Ok(Bytes::new());
+    };
     if first.len() > limit {
         return Err(FailureDetail::ReplyTooLarge);
     }
-    let Some(second) = next_chunk(&mut body).await? else { return Ok(first) };
+    let Some(second) = next_chunk(&mut body).await? else {
+        return Ok(first);
+    };
     let mut whole = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()).min(limit));
     whole.extend_from_slice(&first);
     let mut chunk = Some(second);

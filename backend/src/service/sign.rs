@@ -25,8 +25,10 @@ impl Signer {
     /// Reads a file that holds the key in hex, at least 32 bytes of it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = secrets::read_secret(path)?;
-        Self::from_hex(text.trim())
-            .ok_or_else(|| ConfigError::Parse { path: path.to_owned(), message: WANTED.to_owned() })
+        Self::from_hex(text.trim()).ok_or_else(|| ConfigError::Parse {
+            path: path.to_owned(),
+            message: WANTED.to_owned(),
+        })
     }
 
     /// `None` unless `text` is hex of at least 32 bytes.
@@ -35,7 +37,9 @@ impl Signer {
         if key.len() < MIN_KEY_BYTES {
             return None;
         }
-        Some(Self { keyed: Hmac::new_from_slice(&key).ok()? })
+        Some(Self {
+            keyed: Hmac::new_from_slice(&key).ok()?,
+        })
     }
 
     /// Appends the signature's hex over `<timestamp>.<ce-id>.<body>`, where both are as they stand in their headers.
@@ -64,7 +68,10 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) {
         return None;
     }
-    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+    text.as_bytes()
+        .chunks_exact(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?))
+        .collect()
 }
 
 #[cfg(test)]
@@ -79,7 +86,11 @@ mod tests {
         let mut whole = Hmac::<Sha256>::new_from_slice(&[0x0b; 32]).unwrap();
         whole.update(b"1.e.body");
         let mut expected = String::new();
-        whole.finalize().into_bytes().iter().for_each(|b| push_hex(&mut expected, *b));
+        whole
+            .finalize()
+            .into_bytes()
+            .iter()
+            .for_each(|b| push_hex(&mut expected, *b));
         assert_eq!(split, expected);
         assert_eq!(split.len(), 64);
     }
@@ -93,7 +104,10 @@ mod tests {
         let path = dir.path().join("signing.key");
         std::fs::write(&path, "secret").unwrap();
         let error = Signer::load(&path).err().unwrap().to_string();
-        assert!(error.contains("64 hex digits") && !error.contains("secret"), "{error}");
+        assert!(
+            error.contains("64 hex digits") && !error.contains("secret"),
+            "{error}"
+        );
         std::fs::write(&path, format!("{}\n", "0B".repeat(32))).unwrap();
         assert!(Signer::load(&path).is_ok());
     }

@@ -24,12 +24,19 @@ pub fn client_tls(authorities: Option<&Path>) -> Result<ClientConfig, ConfigErro
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, ConfigError> {
-    let bad = |message: String| ConfigError::Parse { path: path.to_owned(), message };
+    let bad = |message: String| ConfigError::Parse {
+        path: path.to_owned(),
+        message,
+    };
     let pem = secrets::read_text(path)?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|error| bad(error.to_string()))?;
         roots.add(certificate).map_err(|error| bad(error.to_string()))?;
     }
-    if roots.is_empty() { Err(bad("holds no CERTIFICATE in PEM".to_owned())) } else { Ok(roots) }
+    if roots.is_empty() {
+        Err(bad("holds no CERTIFICATE in PEM".to_owned()))
+    } else {
+        Ok(roots)
+    }
 }

@@ -15,7 +15,9 @@ pub(super) fn parse(line: &str) -> Result<Request> {
     let (namespace, name) = event
         .split_once('.')
         .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
-        .ok_or_else(|| anyhow!("expected `Namespace.Name JSON` or a whole event, such as: Demo.Echo {{\"n\":1}}"))?;
+        .ok_or_else(|| {
+            anyhow!("expected `Namespace.Name JSON` or a whole event, such as: Demo.Echo {{\"n\":1}}")
+        })?;
     let payload = serde_json::from_str(json.trim()).context("the payload is not JSON")?;
     Ok(Request::json(namespace, name, payload))
 }
@@ -36,9 +38,18 @@ struct Header {
 
 fn parse_event(line: &str) -> Result<Request> {
     let event: Event = serde_json::from_str(line).context("the event is not readable")?;
-    let Header { namespace, name, id, retry_key } = event.header;
+    let Header {
+        namespace,
+        name,
+        id,
+        retry_key,
+    } = event.header;
     let payload = event.payload.unwrap_or_else(|| RawValue::NULL.to_owned());
-    Ok(Request { id, retry_key, ..Request::json(namespace, name, payload) })
+    Ok(Request {
+        id,
+        retry_key,
+        ..Request::json(namespace, name, payload)
+    })
 }
 
 #[cfg(test)]
@@ -49,11 +60,19 @@ mod tests {
     #[test]
     fn both_forms_are_read() {
         let request = parse("  Demo.Echo  { \"n\" : 1 } ").unwrap();
-        assert_eq!((request.namespace.as_str(), request.name.as_str(), request.id), ("Demo", "Echo", None));
+        assert_eq!(
+            (request.namespace.as_str(), request.name.as_str(), request.id),
+            ("Demo", "Echo", None)
+        );
         assert!(matches!(request.body, Body::Json(json) if json.get() == "{ \"n\" : 1 }"));
         assert!(matches!(parse("Demo.Time").unwrap().body, Body::Json(json) if json.get() == "{}"));
-        let request = parse(r#"{"header":{"namespace":"A.B","name":"C","id":"x","retry_key":"k"},"payload":7}"#).unwrap();
-        assert_eq!((request.namespace.as_str(), request.id.as_deref()), ("A.B", Some("x")));
+        let request =
+            parse(r#"{"header":{"namespace":"A.B","name":"C","id":"x","retry_key":"k"},"payload":7}"#)
+                .unwrap();
+        assert_eq!(
+            (request.namespace.as_str(), request.id.as_deref()),
+            ("A.B", Some("x"))
+        );
         assert_eq!(request.retry_key.as_deref(), Some("k"));
     }
 

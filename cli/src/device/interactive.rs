@@ -16,19 +16,33 @@ use tokio::task::JoinSet;
 use super::event;
 
 pub(super) async fn run(builder: Builder, name: &str) -> Result<ExitCode> {
-    let (mut lines, printer) = if std::io::stdin().is_terminal() { terminal()? } else { plain() };
+    let at_terminal = std::io::stdin().is_terminal();
+    let (mut lines, printer) = if at_terminal { terminal()? } else { plain() };
     let (on_push, on_state) = (printer.clone(), printer.clone());
     let device = builder
         .on_push(move |push| on_push.print(&push_line(&push)))
         .on_state(move |state| on_state.print(&state_line(state)))
         .start()?;
-    printer.note(&format!("{name}: type `Namespace.Name JSON`, such as Demo.Echo {{\"n\":1}}; Ctrl-D leaves"));
+    printer.note(&format!(
+        "{name}: type `Namespace.Name JSON`, such as Demo.Echo {{\"n\":1}}; Ctrl-D leaves"
+    ));
     let mut waiting = JoinSet::new();
     let mut all_answered = true;
+    let mut state = device.watch_state();
+    let mut told = false;
     loop {
         tokio::select! {
+            _ = state.wait_for(|state| matches!(state, State::Closed(_))), if !told => {
+                if !at_terminal {
+                    break;
+                }
+                // The reader has the terminal in raw mode, and gives it back when its line is done.
+                printer.print("press Enter to leave");
+                told = true;
+            }
             line = lines.recv() => match line {
-                Some(line) => send(&device, &line, &printer, &mut waiting),
+                Some(_) if told => break,
+                Some(line) => all_answered &= send(&device, &line, &printer, &mut waiting),
                 None => break,
             },
             Some(answered) = waiting.join_next() => all_answered &= answered?,
@@ -42,13 +56,18 @@ pub(super) async fn run(builder: Builder, name: &str) -> Result<ExitCode> {
     if let State::Closed(error) = ended {
         return Err(error.into());
     }
-    Ok(if all_answered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // A slip of the fingers at a terminal is no failure.
+    Ok(if all_answered || at_terminal {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-/// Sends what was typed; the task prints the reply and gives whether there was one.
-fn send(device: &Device, line: &str, printer: &Printer, waiting: &mut JoinSet<bool>) {
+/// Sends what was typed, and gives whether it could be; the task prints the reply and gives whether there was one.
+fn send(device: &Device, line: &str, printer: &Printer, waiting: &mut JoinSet<bool>) -> bool {
     if line.trim().is_empty() {
-        return;
+        return true;
     }
     let started = Instant::now();
     match event::parse(line).and_then(|request| Ok(device.send(request)?)) {
@@ -60,8 +79,12 @@ fn send(device: &Device, line: &str, printer: &Printer, waiting: &mut JoinSet<bo
                 printer.print(&reply_line(&result, started));
                 answered
             });
+            true
         }
-        Err(error) => printer.note(&format!("{error:#}")),
+        Err(error) => {
+            printer.note(&format!("{error:#}"));
+            false
+        }
     }
 }
 
@@ -70,26 +93,40 @@ fn reply_line(result: &Result<Reply, Error>, started: Instant) -> String {
     match result {
         Ok(reply) => {
             let payload = payload(&reply.payload, reply.binary);
-            format!("reply {}.{} #{} {ms:.1} ms {payload}", reply.namespace, reply.name, reply.seq)
+            format!(
+                "reply {}.{} #{} {ms:.1} ms {payload}",
+                reply.namespace, reply.name, reply.seq
+            )
         }
         Err(error) => format!("error {error}{} {ms:.1} ms", retryable(error)),
     }
 }
 
 fn retryable(error: &Error) -> &'static str {
-    if matches!(error, Error::Service { retryable: true, .. }) { " (retryable)" } else { "" }
+    if matches!(error, Error::Service { retryable: true, .. }) {
+        " (retryable)"
+    } else {
+        ""
+    }
 }
 
 fn push_line(push: &Push) -> String {
     let id = push.id.as_deref().unwrap_or("-");
-    format!("push {}.{} {id} {}", push.namespace, push.name, payload(&push.payload, push.binary))
+    format!(
+        "push {}.{} {id} {}",
+        push.namespace,
+        push.name,
+        payload(&push.payload, push.binary)
+    )
 }
 
 fn state_line(state: &State) -> String {
     match state {
         State::Connecting => "connecting".into(),
         State::Online(welcome) => format!("online, session {}", welcome.session),
-        State::Waiting { error, delay } => format!("offline: {error}; trying again in {:.1} s", delay.as_secs_f64()),
+        State::Waiting { error, delay } => {
+            format!("offline: {error}; trying again in {:.1} s", delay.as_secs_f64())
+        }
         State::Closed(error) => format!("closed: {error}"),
     }
 }

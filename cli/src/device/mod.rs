@@ -17,7 +17,9 @@ use crate::up_json::UpJson;
 
 pub(crate) fn run(dir: &Path, args: &DeviceArgs) -> Result<ExitCode> {
     let target = Target::find(dir, args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match args.count {
             Some(count) => scripted::run(target.builder()?, args, count).await,
@@ -36,7 +38,10 @@ struct Target {
 enum Credential {
     Given(String),
     /// Made anew for each attempt, so that it never expires on a device that runs for long.
-    Made { signer: Signer, device: String },
+    Made {
+        signer: Signer,
+        device: String,
+    },
 }
 
 impl Target {
@@ -51,12 +56,19 @@ impl Target {
             (Some(token), _) => Credential::Given(token.clone()),
             (None, up) => {
                 let path = up.as_ref().map(|up| up.token_key.clone()).unwrap_or_default();
-                Credential::Made { signer: Signer::open(&path)?, device: args.device.clone() }
+                Credential::Made {
+                    signer: Signer::open(&path)?,
+                    device: args.device.clone(),
+                }
             }
         };
         Ok(Self {
             url: args.url.clone().unwrap_or_else(|| from_up(|up| up.wss.clone())),
-            ca: args.ca.clone().or_else(|| up.as_ref().map(|up| up.ca.clone())).unwrap_or_default(),
+            ca: args
+                .ca
+                .clone()
+                .or_else(|| up.as_ref().map(|up| up.ca.clone()))
+                .unwrap_or_default(),
             token,
         })
     }
@@ -66,7 +78,9 @@ impl Target {
         let builder = match self.token {
             Credential::Given(token) => Device::builder(self.url, token),
             Credential::Made { signer, device } => Device::builder_with_token_provider(self.url, move || {
-                signer.sign(&device, TOKEN_TTL).map_err(|e| format!("{e:#}").into())
+                signer
+                    .sign(&device, TOKEN_TTL)
+                    .map_err(|e| format!("{e:#}").into())
             }),
         };
         Ok(builder.tls(Tls::from_ca_pem(&pem)?))

@@ -33,7 +33,11 @@ pub(super) async fn run(builder: Builder, args: &DeviceArgs, count: u32) -> Resu
     }
     device.close().await;
     println!("{}", summary.line());
-    Ok(if summary.unanswered() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if summary.unanswered() == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 type Done = (Duration, Result<Reply, Error>);
@@ -53,7 +57,8 @@ async fn send(device: &Device, request: Request, waiting: &mut JoinSet<Done>, su
             }
             Err(Error::Busy) => match waiting.join_next().await {
                 Some(Ok(done)) => summary.add(done),
-                Some(Err(_)) | None => tokio::task::yield_now().await,
+                // All that is queued was given up on, and waits for the connection to come back.
+                Some(Err(_)) | None => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Err(error) => return summary.add((started.elapsed(), Err(error))),
         }
@@ -78,13 +83,18 @@ impl Summary {
                 true
             }
             Err(error) => {
-                let counts = if error.is_answer() { &mut self.errors } else { &mut self.unanswered };
+                let counts = if error.is_answer() {
+                    &mut self.errors
+                } else {
+                    &mut self.unanswered
+                };
                 *counts.entry(error.label().to_owned()).or_default() += 1;
                 error.is_answer()
             }
         };
         if answered {
-            self.latencies.push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+            self.latencies
+                .push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
         }
     }
 
@@ -96,7 +106,9 @@ impl Summary {
         self.latencies.sort_unstable();
         let at = |share: f64| {
             let index = (self.latencies.len().saturating_sub(1) as f64 * share).round() as usize;
-            self.latencies.get(index).map_or("-".to_owned(), |us| format!("{:.2} ms", f64::from(*us) / 1000.0))
+            self.latencies
+                .get(index)
+                .map_or("-".to_owned(), |us| format!("{:.2} ms", f64::from(*us) / 1000.0))
         };
         let Self { sent, replies, .. } = self;
         format!(
@@ -113,7 +125,11 @@ impl Summary {
 fn counts(counts: &BTreeMap<String, u32>) -> String {
     let total: u32 = counts.values().sum();
     let each: Vec<_> = counts.iter().map(|(code, n)| format!("{code} {n}")).collect();
-    if each.is_empty() { total.to_string() } else { format!("{total} ({})", each.join(", ")) }
+    if each.is_empty() {
+        total.to_string()
+    } else {
+        format!("{total} ({})", each.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -122,8 +138,15 @@ mod tests {
 
     #[test]
     fn the_summary_tells_answers_from_silence() {
-        let mut summary = Summary { sent: 3, ..Summary::default() };
-        let overloaded = Error::Service { code: "overloaded".into(), message: String::new(), retryable: true };
+        let mut summary = Summary {
+            sent: 3,
+            ..Summary::default()
+        };
+        let overloaded = Error::Service {
+            code: "overloaded".into(),
+            message: String::new(),
+            retryable: true,
+        };
         summary.add((Duration::from_micros(1500), Err(overloaded)));
         summary.add((Duration::from_millis(9), Err(Error::Timeout)));
         summary.replies += 1;

@@ -57,12 +57,19 @@ impl Spec {
         if let Some(listener) = &self.listener {
             let parent_fd = listener.try_clone().context("listener")?.into();
             command.env("LISTEN_FDS", "1");
-            command.fd_mappings(vec![FdMapping { parent_fd, child_fd: FIRST_LISTEN_FD }]).context("listener")?;
+            command
+                .fd_mappings(vec![FdMapping {
+                    parent_fd,
+                    child_fd: FIRST_LISTEN_FD,
+                }])
+                .context("listener")?;
         }
         let mut command = Command::from(command);
         // A panic or an early error must leave nothing behind.
         command.kill_on_drop(true);
-        command.spawn().with_context(|| format!("cannot start {}", self.binary.display()))
+        command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.binary.display()))
     }
 
     /// Notes in the child's log what its supervisor saw.
@@ -89,7 +96,11 @@ impl Spec {
 }
 
 /// SIGTERM, the grace, SIGKILL; `hurry` ends the grace. Gives its end.
-pub(super) async fn stop(child: &mut Child, grace: Duration, hurry: impl Future<Output = ()>) -> io::Result<ExitStatus> {
+pub(super) async fn stop(
+    child: &mut Child,
+    grace: Duration,
+    hurry: impl Future<Output = ()>,
+) -> io::Result<ExitStatus> {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         // It may have ended already, which `wait` tells.
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);

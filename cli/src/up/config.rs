@@ -11,8 +11,16 @@ use crate::files::{self, Access};
 use crate::layout::Layout;
 
 pub(super) fn ensure(layout: &Layout, ports: &Ports) -> Result<()> {
-    ensure_table(&layout.frontend_config(), FRONTEND_HEAD, &frontend_keys(layout, ports)?)?;
-    ensure_table(&layout.backend_config(), BACKEND_HEAD, &backend_keys(layout, ports)?)?;
+    ensure_table(
+        &layout.frontend_config(),
+        FRONTEND_HEAD,
+        &frontend_keys(layout, ports)?,
+    )?;
+    ensure_table(
+        &layout.backend_config(),
+        BACKEND_HEAD,
+        &backend_keys(layout, ports)?,
+    )?;
     ensure_routes(&layout.routes(), ports)
 }
 
@@ -48,7 +56,9 @@ fn link(layout: &Layout) -> Result<String> {
     let path = utf8(&path)?;
     if path.len() > MAX_SOCKET_PATH_BYTES {
         let root = layout.root().display();
-        return Err(anyhow!("the path {root} is too long for a Unix socket in it; choose a shorter --dir"));
+        return Err(anyhow!(
+            "the path {root} is too long for a Unix socket in it; choose a shorter --dir"
+        ));
     }
     Ok(format!("ipc://{path}"))
 }
@@ -58,7 +68,8 @@ fn text(path: &Path) -> Result<Value> {
 }
 
 fn utf8(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| anyhow!("the path {} is not UTF-8", path.display()))
+    path.to_str()
+        .ok_or_else(|| anyhow!("the path {} is not UTF-8", path.display()))
 }
 
 fn ensure_table(path: &Path, head: &str, settings: &[Setting]) -> Result<()> {
@@ -84,7 +95,9 @@ fn set(table: &mut Table, key: &str, value: &Value) -> Result<bool> {
         return Ok(table.insert(key.to_owned(), value.clone()).as_ref() != Some(value));
     };
     let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-    let section = section.as_table_mut().ok_or_else(|| anyhow!("{key} is not in a table"))?;
+    let section = section
+        .as_table_mut()
+        .ok_or_else(|| anyhow!("{key} is not in a table"))?;
     set(section, key, value)
 }
 
@@ -95,7 +108,11 @@ fn ensure_routes(path: &Path, ports: &Ports) -> Result<()> {
         return files::write(path, text.as_bytes(), Access::Public);
     };
     let moved = move_demo(&text, ports.demo);
-    if moved == text { Ok(()) } else { files::write(path, moved.as_bytes(), Access::Public) }
+    if moved == text {
+        Ok(())
+    } else {
+        files::write(path, moved.as_bytes(), Access::Public)
+    }
 }
 
 /// Points each `http://127.0.0.1:<port>/demo` to the demo service's present port.
@@ -107,7 +124,11 @@ fn move_demo(text: &str, port: u16) -> String {
         let digits = after.bytes().take_while(u8::is_ascii_digit).count();
         moved.push_str(before);
         let is_demo = digits > 0 && after[digits..].starts_with("/demo\"");
-        moved.push_str(&if is_demo { port.to_string() } else { after[..digits].to_owned() });
+        moved.push_str(&if is_demo {
+            port.to_string()
+        } else {
+            after[..digits].to_owned()
+        });
         rest = &after[digits..];
     }
     moved.push_str(rest);
@@ -119,7 +140,8 @@ const DEMO_HOST: &str = "http://127.0.0.1:";
 /// `sun_path` has 108 bytes; the frontend binds a temporary name beside the final one first.
 const MAX_SOCKET_PATH_BYTES: usize = 90;
 
-const FRONTEND_HEAD: &str = "# Made by `holdfast up`, which sets these keys again at each start; others may be added.\n";
+const FRONTEND_HEAD: &str =
+    "# Made by `holdfast up`, which sets these keys again at each start; others may be added.\n";
 const BACKEND_HEAD: &str = FRONTEND_HEAD;
 
 const ROUTES: &str = r#"# Which service answers which request. Watched: a change takes effect without a restart.
@@ -154,12 +176,23 @@ mod tests {
 
         std::fs::write(layout.frontend_config(), format!("{made}handshake = \"9s\"\n")).unwrap();
         ensure(&layout, &Ports::from_base(7500)).unwrap();
-        let table: Table = toml::from_str(&std::fs::read_to_string(layout.frontend_config()).unwrap()).unwrap();
+        let table: Table =
+            toml::from_str(&std::fs::read_to_string(layout.frontend_config()).unwrap()).unwrap();
         assert_eq!(table["wss"]["listen"].as_str(), Some("127.0.0.1:7500"));
-        assert_eq!(table["wss"]["handshake"].as_str(), Some("9s"), "what was added stays");
-        let backend: Table = toml::from_str(&std::fs::read_to_string(layout.backend_config()).unwrap()).unwrap();
+        assert_eq!(
+            table["wss"]["handshake"].as_str(),
+            Some("9s"),
+            "what was added stays"
+        );
+        let backend: Table =
+            toml::from_str(&std::fs::read_to_string(layout.backend_config()).unwrap()).unwrap();
         assert_eq!(backend["api"].as_str(), Some("127.0.0.1:7501"));
-        assert!(backend["signing"]["key"].as_str().unwrap().ends_with("signing.key"));
+        assert!(
+            backend["signing"]["key"]
+                .as_str()
+                .unwrap()
+                .ends_with("signing.key")
+        );
         let routes = std::fs::read_to_string(layout.routes()).unwrap();
         assert_eq!(routes.matches("127.0.0.1:7503/demo").count(), 2);
     }

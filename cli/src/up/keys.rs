@@ -43,7 +43,8 @@ fn ensure_certificate(layout: &Layout) -> Result<()> {
 /// PEMs of a CA, of a certificate for this machine's own names that it signed, and of that one's key.
 fn make_certificate() -> Result<(String, String, String), rcgen::Error> {
     let mut ca = CertificateParams::new(Vec::<String>::new())?;
-    ca.distinguished_name.push(DnType::CommonName, "Holdfast development CA");
+    ca.distinguished_name
+        .push(DnType::CommonName, "Holdfast development CA");
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_key = KeyPair::generate()?;
@@ -72,7 +73,10 @@ fn ensure_token_keys(layout: &Layout) -> Result<()> {
             key
         }
     };
-    let public = key.verifying_key().to_public_key_pem(LineEnding::LF).map_err(|e| anyhow!("token key: {e}"))?;
+    let public = key
+        .verifying_key()
+        .to_public_key_pem(LineEnding::LF)
+        .map_err(|e| anyhow!("token key: {e}"))?;
     let path = layout.token_keys();
     let known = files::read_if_there(&path)?.unwrap_or_default();
     if known.contains(public.trim()) {
@@ -83,8 +87,13 @@ fn ensure_token_keys(layout: &Layout) -> Result<()> {
 
 /// PKCS #8 version 1: without the public key, which many readers of such files do not expect.
 fn private_pem(key: &SigningKey) -> Result<String> {
-    let bytes = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
-    let pem = bytes.to_pkcs8_pem(LineEnding::LF).map_err(|e| anyhow!("token key: {e}"))?;
+    let bytes = KeypairBytes {
+        secret_key: key.to_bytes(),
+        public_key: None,
+    };
+    let pem = bytes
+        .to_pkcs8_pem(LineEnding::LF)
+        .map_err(|e| anyhow!("token key: {e}"))?;
     Ok(pem.to_string())
 }
 
@@ -95,7 +104,10 @@ fn ensure_signing_key(layout: &Layout) -> Result<()> {
         Some(text) => {
             let text = text.trim();
             if text.len() < 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-                bail!("{} is not a key of at least 32 bytes in hex; remove it to get a new one", path.display());
+                bail!(
+                    "{} is not a key of at least 32 bytes in hex; remove it to get a new one",
+                    path.display()
+                );
             }
             files::make_private(&path)
         }
@@ -119,7 +131,9 @@ fn ensure_api_key(layout: &Layout) -> Result<String> {
     let path = layout.api_keys();
     let Some(text) = files::read_if_there(&path)? else {
         let secret = format!("hf_{}", random_hex());
-        let text = format!("[[key]]\nid = \"ops\"\nsecret = \"{secret}\"\nscopes = [\"push\", \"read\", \"admin\"]\n");
+        let text = format!(
+            "[[key]]\nid = \"ops\"\nsecret = \"{secret}\"\nscopes = [\"push\", \"read\", \"admin\"]\n"
+        );
         files::write(&path, text.as_bytes(), Access::Private)?;
         return Ok(secret);
     };
@@ -133,11 +147,17 @@ fn ensure_api_key(layout: &Layout) -> Result<String> {
 }
 
 fn random_hex() -> String {
-    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
+    rand::random::<[u8; 32]>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn unusable(path: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
-    anyhow!("{} cannot be used ({error}); remove it to get a new one", path.display())
+    anyhow!(
+        "{} cannot be used ({error}); remove it to get a new one",
+        path.display()
+    )
 }
 
 const SERVER_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -160,15 +180,33 @@ mod tests {
         let (_dir, layout) = layout();
         let secret = ensure(&layout).unwrap();
         assert!(secret.starts_with("hf_") && secret.len() >= 32);
-        let all = [layout.ca(), layout.certificate(), layout.token_key(), layout.token_keys(), layout.signing_key()];
+        let all = [
+            layout.ca(),
+            layout.certificate(),
+            layout.token_key(),
+            layout.token_keys(),
+            layout.signing_key(),
+        ];
         let before: Vec<_> = all.iter().map(|path| std::fs::read(path).unwrap()).collect();
         assert_eq!(ensure(&layout).unwrap(), secret);
         let after: Vec<_> = all.iter().map(|path| std::fs::read(path).unwrap()).collect();
         assert_eq!(before, after);
-        for private in [layout.certificate_key(), layout.token_key(), layout.api_keys(), layout.signing_key()] {
-            assert_eq!(std::fs::metadata(&private).unwrap().permissions().mode() & 0o777, 0o600, "{private:?}");
+        for private in [
+            layout.certificate_key(),
+            layout.token_key(),
+            layout.api_keys(),
+            layout.signing_key(),
+        ] {
+            assert_eq!(
+                std::fs::metadata(&private).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{private:?}"
+            );
         }
-        let token = Signer::open(&layout.token_key()).unwrap().sign("tv", Duration::from_secs(60)).unwrap();
+        let token = Signer::open(&layout.token_key())
+            .unwrap()
+            .sign("tv", Duration::from_secs(60))
+            .unwrap();
         assert_eq!(token.split('.').count(), 3);
     }
 
@@ -185,7 +223,11 @@ mod tests {
     #[test]
     fn added_public_keys_stay() {
         let (_dir, layout) = layout();
-        std::fs::write(layout.token_keys(), "-----BEGIN PUBLIC KEY-----\nother\n-----END PUBLIC KEY-----\n").unwrap();
+        std::fs::write(
+            layout.token_keys(),
+            "-----BEGIN PUBLIC KEY-----\nother\n-----END PUBLIC KEY-----\n",
+        )
+        .unwrap();
         ensure(&layout).unwrap();
         let keys = std::fs::read_to_string(layout.token_keys()).unwrap();
         assert_eq!(keys.matches("BEGIN PUBLIC KEY").count(), 2);

@@ -40,14 +40,21 @@ struct Ports {
 impl Ports {
     /// `base` is at most 65532.
     fn from_base(base: u16) -> Self {
-        Self { wss: base, api: base + 1, admin: base + 2, demo: base + 3 }
+        Self {
+            wss: base,
+            api: base + 1,
+            admin: base + 2,
+            demo: base + 3,
+        }
     }
 }
 
 pub(crate) fn run(dir: &Path, args: &UpArgs) -> Result<ExitCode> {
     let layout = Layout::new(dir)?;
     // One thread: children are tied to the life of the thread that starts them.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut stop = StopSignals::new()?;
         let prepared = prepare::prepare(&layout, args).await?;
@@ -76,8 +83,16 @@ struct Kept {
 impl Kept {
     fn start(spec: Spec, http: &Http, events: &mpsc::Sender<Event>) -> Self {
         let (wish, receiver) = watch::channel(Wish::Run);
-        let keeper = Keeper { spec, http: http.clone(), events: events.clone(), wish: receiver };
-        Self { wish, task: tokio::spawn(keeper.run()) }
+        let keeper = Keeper {
+            spec,
+            http: http.clone(),
+            events: events.clone(),
+            wish: receiver,
+        };
+        Self {
+            wish,
+            task: tokio::spawn(keeper.run()),
+        }
     }
 
     async fn stop(&mut self, stop: &mut StopSignals) {
@@ -95,7 +110,15 @@ impl Kept {
 
 impl Up {
     fn start(layout: &Layout, prepared: Prepared) -> Result<Self> {
-        let Prepared { lock, ports, api_key, api, demo, frontend_bin, backend_bin } = prepared;
+        let Prepared {
+            lock,
+            ports,
+            api_key,
+            api,
+            demo,
+            frontend_bin,
+            backend_bin,
+        } = prepared;
         let admin_url = format!("http://127.0.0.1:{}", ports.admin);
         let api_url = format!("http://127.0.0.1:{}", ports.api);
         let http = Http::new()?;
@@ -201,9 +224,17 @@ impl Up {
     }
 
     fn announce(&self, layout: &Layout) {
-        let UpJson { wss, api, frontend_pid, backend_pid, .. } = &self.board;
+        let UpJson {
+            wss,
+            api,
+            frontend_pid,
+            backend_pid,
+            ..
+        } = &self.board;
         let dir = layout.root().display();
-        println!("holdfast is up: {wss} (frontend {frontend_pid}), {api} (backend {backend_pid}), files in {dir}");
+        println!(
+            "holdfast is up: {wss} (frontend {frontend_pid}), {api} (backend {backend_pid}), files in {dir}"
+        );
         println!();
         println!("Try, in other terminals:");
         println!("  holdfast --dir {dir} device                  then type: Demo.Echo {{\"n\":1}}");

@@ -26,7 +26,11 @@ pub(super) struct Prepared {
 }
 
 pub(super) async fn prepare(layout: &Layout, args: &UpArgs) -> Result<Prepared> {
-    let frontend_bin = binary(args.frontend_bin.as_deref(), "holdfast-frontend", "--frontend-bin")?;
+    let frontend_bin = binary(
+        args.frontend_bin.as_deref(),
+        "holdfast-frontend",
+        "--frontend-bin",
+    )?;
     let backend_bin = binary(args.backend_bin.as_deref(), "holdfast-backend", "--backend-bin")?;
     files::private_dir(layout.root())?;
     let lock = lock(layout)?;
@@ -48,17 +52,30 @@ pub(super) async fn prepare(layout: &Layout, args: &UpArgs) -> Result<Prepared> 
     }
     let api_key = keys::ensure(layout)?;
     config::ensure(layout, &ports)?;
-    Ok(Prepared { lock, ports, api_key, api: Arc::new(api), demo, frontend_bin, backend_bin })
+    Ok(Prepared {
+        lock,
+        ports,
+        api_key,
+        api: Arc::new(api),
+        demo,
+        frontend_bin,
+        backend_bin,
+    })
 }
 
 /// The binary that was named, or the one beside this program.
 fn binary(named: Option<&Path>, name: &str, option: &str) -> Result<PathBuf> {
     let path = match named {
         Some(path) => std::path::absolute(path).with_context(|| format!("{}", path.display()))?,
-        None => std::env::current_exe().context("cannot find this program")?.with_file_name(name),
+        None => std::env::current_exe()
+            .context("cannot find this program")?
+            .with_file_name(name),
     };
     if !path.is_file() {
-        bail!("there is no {} (build it, or name another with {option})", path.display());
+        bail!(
+            "there is no {} (build it, or name another with {option})",
+            path.display()
+        );
     }
     Ok(path)
 }
@@ -66,12 +83,21 @@ fn binary(named: Option<&Path>, name: &str, option: &str) -> Result<PathBuf> {
 /// One `up` per DIR: the lock goes with the process, however that ends.
 fn lock(layout: &Layout) -> Result<File> {
     let path = layout.lock();
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(anyhow!("`holdfast up` already runs on {}", layout.root().display())),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        Err(TryLockError::WouldBlock) => Err(anyhow!(
+            "`holdfast up` already runs on {}",
+            layout.root().display()
+        )),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 

@@ -11,14 +11,23 @@ use crate::http_client::{Call, Http};
 pub(super) async fn wait(http: &Http, url: &str) -> Result<()> {
     let poll = async {
         loop {
-            let call = Call { timeout: CALL_TIMEOUT, ..Call::get(url) };
-            if http.call(call).await.is_ok_and(|answer| answer.status == StatusCode::OK) {
+            let call = Call {
+                timeout: CALL_TIMEOUT,
+                ..Call::get(url)
+            };
+            if http
+                .call(call)
+                .await
+                .is_ok_and(|answer| answer.status == StatusCode::OK)
+            {
                 return;
             }
             tokio::time::sleep(INTERVAL).await;
         }
     };
-    tokio::time::timeout(TIMEOUT, poll).await.map_err(|_| anyhow!("{url} did not answer 200 within {TIMEOUT:?}"))
+    tokio::time::timeout(TIMEOUT, poll)
+        .await
+        .map_err(|_| anyhow!("{url} did not answer 200 within {TIMEOUT:?}"))
 }
 
 const INTERVAL: Duration = Duration::from_millis(50);

@@ -41,7 +41,9 @@ mod tests {
     #[test]
     fn at_once_then_doubling_up_to_a_cap() {
         let mut restarts = Restarts::default();
-        let delays: Vec<_> = (0..9).map(|_| restarts.handle_exit(Duration::ZERO).as_millis()).collect();
+        let delays: Vec<_> = (0..9)
+            .map(|_| restarts.handle_exit(Duration::ZERO).as_millis())
+            .collect();
         assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert_eq!(restarts.handle_exit(STABLE), Duration::ZERO);
         assert_eq!(restarts.handle_exit(Duration::from_secs(9)), BASE);

@@ -23,7 +23,11 @@ pub(super) enum Wish {
 /// What became of a process.
 #[derive(Debug)]
 pub(super) enum Event {
-    Ready { name: &'static str, pid: u32, restarts: u32 },
+    Ready {
+        name: &'static str,
+        pid: u32,
+        restarts: u32,
+    },
     /// It ended, or was never ready, before its first readiness: it is not started again.
     Failed { what: String, log_tail: Vec<String> },
 }
@@ -123,7 +127,11 @@ fn exited(name: &str, pid: u32, status: std::io::Result<ExitStatus>) -> Ended {
 }
 
 fn when(delay: Duration) -> String {
-    if delay.is_zero() { "now".into() } else { format!("in {delay:?}") }
+    if delay.is_zero() {
+        "now".into()
+    } else {
+        format!("in {delay:?}")
+    }
 }
 
 /// Waits until at least `wanted` is wished; for ever if nobody can wish any more.
@@ -132,4 +140,3 @@ async fn wished(wish: &mut watch::Receiver<Wish>, wanted: Wish) {
         std::future::pending::<()>().await;
     }
 }
-

@@ -39,17 +39,31 @@ impl Refusal {
     /// Nobody is there to decide; come back.
     pub fn unavailable(retry_after: Duration) -> Self {
         let refusal = Self::new(503, "unavailable", "the service is not available");
-        Self { retry_after: Some(retry_after), retryable: true, ..refusal }
+        Self {
+            retry_after: Some(retry_after),
+            retryable: true,
+            ..refusal
+        }
     }
 
     /// There is no room; come back.
     pub fn overloaded(retry_after: Duration) -> Self {
         let refusal = Self::new(503, "overloaded", "too many connections");
-        Self { retry_after: Some(retry_after), retryable: true, ..refusal }
+        Self {
+            retry_after: Some(retry_after),
+            retryable: true,
+            ..refusal
+        }
     }
 
     fn new(status: u16, code: &'static str, message: &'static str) -> Self {
-        Self { status, code: code.into(), message: message.into(), retry_after: None, retryable: false }
+        Self {
+            status,
+            code: code.into(),
+            message: message.into(),
+            retry_after: None,
+            retryable: false,
+        }
     }
 
     /// The code as a word that outlives the refusal, for metrics: only the ones that this process makes itself.
@@ -63,7 +77,9 @@ impl Refusal {
 
 /// Appends the `101` (RFC 6455 section 4.2.2).
 pub(crate) fn write_acceptance(out: &mut Vec<u8>, acceptance: &Acceptance) {
-    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+    );
     out.extend_from_slice(b"Sec-WebSocket-Accept: ");
     out.extend_from_slice(acceptance.key.as_bytes());
     if acceptance.subprotocol {
@@ -111,7 +127,11 @@ fn problem(refusal: &Refusal) -> String {
     push_json(&mut body, &refusal.message);
     body.push_str(",\"code\":");
     push_json(&mut body, &refusal.code);
-    body.push_str(if refusal.retryable { ",\"retryable\":true" } else { ",\"retryable\":false" });
+    body.push_str(if refusal.retryable {
+        ",\"retryable\":true"
+    } else {
+        ",\"retryable\":false"
+    });
     if let Some(after) = refusal.retry_after {
         body.push_str(",\"retry_after_ms\":");
         push_number(&mut body, after.as_millis());
@@ -177,7 +197,10 @@ mod tests {
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
         assert!(head.contains("\r\nRetry-After: 2"), "{head}");
-        assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
+        assert!(
+            head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())),
+            "{head}"
+        );
         assert_eq!(
             body,
             "{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections\",\
@@ -195,7 +218,10 @@ mod tests {
 
     #[test]
     fn text_from_elsewhere_is_escaped() {
-        let refusal = Refusal { message: "a\"b\\c\r\n".into(), ..Refusal::token_missing() };
+        let refusal = Refusal {
+            message: "a\"b\\c\r\n".into(),
+            ..Refusal::token_missing()
+        };
         assert!(rendered(&refusal).contains(r#""detail":"a\"b\\c\u000d\u000a""#));
     }
 }

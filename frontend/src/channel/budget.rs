@@ -17,7 +17,11 @@ pub struct Budget {
 impl Budget {
     /// A budget of `cap` bytes.
     pub fn new(cap: usize) -> Arc<Self> {
-        Arc::new(Self { cap, used: AtomicUsize::new(0), refused: AtomicU64::new(0) })
+        Arc::new(Self {
+            cap,
+            used: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+        })
     }
 
     /// Bytes that may be in use at once.
@@ -68,7 +72,10 @@ impl Charge {
     /// Charges `bytes`, or nothing at all.
     pub fn new(budget: &Arc<Budget>, bytes: usize) -> Result<Self, OverBudget> {
         budget.take(bytes)?;
-        Ok(Self { budget: Arc::clone(budget), bytes })
+        Ok(Self {
+            budget: Arc::clone(budget),
+            bytes,
+        })
     }
 
     /// Bytes charged.

@@ -114,7 +114,10 @@ mod tests {
 
     #[test]
     fn only_our_own_faults_are_loud() {
-        assert_eq!(ChannelError::from(PeerFault::Unmasked).level(), tracing::Level::DEBUG);
+        assert_eq!(
+            ChannelError::from(PeerFault::Unmasked).level(),
+            tracing::Level::DEBUG
+        );
         assert_eq!(ChannelError::State("x").level(), tracing::Level::ERROR);
         assert_eq!(ChannelError::from(OverBudget).level(), tracing::Level::WARN);
     }

@@ -28,7 +28,9 @@ pub struct AcceptOptions {
 
 impl Default for AcceptOptions {
     fn default() -> Self {
-        Self { user_timeout: Duration::from_secs(90) }
+        Self {
+            user_timeout: Duration::from_secs(90),
+        }
     }
 }
 
@@ -69,7 +71,12 @@ impl Listener {
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         let inner = TcpListener::from_std(socket.into())?;
-        Ok(Self { inner, options, counters, pause: MIN_PAUSE })
+        Ok(Self {
+            inner,
+            options,
+            counters,
+            pause: MIN_PAUSE,
+        })
     }
 
     /// The address, with the port that the system chose if 0 was asked for.
@@ -174,7 +181,10 @@ mod tests {
         };
         assert!(peer.ip().is_loopback());
         assert!(stream.nodelay().unwrap());
-        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(Duration::from_secs(90)));
+        assert_eq!(
+            SockRef::from(&stream).tcp_user_timeout().unwrap(),
+            Some(Duration::from_secs(90))
+        );
         assert_eq!(counters.accepted.load(Ordering::Relaxed), 1);
     }
 

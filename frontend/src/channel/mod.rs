@@ -43,9 +43,9 @@ pub mod upgrade;
 mod wss;
 
 pub use answer::Refusal;
-pub use holdfast_proto::MessageKind;
 pub use budget::{Budget, Charge, OverBudget};
 pub use error::{ChannelError, PeerFault};
+pub use holdfast_proto::MessageKind;
 pub use outbox::{Outbox, OutboxFull, OutboxLimits};
 pub use scratch::{
     DEFAULT_BUDGET_BYTES, DEFAULT_MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, READ_BYTES, Scratch, ScratchLimits,

@@ -54,7 +54,11 @@ impl Outbox {
             empty => {
                 let charge = Charge::new(&limits.budget, bytes.len() + size_of::<Pending>())?;
                 let bytes = Vec::with_capacity(bytes.len());
-                empty.insert(Box::new(Pending { bytes, written: 0, charge }))
+                empty.insert(Box::new(Pending {
+                    bytes,
+                    written: 0,
+                    charge,
+                }))
             }
         };
         pending.append(bytes)?;
@@ -63,7 +67,9 @@ impl Outbox {
 
     /// What to write next; empty if nothing waits.
     pub fn pending(&self) -> &[u8] {
-        self.pending.as_ref().map_or(&[], |pending| &pending.bytes[pending.written..])
+        self.pending
+            .as_ref()
+            .map_or(&[], |pending| &pending.bytes[pending.written..])
     }
 
     /// The socket took the first `n` bytes of [`pending`](Self::pending).
@@ -108,7 +114,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn limits(connection_bytes: usize, shard: usize) -> OutboxLimits {
-        OutboxLimits { connection_bytes, budget: Budget::new(shard) }
+        OutboxLimits {
+            connection_bytes,
+            budget: Budget::new(shard),
+        }
     }
 
     #[test]

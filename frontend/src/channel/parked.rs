@@ -17,14 +17,23 @@ pub(super) struct Parked {
 impl Parked {
     /// Copies what is left of the input out of the scratch, if anything is.
     pub(super) fn take(scratch: &mut Scratch) -> Result<Option<Box<Self>>, ChannelError> {
-        let Scratch { cipher, plain, limits, .. } = scratch;
+        let Scratch {
+            cipher,
+            plain,
+            limits,
+            ..
+        } = scratch;
         let size = cipher.len() + plain.len();
         if size == 0 {
             return Ok(None);
         }
         let charge = Charge::new(&limits.budget, size + size_of::<Self>())?;
         let bytes = [&*cipher.bytes(), &*plain.bytes()].concat().into_boxed_slice();
-        Ok(Some(Box::new(Self { bytes, cipher: cipher.len(), _charge: charge })))
+        Ok(Some(Box::new(Self {
+            bytes,
+            cipher: cipher.len(),
+            _charge: charge,
+        })))
     }
 
     pub(super) fn cipher(&mut self) -> &mut [u8] {

@@ -38,7 +38,10 @@ pub struct ScratchLimits {
 
 impl Default for ScratchLimits {
     fn default() -> Self {
-        Self { max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES, budget_bytes: DEFAULT_BUDGET_BYTES }
+        Self {
+            max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
+            budget_bytes: DEFAULT_BUDGET_BYTES,
+        }
     }
 }
 
@@ -80,7 +83,10 @@ impl Scratch {
     ///
     /// The connection before must have been parked or dropped: whatever it left behind is forgotten here.
     pub fn read_target(&mut self) -> &mut [u8] {
-        debug_assert!(self.cipher.is_empty() && self.plain.is_empty(), "the connection before was not parked");
+        debug_assert!(
+            self.cipher.is_empty() && self.plain.is_empty(),
+            "the connection before was not parked"
+        );
         self.reset_input();
         self.cipher.read_target()
     }
@@ -126,7 +132,9 @@ impl Scratch {
     /// Makes `token` the owner of the output.
     pub(super) fn claim(&mut self, token: Token) -> Result<(), ChannelError> {
         if self.owner != token && self.queued_bytes() > 0 {
-            return Err(ChannelError::State("another connection's output has not been taken"));
+            return Err(ChannelError::State(
+                "another connection's output has not been taken",
+            ));
         }
         self.owner = token;
         Ok(())
@@ -147,7 +155,11 @@ impl Window {
     const CAPACITY: usize = Self::HEADROOM + READ_BYTES;
 
     fn new() -> Self {
-        Self { bytes: vec![0; Self::CAPACITY].into(), start: 0, end: 0 }
+        Self {
+            bytes: vec![0; Self::CAPACITY].into(),
+            start: 0,
+            end: 0,
+        }
     }
 
     fn read_target(&mut self) -> &mut [u8] {
@@ -163,7 +175,9 @@ impl Window {
 
     /// Puts `bytes` before the bytes just read; `false` if there is no room.
     pub(super) fn prepend(&mut self, bytes: &[u8]) -> bool {
-        let Some(start) = self.start.checked_sub(bytes.len()) else { return false };
+        let Some(start) = self.start.checked_sub(bytes.len()) else {
+            return false;
+        };
         self.bytes[start..self.start].copy_from_slice(bytes);
         self.start = start;
         true

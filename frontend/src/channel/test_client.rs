@@ -25,7 +25,12 @@ pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
         }
     }
     frame.extend_from_slice(&MASK);
-    frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
+    frame.extend(
+        payload
+            .iter()
+            .zip(MASK.iter().cycle())
+            .map(|(byte, key)| byte ^ key),
+    );
     frame
 }
 
@@ -33,7 +38,7 @@ pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer abc\r\n\r\n";
 
 /// Server and client configuration with a certificate made for the occasion.
-pub(crate) fn configs(version: &'static SupportedProtocolVersion) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+pub(crate) fn configs(version: &'static SupportedProtocolVersion) -> (Arc<ServerConfig>, ClientConfig) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -51,7 +56,7 @@ pub(crate) fn configs(version: &'static SupportedProtocolVersion) -> (Arc<Server
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    (Arc::new(server), Arc::new(client))
+    (Arc::new(server), client)
 }
 
 /// A device and the gateway's end of its connection.
@@ -61,30 +66,46 @@ pub(crate) struct Pair {
     pub(crate) client: ClientConnection,
     /// Bytes per read of the gateway.
     pub(crate) chunk: usize,
+    received: Vec<u8>,
 }
 
 impl Pair {
     pub(crate) fn new(version: &'static SupportedProtocolVersion) -> Self {
-        let (server, client) = configs(version);
+        Self::with_client(version, |_| ())
+    }
+
+    /// One whose client is configured differently.
+    pub(crate) fn with_client(
+        version: &'static SupportedProtocolVersion,
+        edit: impl FnOnce(&mut ClientConfig),
+    ) -> Self {
+        let (server, mut client) = configs(version);
+        edit(&mut client);
+        let client = Arc::new(client);
         let name = ServerName::try_from("localhost").unwrap();
         Self {
             channel: WssChannel::new(&server).unwrap(),
             scratch: Scratch::new(ScratchLimits::default()),
             client: ClientConnection::new(client, name).unwrap(),
             chunk: usize::MAX,
+            received: Vec::new(),
         }
     }
 
     /// One that has been let in.
     pub(crate) fn open(version: &'static SupportedProtocolVersion) -> Self {
-        let mut pair = Self::new(version);
-        pair.write(REQUEST);
-        let events = pair.run().unwrap();
+        Self::new(version).opened()
+    }
+
+    /// Lets it in.
+    pub(crate) fn opened(mut self) -> Self {
+        self.write(REQUEST);
+        let events = self.run().unwrap();
         assert!(matches!(events[..], [ChannelEvent::Upgrade(_)]), "{events:?}");
-        pair.channel.accept(&mut pair.scratch).unwrap();
-        pair.flush();
-        assert!(pair.read().starts_with(b"HTTP/1.1 101 "));
-        pair
+        self.channel.accept(&mut self.scratch).unwrap();
+        self.flush();
+        assert!(self.read().starts_with(b"HTTP/1.1 101 "));
+        self
     }
 
     /// The client's plaintext, to be encrypted.
@@ -143,15 +164,14 @@ impl Pair {
         while !bytes.is_empty() {
             self.client.read_tls(&mut bytes).unwrap();
             self.client.process_new_packets().unwrap();
+            // At the end of what is there rustls says WouldBlock.
+            let _ = self.client.reader().read_to_end(&mut self.received);
         }
         self.scratch.clear_outbound();
     }
 
-    /// What the client has decrypted.
+    /// What the client has decrypted since the last call.
     pub(crate) fn read(&mut self) -> Vec<u8> {
-        let mut plain = Vec::new();
-        // At the end of what is there rustls says WouldBlock.
-        let _ = self.client.reader().read_to_end(&mut plain);
-        plain
+        std::mem::take(&mut self.received)
     }
 }

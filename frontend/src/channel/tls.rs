@@ -25,7 +25,9 @@ pub(super) struct TlsSession {
 
 impl std::fmt::Debug for TlsSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsSession").field("held", &self.held).finish_non_exhaustive()
+        f.debug_struct("TlsSession")
+            .field("held", &self.held)
+            .finish_non_exhaustive()
     }
 }
 
@@ -97,7 +99,11 @@ impl TlsSession {
             input.consume(discard);
             if let Some(outcome) = outcome {
                 // Application data never interrupts a handshake message, so nothing is held after it.
-                self.held = if outcome == Pumped::Drained { input.len() } else { 0 };
+                self.held = if outcome == Pumped::Drained {
+                    input.len()
+                } else {
+                    0
+                };
                 return Ok(outcome);
             }
         }
@@ -112,12 +118,20 @@ impl TlsSession {
     ) -> Result<(), ChannelError> {
         let records = plaintext.len().div_ceil(MAX_FRAGMENT) + 1;
         let most = plaintext.len() + records * RECORD_OVERHEAD;
-        self.write(undecoded, out, most, |traffic, room| traffic.encrypt(plaintext, room))
+        self.write(undecoded, out, most, |traffic, room| {
+            traffic.encrypt(plaintext, room)
+        })
     }
 
     /// Appends the `close_notify` alert.
-    pub(super) fn close_notify(&mut self, undecoded: &mut [u8], out: &mut Vec<u8>) -> Result<(), ChannelError> {
-        self.write(undecoded, out, RECORD_OVERHEAD, |traffic, room| traffic.queue_close_notify(room))
+    pub(super) fn close_notify(
+        &mut self,
+        undecoded: &mut [u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), ChannelError> {
+        self.write(undecoded, out, RECORD_OVERHEAD, |traffic, room| {
+            traffic.queue_close_notify(room)
+        })
     }
 
     /// Brings rustls to where it takes output, offers `write` the room of `most` bytes and more if it wants more.
@@ -126,7 +140,10 @@ impl TlsSession {
         undecoded: &mut [u8],
         out: &mut Vec<u8>,
         mut most: usize,
-        mut write: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,
+        mut write: impl FnMut(
+            &mut WriteTraffic<'_, ServerConnectionData>,
+            &mut [u8],
+        ) -> Result<usize, EncryptError>,
     ) -> Result<(), ChannelError> {
         let held = self.held.min(undecoded.len());
         loop {
@@ -156,7 +173,9 @@ impl TlsSession {
     fn fail(&mut self, error: Error, out: &mut Vec<u8>) -> ChannelError {
         // While output is queued rustls hands it out before it looks at any input.
         while self.conn.wants_write() {
-            let Ok(State::EncodeTlsData(data)) = self.conn.process_tls_records(&mut []).state else { break };
+            let Ok(State::EncodeTlsData(data)) = self.conn.process_tls_records(&mut []).state else {
+                break;
+            };
             if encode(data, out).is_err() {
                 break;
             }
@@ -178,6 +197,8 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) 
             out.truncate(before + written);
             Ok(())
         }
-        Err(_) => Err(ChannelError::State("TLS output did not fit the room that it asked for")),
+        Err(_) => Err(ChannelError::State(
+            "TLS output did not fit the room that it asked for",
+        )),
     }
 }

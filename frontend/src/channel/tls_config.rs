@@ -17,7 +17,11 @@ pub enum TlsConfigError {
     #[error("key {path}: {reason}", path = .path.display())]
     Key { path: PathBuf, reason: String },
     #[error("certificate {certificate} and key {key}: {reason}", certificate = .certificate.display(), key = .key.display())]
-    Pair { certificate: PathBuf, key: PathBuf, reason: rustls::Error },
+    Pair {
+        certificate: PathBuf,
+        key: PathBuf,
+        reason: rustls::Error,
+    },
 }
 
 /// Tickets per full TLS 1.3 handshake: a device comes back on one connection.
@@ -32,9 +36,15 @@ const TICKETS: usize = 1;
 /// A file cannot be read or has no such item, or the key is not the certificate's.
 pub fn load_server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsConfigError> {
     let chain = load_chain(certificate)?;
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| TlsConfigError::Key { path: key.into(), reason: explain(&error, "private key") })?;
-    let pair = |reason| TlsConfigError::Pair { certificate: certificate.into(), key: key.into(), reason };
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsConfigError::Key {
+        path: key.into(),
+        reason: explain(&error, "private key"),
+    })?;
+    let pair = |reason| TlsConfigError::Pair {
+        certificate: certificate.into(),
+        key: key.into(),
+        reason,
+    };
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(pair)?
@@ -49,7 +59,10 @@ pub fn load_server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerCo
 }
 
 fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
-    let failed = |reason: String| TlsConfigError::Certificate { path: path.into(), reason };
+    let failed = |reason: String| TlsConfigError::Certificate {
+        path: path.into(),
+        reason,
+    };
     let chain = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| failed(explain(&error, "certificate")))?;
@@ -84,7 +97,11 @@ mod tests {
         let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
         fs::write(&certificate, made.cert.pem()).unwrap();
         fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        Files { _dir: dir, certificate, key }
+        Files {
+            _dir: dir,
+            certificate,
+            key,
+        }
     }
 
     #[test]
@@ -98,7 +115,8 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_what_is_wrong() {
         let (files, other) = (files(), files());
-        let says = |certificate: &Path, key: &Path| load_server_config(certificate, key).unwrap_err().to_string();
+        let says =
+            |certificate: &Path, key: &Path| load_server_config(certificate, key).unwrap_err().to_string();
         let missing = Path::new("/nonexistent/x.pem");
         assert!(says(missing, &files.key).starts_with("certificate /nonexistent/x.pem: No such file"));
         assert!(says(&files.certificate, missing).starts_with("key /nonexistent/x.pem: No such file"));
@@ -106,7 +124,10 @@ mod tests {
         assert!(says(&files.certificate, &files.certificate).contains("there is no private key in it"));
         assert!(matches!(
             load_server_config(&files.certificate, &other.key),
-            Err(TlsConfigError::Pair { reason: rustls::Error::InconsistentKeys(_), .. })
+            Err(TlsConfigError::Pair {
+                reason: rustls::Error::InconsistentKeys(_),
+                ..
+            })
         ));
     }
 }

@@ -32,7 +32,11 @@ pub struct UpgradeRequest {
 
 impl std::fmt::Debug for UpgradeRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "UpgradeRequest {{ credential: {} bytes }}", self.credential.len())
+        write!(
+            f,
+            "UpgradeRequest {{ credential: {} bytes }}",
+            self.credential.len()
+        )
     }
 }
 
@@ -61,10 +65,16 @@ pub struct Upgrade {
 pub fn parse(input: &[u8], scanned: &mut usize) -> Result<Option<Upgrade>, Refusal> {
     let from = scanned.saturating_sub(END_OF_HEAD.len() - 1);
     let window = &input[from.min(input.len())..input.len().min(MAX_HEAD_BYTES)];
-    let Some(at) = window.windows(END_OF_HEAD.len()).position(|bytes| bytes == END_OF_HEAD) else {
+    let Some(at) = window
+        .windows(END_OF_HEAD.len())
+        .position(|bytes| bytes == END_OF_HEAD)
+    else {
         *scanned = input.len().min(MAX_HEAD_BYTES);
         if input.len() >= MAX_HEAD_BYTES {
-            return Err(Refusal::bad_upgrade(431, "the request head is longer than 8192 bytes"));
+            return Err(Refusal::bad_upgrade(
+                431,
+                "the request head is longer than 8192 bytes",
+            ));
         }
         return Ok(None);
     };
@@ -72,8 +82,14 @@ pub fn parse(input: &[u8], scanned: &mut usize) -> Result<Option<Upgrade>, Refus
     let fields = read_fields(head)?;
     let acceptance = fields.acceptance()?;
     let credential = fields.credential()?;
-    let request = UpgradeRequest { credential: Bytes::copy_from_slice(credential) };
-    Ok(Some(Upgrade { head_bytes: head.len(), request, acceptance }))
+    let request = UpgradeRequest {
+        credential: Bytes::copy_from_slice(credential),
+    };
+    Ok(Some(Upgrade {
+        head_bytes: head.len(),
+        request,
+        acceptance,
+    }))
 }
 
 /// The fields that matter, each at most once except the lists.
@@ -94,7 +110,9 @@ fn read_fields(head: &[u8]) -> Result<Fields<'_>, Refusal> {
     let mut request = httparse::Request::new(&mut storage);
     match request.parse(head) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::bad_upgrade(431, "too many header fields")),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(Refusal::bad_upgrade(431, "too many header fields"));
+        }
         _ => return Err(Refusal::bad_upgrade(400, "not an HTTP/1.1 request")),
     }
     if request.version != Some(1) {
@@ -149,7 +167,10 @@ impl<'a> Fields<'a> {
     /// Section 4.2.1, in the order in which a peer's mistakes are most telling.
     fn acceptance(&self) -> Result<Acceptance, Refusal> {
         if !self.upgrade || !self.connection {
-            return Err(Refusal::bad_upgrade(400, "Upgrade: websocket and Connection: Upgrade are required"));
+            return Err(Refusal::bad_upgrade(
+                400,
+                "Upgrade: websocket and Connection: Upgrade are required",
+            ));
         }
         if self.host.is_none() {
             return Err(Refusal::bad_upgrade(400, "Host is required"));
@@ -160,10 +181,14 @@ impl<'a> Fields<'a> {
             None => return Err(Refusal::bad_upgrade(400, "Sec-WebSocket-Version is required")),
         }
         match self.key {
-            Some(key) if is_key(key) => {
-                Ok(Acceptance { key: derive_accept_key(key), subprotocol: self.subprotocol })
-            }
-            _ => Err(Refusal::bad_upgrade(400, "Sec-WebSocket-Key must be 16 bytes in base64")),
+            Some(key) if is_key(key) => Ok(Acceptance {
+                key: derive_accept_key(key),
+                subprotocol: self.subprotocol,
+            }),
+            _ => Err(Refusal::bad_upgrade(
+                400,
+                "Sec-WebSocket-Key must be 16 bytes in base64",
+            )),
         }
     }
 
@@ -180,10 +205,15 @@ impl<'a> Fields<'a> {
             return Err(Refusal::token_missing());
         }
         if credential.len() > MAX_CREDENTIAL_BYTES {
-            return Err(Refusal::bad_upgrade(431, "the bearer token is longer than 4096 bytes"));
+            return Err(Refusal::bad_upgrade(
+                431,
+                "the bearer token is longer than 4096 bytes",
+            ));
         }
         if !is_token68(credential) {
-            return Err(Refusal::token_invalid("the bearer token has characters that none may have"));
+            return Err(Refusal::token_invalid(
+                "the bearer token has characters that none may have",
+            ));
         }
         Ok(credential)
     }
@@ -192,13 +222,19 @@ impl<'a> Fields<'a> {
 fn once<'a>(slot: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), Refusal> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(Refusal::bad_upgrade(400, "a field that may appear once appears twice")),
+        Some(_) => Err(Refusal::bad_upgrade(
+            400,
+            "a field that may appear once appears twice",
+        )),
     }
 }
 
 /// The members of a comma-separated list (RFC 9110 section 5.6.1).
 fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    value
+        .split(|&byte| byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
 }
 
 /// The token of `Bearer <token>` (RFC 6750 section 2.1); another scheme brings none.
@@ -210,15 +246,25 @@ fn bearer_of(authorization: &[u8]) -> Option<&[u8]> {
 
 /// RFC 9110 section 11.2.
 fn is_token68(token: &[u8]) -> bool {
-    let end = token.iter().rposition(|&byte| byte != b'=').map_or(0, |last| last + 1);
-    end > 0 && token[..end].iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
+    let end = token
+        .iter()
+        .rposition(|&byte| byte != b'=')
+        .map_or(0, |last| last + 1);
+    end > 0
+        && token[..end]
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
 }
 
 /// 16 bytes in base64 are 22 characters, the last of which carries only two bits, and `==`.
 fn is_key(key: &[u8]) -> bool {
-    let Some(digits) = key.strip_suffix(b"==") else { return false };
+    let Some(digits) = key.strip_suffix(b"==") else {
+        return false;
+    };
     digits.len() == 22
-        && digits.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte))
+        && digits
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte))
         && digits.ends_with(b"A") | digits.ends_with(b"Q") | digits.ends_with(b"g") | digits.ends_with(b"w")
 }
 

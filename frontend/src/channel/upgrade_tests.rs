@@ -23,7 +23,10 @@ fn request(edit: impl FnOnce(&mut Vec<(&str, String)>)) -> Vec<u8> {
 }
 
 fn render(line: &str, fields: &[(&str, String)]) -> Vec<u8> {
-    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let fields: String = fields
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
     format!("{line}\r\n{fields}\r\n").into_bytes()
 }
 
@@ -57,9 +60,15 @@ fn the_example_of_the_rfc_is_accepted() {
     assert_eq!(upgrade.request.credential, "abc.def-_~+/==");
     assert_eq!(
         upgrade.acceptance,
-        Acceptance { key: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned(), subprotocol: false }
+        Acceptance {
+            key: "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned(),
+            subprotocol: false
+        }
     );
-    assert_eq!(format!("{:?}", upgrade.request), "UpgradeRequest { credential: 14 bytes }");
+    assert_eq!(
+        format!("{:?}", upgrade.request),
+        "UpgradeRequest { credential: 14 bytes }"
+    );
 }
 
 #[test]
@@ -72,26 +81,52 @@ fn a_browser_brings_its_token_as_a_subprotocol() {
     assert_eq!(upgrade.request.credential, "abc.def");
     let mut answer = Vec::new();
     write_acceptance(&mut answer, &upgrade.acceptance);
-    assert!(String::from_utf8(answer).unwrap().contains("\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"));
+    assert!(
+        String::from_utf8(answer)
+            .unwrap()
+            .contains("\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n")
+    );
 }
 
 #[test]
 fn both_places_may_hold_the_same_token_only() {
-    assert_eq!(good(&with("Sec-WebSocket-Protocol", "bearer.abc.def-_~+/==")).request.credential, "abc.def-_~+/==");
+    assert_eq!(
+        good(&with("Sec-WebSocket-Protocol", "bearer.abc.def-_~+/=="))
+            .request
+            .credential,
+        "abc.def-_~+/=="
+    );
     assert_eq!(refused(&with("Sec-WebSocket-Protocol", "bearer.other")), bad(400));
 }
 
 #[test]
 fn each_rule_of_the_request_is_enforced() {
-    for name in ["Host", "Upgrade", "Connection", "Sec-WebSocket-Version", "Sec-WebSocket-Key"] {
+    for name in [
+        "Host",
+        "Upgrade",
+        "Connection",
+        "Sec-WebSocket-Version",
+        "Sec-WebSocket-Key",
+    ] {
         assert_eq!(refused(&without(name)), bad(400), "without {name}");
     }
     assert_eq!(refused(&with("Sec-WebSocket-Version", "8")), bad(426));
     assert_eq!(refused(&with("Upgrade", "h2c")), bad(400));
-    for key in ["", "dGhl", "dGhlIHNhbXBsZSBub25jZR==", "dGhlIHNhbXBsZSBub25jZ===", "dGhlIHNhbXBsZSBub25j!Q=="] {
+    for key in [
+        "",
+        "dGhl",
+        "dGhlIHNhbXBsZSBub25jZR==",
+        "dGhlIHNhbXBsZSBub25jZ===",
+        "dGhlIHNhbXBsZSBub25j!Q==",
+    ] {
         assert_eq!(refused(&with("Sec-WebSocket-Key", key)), bad(400), "{key}");
     }
-    assert_eq!(refused(&request(|fields| fields.push(("sec-websocket-key", KEY.to_owned())))), bad(400));
+    assert_eq!(
+        refused(&request(
+            |fields| fields.push(("sec-websocket-key", KEY.to_owned()))
+        )),
+        bad(400)
+    );
     assert_eq!(refused(&with("Content-Length", "5")), bad(400));
     assert_eq!(refused(&with("Transfer-Encoding", "chunked")), bad(400));
     assert!(parse(&with("Content-Length", "0"), &mut 0).is_ok());
@@ -109,10 +144,21 @@ fn tokens_have_rules_too() {
     assert_eq!(refused(&with("Authorization", "Bearer ")), missing);
     assert_eq!(refused(&with("Authorization", "Bearer a b")), invalid);
     assert_eq!(refused(&with("Authorization", "Bearer ==")), invalid);
-    assert_eq!(good(&with("Authorization", "bEaReR  abc")).request.credential, "abc");
+    assert_eq!(
+        good(&with("Authorization", "bEaReR  abc")).request.credential,
+        "abc"
+    );
     let longest = "a".repeat(MAX_CREDENTIAL_BYTES);
-    assert_eq!(good(&with("Authorization", &format!("Bearer {longest}"))).request.credential, longest);
-    assert_eq!(refused(&with("Authorization", &format!("Bearer {longest}a"))), bad(431));
+    assert_eq!(
+        good(&with("Authorization", &format!("Bearer {longest}")))
+            .request
+            .credential,
+        longest
+    );
+    assert_eq!(
+        refused(&with("Authorization", &format!("Bearer {longest}a"))),
+        bad(431)
+    );
 }
 
 #[test]
@@ -138,7 +184,9 @@ fn bytes_after_the_head_are_left_alone() {
 #[test]
 fn tungstenites_client_is_let_in() {
     let mut request = "wss://localhost:7400/any/path?x=1".into_client_request().unwrap();
-    request.headers_mut().insert("Authorization", "Bearer abc".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("Authorization", "Bearer abc".parse().unwrap());
     let (bytes, key) = generate_request(request).unwrap();
     let upgrade = good(&bytes);
     assert_eq!(upgrade.head_bytes, bytes.len());

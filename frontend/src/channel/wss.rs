@@ -45,7 +45,13 @@ impl WssChannel {
     /// rustls does not take the configuration.
     pub fn new(config: &Arc<ServerConfig>) -> Result<Self, ChannelError> {
         let (tls, reader) = (TlsSession::new(config)?, FrameReader::default());
-        Ok(Self { tls, stage: Stage::Request { scanned: 0 }, reader, parked: None, in_turn: false })
+        Ok(Self {
+            tls,
+            stage: Stage::Request { scanned: 0 },
+            reader,
+            parked: None,
+            in_turn: false,
+        })
     }
 }
 
@@ -76,7 +82,9 @@ impl Channel for WssChannel {
         }
         self.in_turn = true;
         scratch.cipher.filled(n);
-        let Some(mut parked) = self.parked.take() else { return Ok(()) };
+        let Some(mut parked) = self.parked.take() else {
+            return Ok(());
+        };
         scratch.plain.push(parked.plain());
         if !scratch.cipher.prepend(parked.cipher()) {
             let error = PeerFault::TooFarAhead.into();
@@ -219,7 +227,10 @@ impl WssChannel {
                 return Ok(alive.then_some(ChannelEvent::Alive));
             }
             scratch.claim(self.tls.token())?;
-            match self.tls.pump(&mut scratch.cipher, &mut scratch.plain, &mut scratch.outbound)? {
+            match self
+                .tls
+                .pump(&mut scratch.cipher, &mut scratch.plain, &mut scratch.outbound)?
+            {
                 Pumped::Plaintext => {}
                 // Only now is it certain that the rest of a message is not in the scratch already.
                 Pumped::Drained => drained = true,
@@ -250,7 +261,7 @@ impl WssChannel {
         self.end(scratch)
     }
 
-    /// Seals what is queued, says `close_notify` and forgets the input. rustls is not fed after that: it would count what
+    /// Seals what is queued, says `close_notify`, forgets the input and ends the turn. rustls is not fed after that: it would count what
     /// the peer still sends as faults of a session that is over.
     fn end(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
         self.stage = Stage::Closed;
@@ -260,7 +271,7 @@ impl WssChannel {
         };
         self.reader = FrameReader::default();
         self.parked = None;
-        if self.in_turn {
+        if std::mem::take(&mut self.in_turn) {
             scratch.reset_input();
         }
         result

@@ -5,8 +5,8 @@ use crate::channel::test_client::{Pair, REQUEST, masked};
 use crate::channel::{MAX_RECORD_BYTES, READ_BYTES, ScratchLimits};
 use bytes::Bytes;
 use proptest::prelude::*;
-use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
+use rustls::{ConnectionTrafficSecrets, SupportedCipherSuite, SupportedProtocolVersion};
 use std::time::Duration;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
@@ -28,14 +28,22 @@ fn a_device_gets_in_and_talks_byte_by_byte() {
         pair.chunk = 1;
         pair.write(REQUEST);
         let events = pair.run().unwrap();
-        assert!(matches!(&events[..], [ChannelEvent::Upgrade(request)] if request.credential == "abc"), "{events:?}");
+        assert!(
+            matches!(&events[..], [ChannelEvent::Upgrade(request)] if request.credential == "abc"),
+            "{events:?}"
+        );
         assert!(!pair.channel.is_open());
         pair.channel.accept(&mut pair.scratch).unwrap();
         pair.flush();
-        assert!(pair.read().ends_with(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"));
+        assert!(
+            pair.read()
+                .ends_with(b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+        );
         pair.write(&masked(0x81, b"hello"));
         assert_eq!(pair.run().unwrap(), [text("hello")]);
-        pair.channel.send(&mut pair.scratch, MessageKind::Binary, b"welcome").unwrap();
+        pair.channel
+            .send(&mut pair.scratch, MessageKind::Binary, b"welcome")
+            .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Binary, b"welcome"));
         assert!(!pair.channel.has_parked(), "at a boundary nothing is kept");
@@ -50,8 +58,16 @@ fn large_messages_cross_records_both_ways() {
         let payload: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
         pair.client.set_buffer_limit(None);
         pair.write(&masked(0x82, &payload));
-        assert_eq!(pair.run().unwrap(), [ChannelEvent::Message(MessageKind::Binary, Bytes::from(payload.clone()))]);
-        pair.channel.send(&mut pair.scratch, MessageKind::Binary, &payload).unwrap();
+        assert_eq!(
+            pair.run().unwrap(),
+            [ChannelEvent::Message(
+                MessageKind::Binary,
+                Bytes::from(payload.clone())
+            )]
+        );
+        pair.channel
+            .send(&mut pair.scratch, MessageKind::Binary, &payload)
+            .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Binary, &payload));
     }
@@ -67,18 +83,31 @@ fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
         pair.write(&masked(0x81, b"three"));
         wire.extend(pair.wire());
         pair.begin(&wire).unwrap();
-        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("one")));
+        assert_eq!(
+            pair.channel.poll_event(&mut pair.scratch).unwrap(),
+            Some(text("one"))
+        );
         pair.channel.park(&mut pair.scratch).unwrap();
         assert!(pair.channel.has_parked());
         assert!(pair.scratch.budget().used() > 0);
         // While it waits, the gateway can still send.
-        pair.channel.send(&mut pair.scratch, MessageKind::Text, b"reply").unwrap();
+        pair.channel
+            .send(&mut pair.scratch, MessageKind::Text, b"reply")
+            .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Text, b"reply"));
         pair.channel.unpark(&mut pair.scratch);
-        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("two")));
-        pair.channel.send(&mut pair.scratch, MessageKind::Text, b"again").unwrap();
-        assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("three")));
+        assert_eq!(
+            pair.channel.poll_event(&mut pair.scratch).unwrap(),
+            Some(text("two"))
+        );
+        pair.channel
+            .send(&mut pair.scratch, MessageKind::Text, b"again")
+            .unwrap();
+        assert_eq!(
+            pair.channel.poll_event(&mut pair.scratch).unwrap(),
+            Some(text("three"))
+        );
         assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), None);
         pair.channel.park(&mut pair.scratch).unwrap();
         pair.deliver();
@@ -96,8 +125,14 @@ fn frames_before_the_answer_belong_to_the_websocket() {
     assert_eq!(pair.run().unwrap(), []);
     pair.channel.accept(&mut pair.scratch).unwrap();
     pair.channel.unpark(&mut pair.scratch);
-    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("early")));
-    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("later")));
+    assert_eq!(
+        pair.channel.poll_event(&mut pair.scratch).unwrap(),
+        Some(text("early"))
+    );
+    assert_eq!(
+        pair.channel.poll_event(&mut pair.scratch).unwrap(),
+        Some(text("later"))
+    );
 }
 
 #[test]
@@ -113,7 +148,10 @@ fn what_may_come_before_the_answer_is_bounded() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, ChannelError::Peer(PeerFault::TooFarAhead)), "{error}");
+    assert!(
+        matches!(error, ChannelError::Peer(PeerFault::TooFarAhead)),
+        "{error}"
+    );
     assert!(sent <= MAX_RECORD_BYTES + READ_BYTES, "{sent}");
     assert_eq!(pair.scratch.budget().used(), 0);
 }
@@ -124,7 +162,16 @@ fn a_bad_request_is_answered_and_the_channel_closed() {
         let mut pair = Pair::new(version);
         pair.write(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n");
         let error = pair.run().unwrap_err();
-        assert!(matches!(error, ChannelError::Upgrade { status: 405, code: "bad_upgrade" }), "{error}");
+        assert!(
+            matches!(
+                error,
+                ChannelError::Upgrade {
+                    status: 405,
+                    code: "bad_upgrade"
+                }
+            ),
+            "{error}"
+        );
         pair.channel.close(&mut pair.scratch, 1002, "").unwrap();
         pair.deliver();
         assert!(pair.read().starts_with(b"HTTP/1.1 405 Method Not Allowed\r\n"));
@@ -136,18 +183,35 @@ fn a_refusal_is_an_http_answer() {
     let mut pair = Pair::new(&TLS13);
     pair.write(REQUEST);
     pair.run().unwrap();
-    pair.channel.refuse(&mut pair.scratch, &Refusal::unavailable(Duration::from_secs(2))).unwrap();
+    pair.channel
+        .refuse(&mut pair.scratch, &Refusal::unavailable(Duration::from_secs(2)))
+        .unwrap();
     pair.deliver();
     let answer = String::from_utf8(pair.read()).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 2\r\n"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 2\r\n"),
+        "{answer}"
+    );
     assert!(pair.channel.accept(&mut pair.scratch).is_err());
-    assert!(pair.channel.send(&mut pair.scratch, MessageKind::Text, b"x").is_err());
+    assert!(
+        pair.channel
+            .send(&mut pair.scratch, MessageKind::Text, b"x")
+            .is_err()
+    );
 }
 
 #[test]
 fn of_many_pings_the_last_is_answered() {
     let mut pair = Pair::open(&TLS13);
-    pair.write(&[masked(0x89, b"one"), masked(0x81, b"x"), masked(0x89, b"two"), masked(0x8A, b"")].concat());
+    pair.write(
+        &[
+            masked(0x89, b"one"),
+            masked(0x81, b"x"),
+            masked(0x89, b"two"),
+            masked(0x8A, b""),
+        ]
+        .concat(),
+    );
     assert_eq!(pair.run().unwrap(), [text("x"), ChannelEvent::Alive]);
     assert_eq!(pair.read(), unmasked(OpCode::Pong, b"two"));
     pair.channel.ping(&mut pair.scratch).unwrap();
@@ -170,13 +234,25 @@ fn a_close_is_echoed() {
 #[test]
 fn a_faulty_peer_is_told_why() {
     let mut pair = Pair::open(&TLS13);
-    pair.write(&[masked(0x81, b"fine"), masked(0xC1, b"x"), masked(0x81, b"never read")].concat());
+    pair.write(
+        &[
+            masked(0x81, b"fine"),
+            masked(0xC1, b"x"),
+            masked(0x81, b"never read"),
+        ]
+        .concat(),
+    );
     let wire = pair.wire();
     pair.begin(&wire).unwrap();
-    assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), Some(text("fine")));
+    assert_eq!(
+        pair.channel.poll_event(&mut pair.scratch).unwrap(),
+        Some(text("fine"))
+    );
     let error = pair.channel.poll_event(&mut pair.scratch).unwrap_err();
     assert_eq!(pair.channel.poll_event(&mut pair.scratch).unwrap(), None);
-    pair.channel.close(&mut pair.scratch, error.close_code() as u16, "bad frame").unwrap();
+    pair.channel
+        .close(&mut pair.scratch, error.close_code() as u16, "bad frame")
+        .unwrap();
     pair.deliver();
     assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x03\xEAbad frame"));
 }
@@ -214,16 +290,102 @@ fn a_broken_record_ends_the_session() {
 }
 
 #[test]
+fn a_handshake_in_small_records_and_small_pieces_works() {
+    for version in VERSIONS {
+        for chunk in [1, 7, 100] {
+            let mut pair = Pair::with_client(version, |client| client.max_fragment_size = Some(64));
+            pair.chunk = chunk;
+            let mut pair = pair.opened();
+            pair.write(&masked(0x81, &[b'x'; 300]));
+            assert_eq!(pair.run().unwrap(), [text(&"x".repeat(300))]);
+        }
+    }
+}
+
+/// A record with `payload` as the client would encrypt it next.
+fn forge(pair: Pair, payload: &[u8], kind: rustls::ContentType) -> (WssChannel, Scratch, Vec<u8>) {
+    use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
+    let Pair {
+        channel,
+        scratch,
+        client,
+        ..
+    } = pair;
+    let Some(SupportedCipherSuite::Tls13(suite)) = client.negotiated_cipher_suite() else {
+        panic!("not TLS 1.3")
+    };
+    let (sequence, secrets) = client.dangerous_extract_secrets().unwrap().tx;
+    let (key, iv) = match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv } | ConnectionTrafficSecrets::Aes256Gcm { key, iv } => {
+            (key, iv)
+        }
+        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (key, iv),
+        _ => panic!("unknown cipher"),
+    };
+    let message = OutboundPlainMessage {
+        typ: kind,
+        version: rustls::ProtocolVersion::TLSv1_2,
+        payload: OutboundChunks::Single(payload),
+    };
+    let record = suite
+        .aead_alg
+        .encrypter(key, iv)
+        .encrypt(message, sequence)
+        .unwrap()
+        .encode();
+    (channel, scratch, record)
+}
+
+/// rustls indexes into the caller's bytes by what it saw there before, also when it only encrypts.
+#[test]
+fn half_a_handshake_message_does_not_stop_the_output() {
+    let pair = Pair::with_client(&TLS13, |client| client.enable_secret_extraction = true).opened();
+    let (mut channel, mut scratch, record) = forge(pair, &[24, 0], rustls::ContentType::Handshake);
+    scratch.read_target()[..record.len()].copy_from_slice(&record);
+    channel.handle_input(&mut scratch, record.len()).unwrap();
+    assert_eq!(channel.poll_event(&mut scratch).unwrap(), None);
+    for in_turn in [true, false] {
+        channel.send(&mut scratch, MessageKind::Text, b"x").unwrap();
+        channel.flush(&mut scratch).unwrap();
+        assert!(!scratch.outbound().is_empty());
+        scratch.clear_outbound();
+        if in_turn {
+            channel.park(&mut scratch).unwrap();
+        }
+    }
+    assert!(channel.has_parked());
+    scratch.read_target()[..5].copy_from_slice(&[23, 3, 3, 0, 9]);
+    channel.handle_input(&mut scratch, 5).unwrap();
+    channel
+        .send(
+            &mut scratch,
+            MessageKind::Text,
+            b"before the new bytes were looked at",
+        )
+        .unwrap();
+    channel.flush(&mut scratch).unwrap();
+    channel.close(&mut scratch, 1000, "").unwrap();
+}
+
+#[test]
 fn one_connections_output_never_reaches_another() {
     let (mut one, mut other) = (Pair::open(&TLS13), Pair::open(&TLS13));
-    one.channel.send(&mut one.scratch, MessageKind::Text, b"secret").unwrap();
+    one.channel
+        .send(&mut one.scratch, MessageKind::Text, b"secret")
+        .unwrap();
     let refused = other.channel.send(&mut one.scratch, MessageKind::Text, b"x");
     assert!(matches!(refused, Err(ChannelError::State(_))));
     one.flush();
-    other.channel.send(&mut one.scratch, MessageKind::Text, b"x").unwrap();
+    other
+        .channel
+        .send(&mut one.scratch, MessageKind::Text, b"x")
+        .unwrap();
     std::mem::swap(&mut one.scratch, &mut other.scratch);
     other.flush();
-    assert_eq!((one.read(), other.read()), (unmasked(OpCode::Text, b"secret"), unmasked(OpCode::Text, b"x")));
+    assert_eq!(
+        (one.read(), other.read()),
+        (unmasked(OpCode::Text, b"secret"), unmasked(OpCode::Text, b"x"))
+    );
 }
 
 #[test]
@@ -242,14 +404,49 @@ fn a_pong_is_not_sent_by_whoever_flushes_first() {
 }
 
 #[test]
+fn a_message_on_its_way_is_charged_by_what_arrived() {
+    let mut pair = Pair::open(&TLS13);
+    let frame = masked(0x82, &[7; 50_000]);
+    pair.write(&frame[..10_000]);
+    assert_eq!(pair.run().unwrap(), []);
+    assert!(
+        !pair.channel.has_parked(),
+        "the payload went to the message, not to the undecoded bytes"
+    );
+    let used = pair.scratch.budget().used();
+    assert!((9_900..21_000).contains(&used), "{used}");
+    pair.write(&frame[10_000..]);
+    let expected = ChannelEvent::Message(MessageKind::Binary, Bytes::from(vec![7; 50_000]));
+    assert_eq!(pair.run().unwrap(), [expected]);
+    assert_eq!(pair.scratch.budget().used(), 0);
+}
+
+#[test]
+fn what_comes_after_the_end_is_thrown_away() {
+    let mut pair = Pair::open(&TLS13);
+    pair.channel.close(&mut pair.scratch, 4000, "replaced").unwrap();
+    pair.deliver();
+    assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x0F\xA0replaced"));
+    pair.write(&masked(0x88, b"\x0F\xA0"));
+    assert_eq!(pair.run().unwrap(), []);
+    assert_eq!(pair.turn(b"not even TLS").unwrap(), []);
+    assert!(pair.scratch.outbound().is_empty() && !pair.channel.has_parked());
+}
+
+#[test]
 fn over_the_budget_nothing_is_parked() {
     let mut pair = Pair::open(&TLS13);
-    pair.scratch = Scratch::new(ScratchLimits { budget_bytes: 64, ..ScratchLimits::default() });
+    pair.scratch = Scratch::new(ScratchLimits {
+        budget_bytes: 64,
+        ..ScratchLimits::default()
+    });
     pair.write(&masked(0x81, &[b'x'; 500]));
     let wire = pair.wire();
     let error = pair.turn(&wire[..400]).unwrap_err();
     assert!(matches!(error, ChannelError::Capacity(_)), "{error}");
-    pair.channel.close(&mut pair.scratch, error.close_code() as u16, "").unwrap();
+    pair.channel
+        .close(&mut pair.scratch, error.close_code() as u16, "")
+        .unwrap();
     pair.deliver();
     assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x03\xF5"));
 }

@@ -69,6 +69,8 @@ pub struct Hub {
     next_ping: Instant,
     last_notice: Option<Instant>,
     stopped_shards: usize,
+    /// Something that [`Hub::status`] shows has changed.
+    changed: bool,
 }
 
 /// Boots remembered.
@@ -95,6 +97,7 @@ impl Hub {
             next_ping,
             last_notice: None,
             stopped_shards: 0,
+            changed: true,
             config,
         }
     }
@@ -116,7 +119,9 @@ impl Hub {
     }
 
     fn handle_lane(&mut self, now: Instant, id: PeerId, batch: (Header, Vec<(Frame, u32)>)) {
-        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else { return };
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
+            return;
+        };
         let mut incoming = std::mem::take(&mut self.incoming);
         let taken = peer.lane.handle_batch(now, batch, &mut incoming);
         self.metrics.frames_in.inc_by(incoming.len() as u64);
@@ -153,7 +158,7 @@ impl Hub {
             }
             command => match session_of(command) {
                 Some(Ok(session)) if session.parts().frontend == self.config.frontend => {
-                    self.to_shard_of(session, ToShard::Frame { peer: id, incoming });
+                    self.tell_shard_of(session, ToShard::Frame { peer: id, incoming });
                 }
                 _ => {
                     self.metrics.malformed.inc();
@@ -169,7 +174,7 @@ impl Hub {
         }
     }
 
-    fn to_shard_of(&mut self, session: holdfast_proto::SessionId, message: ToShard) {
+    fn tell_shard_of(&mut self, session: holdfast_proto::SessionId, message: ToShard) {
         let shard = session.parts().shard;
         if shard.0 < self.config.shards {
             self.to_shards.push_back((shard, message));
@@ -181,9 +186,10 @@ impl Hub {
         }
     }
 
-    fn to_all_shards(&mut self, mut message: impl FnMut(usize) -> ToShard) {
+    fn tell_all_shards(&mut self, mut message: impl FnMut(usize) -> ToShard) {
         for shard in 0..self.config.shards {
-            self.to_shards.push_back((ShardId(shard), message(usize::from(shard))));
+            self.to_shards
+                .push_back((ShardId(shard), message(usize::from(shard))));
         }
     }
 
@@ -204,7 +210,13 @@ impl Hub {
         if let Some(notice) = self.notices.pop_front() {
             return Some(notice);
         }
-        self.take_batch(now).or_else(|| if self.mark_all_drained() { self.take_batch(now) } else { None })
+        self.take_batch(now).or_else(|| {
+            if self.mark_all_drained() {
+                self.take_batch(now)
+            } else {
+                None
+            }
+        })
     }
 
     fn take_batch(&mut self, now: Instant) -> Option<(Bytes, Bytes)> {
@@ -240,9 +252,15 @@ impl Hub {
         let peer = &mut self.peers[index];
         let (stats, counted) = (peer.lane.stats(), peer.counted);
         peer.counted = stats;
-        self.metrics.batches_out.inc_by(stats.batches_sent - counted.batches_sent);
-        self.metrics.frames_out.inc_by(stats.frames_sent - counted.frames_sent);
-        self.metrics.credit_stalls.inc_by(stats.credit_stalls - counted.credit_stalls);
+        self.metrics
+            .batches_out
+            .inc_by(stats.batches_sent - counted.batches_sent);
+        self.metrics
+            .frames_out
+            .inc_by(stats.frames_sent - counted.frames_sent);
+        self.metrics
+            .credit_stalls
+            .inc_by(stats.credit_stalls - counted.credit_stalls);
     }
 
     /// When to call [`Hub::handle_timeout`] at the latest.
@@ -261,7 +279,10 @@ impl Hub {
                 peer.lane.restart_clocks(now);
             }
         }
-        let verdicts = self.peers.iter().filter_map(|p| Some((p.id, p.stage, p.lane.check(now)?)));
+        let verdicts = self
+            .peers
+            .iter()
+            .filter_map(|p| Some((p.id, p.stage, p.lane.check(now)?)));
         for (id, stage, gone) in verdicts.collect::<Vec<_>>() {
             match (stage, gone) {
                 (Stage::Done, _) => self.forget(id),
@@ -292,13 +313,18 @@ impl Hub {
         self.peers.iter().map(status).collect()
     }
 
+    /// Whether [`Hub::status`] has changed since the last call.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
     pub fn sessions(&self) -> usize {
         self.index.len()
     }
 
     /// The frontend stops: shards close their sessions.
     pub fn handle_stop(&mut self) {
-        self.to_all_shards(|_| ToShard::Stop);
+        self.tell_all_shards(|_| ToShard::Stop);
     }
 
     /// Whether every shard has stopped and everything was sent and acknowledged.

@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::exchange::Presence;
 
 /// Sessions in one page of a sync.
-pub const PAGE_SESSIONS: usize = 256;
+pub(super) const PAGE_SESSIONS: usize = 256;
 
 /// What a login changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,13 +64,22 @@ impl DeviceIndex {
         }
         self.next += 1;
         self.order.insert(self.next, presence.device.clone());
-        self.devices.insert(presence.device.clone(), Entry { order: self.next, presence });
+        self.devices.insert(
+            presence.device.clone(),
+            Entry {
+                order: self.next,
+                presence,
+            },
+        );
         swap
     }
 
     /// The session is over; a newer one's entry stays.
     pub fn on_offline(&mut self, device: &DeviceId, session: SessionId) {
-        if self.devices.get(device).is_some_and(|e| e.presence.session == session)
+        if self
+            .devices
+            .get(device)
+            .is_some_and(|e| e.presence.session == session)
             && let Some(entry) = self.devices.remove(device)
         {
             self.order.remove(&entry.order);
@@ -81,8 +90,16 @@ impl DeviceIndex {
     pub fn page(&self, cursor: u64) -> (Vec<frames::SessionInfo>, u64) {
         let from = cursor.saturating_add(1);
         let page: Vec<(&u64, &DeviceId)> = self.order.range(from..).take(PAGE_SESSIONS).collect();
-        let next = if page.len() == PAGE_SESSIONS { page.last().map_or(0, |(order, _)| **order) } else { 0 };
-        let infos = page.into_iter().filter_map(|(_, device)| self.get(device)).map(session_info).collect();
+        let next = if page.len() == PAGE_SESSIONS {
+            page.last().map_or(0, |(order, _)| **order)
+        } else {
+            0
+        };
+        let infos = page
+            .into_iter()
+            .filter_map(|(_, device)| self.get(device))
+            .map(session_info)
+            .collect();
         (infos, next)
     }
 }
@@ -116,7 +133,12 @@ mod tests {
 
     fn login(device: &str, n: u32, since_ms: u64) -> Presence {
         let address = "127.0.0.1:1".parse().unwrap();
-        Presence { device: device.parse().unwrap(), session: session(n), address, since_ms }
+        Presence {
+            device: device.parse().unwrap(),
+            session: session(n),
+            address,
+            since_ms,
+        }
     }
 
     #[test]

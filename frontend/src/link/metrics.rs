@@ -38,22 +38,74 @@ impl LinkMetrics {
     pub fn register(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("link");
         r.register("backends", "Backends attached", self.backends.clone());
-        r.register("backends_active", "Backends that take new work", self.active.clone());
+        r.register(
+            "backends_active",
+            "Backends that take new work",
+            self.active.clone(),
+        );
         r.register("attached", "Attachments made", self.attached.clone());
-        r.register("gone", "Attachments that ended without leaving gracefully, by cause", self.gone.clone());
-        r.register("fenced", "Backends fenced because they were silent, stuck or broke the protocol", self.fenced.clone());
+        r.register(
+            "gone",
+            "Attachments that ended without leaving gracefully, by cause",
+            self.gone.clone(),
+        );
+        r.register(
+            "fenced",
+            "Backends fenced because they were silent, stuck or broke the protocol",
+            self.fenced.clone(),
+        );
         r.register("drained", "Backends that left gracefully", self.drained.clone());
-        r.register("refused", "Backends that could not be spoken with", self.refused.clone());
-        r.register("stale_epoch", "Batches dropped because their epoch is over", self.stale_epoch.clone());
-        r.register("malformed", "Batches and frames that could not be understood", self.malformed.clone());
-        r.register("unsupported", "Frames for what this build does not do", self.unsupported.clone());
-        r.register("credit_stall", "Times a class of frames ran out of credit", self.credit_stalls.clone());
-        r.register("frames_received", "Frames received from backends", self.frames_in.clone());
+        r.register(
+            "refused",
+            "Backends that could not be spoken with",
+            self.refused.clone(),
+        );
+        r.register(
+            "stale_epoch",
+            "Batches dropped because their epoch is over",
+            self.stale_epoch.clone(),
+        );
+        r.register(
+            "malformed",
+            "Batches and frames that could not be understood",
+            self.malformed.clone(),
+        );
+        r.register(
+            "unsupported",
+            "Frames for what this build does not do",
+            self.unsupported.clone(),
+        );
+        r.register(
+            "credit_stall",
+            "Times a class of frames ran out of credit",
+            self.credit_stalls.clone(),
+        );
+        r.register(
+            "frames_received",
+            "Frames received from backends",
+            self.frames_in.clone(),
+        );
         r.register("frames_sent", "Frames sent to backends", self.frames_out.clone());
-        r.register("batches_received", "Batches received from backends", self.batches_in.clone());
-        r.register("batches_sent", "Batches sent to backends", self.batches_out.clone());
-        r.register("send_failures", "Batches that the socket refused", self.send_failures.clone());
-        r.register("paused", "Times our own loop was late and clocks were restarted", self.paused.clone());
+        r.register(
+            "batches_received",
+            "Batches received from backends",
+            self.batches_in.clone(),
+        );
+        r.register(
+            "batches_sent",
+            "Batches sent to backends",
+            self.batches_out.clone(),
+        );
+        r.register(
+            "send_failures",
+            "Batches that the socket refused",
+            self.send_failures.clone(),
+        );
+        r.register(
+            "paused",
+            "Times our own loop was late and clocks were restarted",
+            self.paused.clone(),
+        );
     }
 
     pub(super) fn gone(&self, cause: &'static str) {

@@ -52,7 +52,11 @@ impl Default for ShardConfig {
             shard: ShardId(0),
             max_sessions: 1_000_000,
             max_waiting: 10_000,
-            window: WindowLimits { requests: 32, bytes: 256 * 1024, held_bytes: 4 * MIB },
+            window: WindowLimits {
+                requests: 32,
+                bytes: 256 * 1024,
+                held_bytes: 4 * MIB,
+            },
             window_total_bytes: 256 * MIB,
             output_bytes: 4 * MIB,
             output_total_bytes: 256 * MIB,

@@ -38,18 +38,58 @@ impl ShardMetrics {
         r.register("sessions_online", "Sessions that are online", self.online.clone());
         r.register("accepted", "Connections taken", self.accepted.clone());
         r.register("requests", "Requests taken into a window", self.requests.clone());
-        r.register("replies", "Final replies handed to a channel", self.replies.clone());
-        r.register("duplicate_replies", "Replies to what was answered", self.duplicate_replies.clone());
-        r.register("late_frames", "Frames for a session or a state that is over", self.late_frames.clone());
-        r.register("malformed_frames", "Frames that could not be understood", self.malformed_frames.clone());
-        r.register("blob_conflicts", "Blob writes that came too late", self.blob_conflicts.clone());
-        r.register("window_stalls", "Times a full window stopped the reading", self.stalls.clone());
-        r.register("pushes_written", "Pushes that a socket took", self.pushes_written.clone());
-        r.register("pushes_dropped", "Pushes not written, by reason", self.pushes_dropped.clone());
-        r.register("refused", "Connections refused before they were online, by reason", self.refused.clone());
+        r.register(
+            "replies",
+            "Final replies handed to a channel",
+            self.replies.clone(),
+        );
+        r.register(
+            "duplicate_replies",
+            "Replies to what was answered",
+            self.duplicate_replies.clone(),
+        );
+        r.register(
+            "late_frames",
+            "Frames for a session or a state that is over",
+            self.late_frames.clone(),
+        );
+        r.register(
+            "malformed_frames",
+            "Frames that could not be understood",
+            self.malformed_frames.clone(),
+        );
+        r.register(
+            "blob_conflicts",
+            "Blob writes that came too late",
+            self.blob_conflicts.clone(),
+        );
+        r.register(
+            "window_stalls",
+            "Times a full window stopped the reading",
+            self.stalls.clone(),
+        );
+        r.register(
+            "pushes_written",
+            "Pushes that a socket took",
+            self.pushes_written.clone(),
+        );
+        r.register(
+            "pushes_dropped",
+            "Pushes not written, by reason",
+            self.pushes_dropped.clone(),
+        );
+        r.register(
+            "refused",
+            "Connections refused before they were online, by reason",
+            self.refused.clone(),
+        );
         r.register("closed", "Sessions closed, by reason", self.closed.clone());
         let link = registry.sub_registry_with_prefix("link");
-        link.register("replayed_requests", "Requests asked again after a backend was lost", self.replayed_requests.clone());
+        link.register(
+            "replayed_requests",
+            "Requests asked again after a backend was lost",
+            self.replayed_requests.clone(),
+        );
     }
 
     pub(super) fn refused(&self, reason: &'static str) {

@@ -14,36 +14,42 @@ struct Peer {
 
 /// A shard's view of the attached backends: a few, so a list is the fastest map.
 #[derive(Debug, Default)]
-pub struct Roster {
+pub(super) struct Roster {
     peers: Vec<Peer>,
 }
 
 /// How a peer stands to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub(super) enum Standing {
     Active,
     Draining,
     Gone,
 }
 
 impl Roster {
-    pub fn on_active(&mut self, id: PeerId, seed: u64) {
-        let peer = Peer { id, seed, draining: false, requests: Ticket(0), lifecycle: Ticket(0) };
+    pub(super) fn on_active(&mut self, id: PeerId, seed: u64) {
+        let peer = Peer {
+            id,
+            seed,
+            draining: false,
+            requests: Ticket(0),
+            lifecycle: Ticket(0),
+        };
         self.peers.retain(|p| p.id != id);
         self.peers.push(peer);
     }
 
-    pub fn on_draining(&mut self, id: PeerId) {
+    pub(super) fn on_draining(&mut self, id: PeerId) {
         if let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) {
             peer.draining = true;
         }
     }
 
-    pub fn on_gone(&mut self, id: PeerId) {
+    pub(super) fn on_gone(&mut self, id: PeerId) {
         self.peers.retain(|p| p.id != id);
     }
 
-    pub fn standing(&self, id: PeerId) -> Standing {
+    pub(super) fn standing(&self, id: PeerId) -> Standing {
         match self.peers.iter().find(|p| p.id == id) {
             None => Standing::Gone,
             Some(peer) if peer.draining => Standing::Draining,
@@ -51,24 +57,30 @@ impl Roster {
         }
     }
 
-    pub fn has_active(&self) -> bool {
-        self.peers.iter().any(|p| !p.draining)
-    }
-
     /// The active peer with the highest weight for `key`; `None` when none is active.
-    pub fn choose(&self, key: &[u8]) -> Option<PeerId> {
+    pub(super) fn choose(&self, key: &[u8]) -> Option<PeerId> {
         let mut active = self.peers.iter().filter(|p| !p.draining);
         let first = active.next()?;
-        let Some(second) = active.next() else { return Some(first.id) };
+        let Some(second) = active.next() else {
+            return Some(first.id);
+        };
         let hash = fnv1a(key);
         let rest = std::iter::once(second).chain(active);
-        let best = rest.fold(first, |best, p| if mix(hash ^ p.seed) > mix(hash ^ best.seed) { p } else { best });
+        let best = rest.fold(first, |best, p| {
+            if mix(hash ^ p.seed) > mix(hash ^ best.seed) {
+                p
+            } else {
+                best
+            }
+        });
         Some(best.id)
     }
 
     /// The next ticket for a frame to this peer.
-    pub fn ticket(&mut self, id: PeerId, track: Track) -> Ticket {
-        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else { return Ticket(u64::MAX) };
+    pub(super) fn ticket(&mut self, id: PeerId, track: Track) -> Ticket {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
+            return Ticket(u64::MAX);
+        };
         let ticket = match track {
             Track::Requests => &mut peer.requests,
             Track::Lifecycle => &mut peer.lifecycle,
@@ -80,7 +92,9 @@ impl Roster {
 
 /// FNV-1a, 64 bits: keys are short and the result is mixed afterwards.
 fn fnv1a(key: &[u8]) -> u64 {
-    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood 2014).

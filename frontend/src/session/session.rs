@@ -107,14 +107,21 @@ impl Session {
 
     pub(super) fn key(&self) -> SessionKey {
         let parts = self.id.parts();
-        SessionKey { slot: parts.slot.0, generation: parts.generation.0 }
+        SessionKey {
+            slot: parts.slot.0,
+            generation: parts.generation.0,
+        }
     }
 
     /// What every frame about this session carries.
     pub(super) fn frame(&self) -> frames::Session {
         frames::Session {
             id: Some(self.id.into()),
-            device: self.device.as_ref().map(|d| d.as_bytes().clone()).unwrap_or_default(),
+            device: self
+                .device
+                .as_ref()
+                .map(|d| d.as_bytes().clone())
+                .unwrap_or_default(),
             principal: self.principal.clone(),
             blob: self.blob.clone(),
             blob_version: self.blob_version,
@@ -149,7 +156,10 @@ impl Session {
             State::Binding(binding) => binding.delivery.with.is_none(),
             State::LoggingIn(login) => login.delivery.with.is_none(),
             State::Closing(closing) => closing.delivery.with.is_none(),
-            State::Online => self.active.as_ref().is_some_and(|active| active.has_undelivered()),
+            State::Online => self
+                .active
+                .as_ref()
+                .is_some_and(|active| active.has_undelivered()),
             State::Accepted { .. } | State::Challenging { .. } => false,
         }
     }

@@ -31,11 +31,19 @@ pub enum Output {
     /// Answer the upgrade with this and end the connection. The session is gone.
     Refuse { key: SessionKey, refusal: Refusal },
     /// Write a message; report it with [`Shard::handle_written`] when the socket took all of it.
-    Send { key: SessionKey, kind: MessageKind, payload: Bytes },
+    Send {
+        key: SessionKey,
+        kind: MessageKind,
+        payload: Bytes,
+    },
     /// Ask the device for a sign of life.
     Ping { key: SessionKey },
     /// Say goodbye and close. The session knows no connection any more: nothing about it may be reported.
-    Close { key: SessionKey, code: CloseCode, goodbye: Option<Goodbye> },
+    Close {
+        key: SessionKey,
+        code: CloseCode,
+        goodbye: Option<Goodbye>,
+    },
     /// The message that was stalled may be tried again.
     Resume { key: SessionKey },
 }
@@ -61,10 +69,19 @@ pub struct Goodbye {
 impl Goodbye {
     /// `@goodbye {…}` as it is sent. `code` is a word of ours or of a backend's, restricted to what needs no escaping.
     pub fn render(&self) -> String {
-        let code: String =
-            self.code.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')).collect();
-        let retry = self.retry_after.map(|d| format!(",\"retry_after_ms\":{}", d.as_millis())).unwrap_or_default();
-        format!("@goodbye {{\"code\":\"{code}\"{retry},\"reconnect\":{}}}", self.reconnect)
+        let code: String = self
+            .code
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+            .collect();
+        let retry = self
+            .retry_after
+            .map(|d| format!(",\"retry_after_ms\":{}", d.as_millis()))
+            .unwrap_or_default();
+        format!(
+            "@goodbye {{\"code\":\"{code}\"{retry},\"reconnect\":{}}}",
+            self.reconnect
+        )
     }
 }
 
@@ -90,6 +107,7 @@ pub struct Shard {
     /// Sessions whose message waits for room in the total of all windows.
     starved: VecDeque<SessionKey>,
     broadcasts: VecDeque<push::Broadcast>,
+    #[allow(clippy::vec_box, reason = "the boxes themselves are what is reused")]
     spare: Vec<Box<Active>>,
     outputs: VecDeque<Output>,
     to_hub: Vec<ToHub>,
@@ -138,7 +156,10 @@ impl Shard {
         }
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
         if slot as usize == self.slots.len() {
-            self.slots.push(Place { generation: 0, session: None });
+            self.slots.push(Place {
+                generation: 0,
+                session: None,
+            });
         }
         let place = &mut self.slots[slot as usize];
         place.generation = place.generation.wrapping_add(1);
@@ -184,7 +205,12 @@ impl Shard {
 
     /// The session's uuid, while it lives.
     pub fn session_id(&self, key: SessionKey) -> Option<SessionId> {
-        self.slots.get(key.slot as usize)?.session.as_ref().filter(|s| s.key() == key).map(|s| s.id)
+        self.slots
+            .get(key.slot as usize)?
+            .session
+            .as_ref()
+            .filter(|s| s.key() == key)
+            .map(|s| s.id)
     }
 
     /// The live session of `key`.
@@ -203,7 +229,10 @@ impl Shard {
             return None;
         };
         let parts = id.parts();
-        let key = SessionKey { slot: parts.slot.0, generation: parts.generation.0 };
+        let key = SessionKey {
+            slot: parts.slot.0,
+            generation: parts.generation.0,
+        };
         let found = self.get(key).is_some_and(|s| s.id == id);
         if !found {
             self.metrics.late_frames.inc();
@@ -212,6 +241,7 @@ impl Shard {
     }
 
     /// Boxes the busy part of a session, reusing one if there is.
+    #[allow(clippy::vec_box, reason = "the boxes themselves are what is reused")]
     fn activate<'a>(spare: &mut Vec<Box<Active>>, session: &'a mut Session) -> &'a mut Active {
         let next = session.next;
         session.active.get_or_insert_with(|| {
@@ -223,7 +253,9 @@ impl Shard {
 
     /// Gives the busy part back when nothing is under way.
     fn settle(&mut self, slot: u32) {
-        let Some(session) = self.slots[slot as usize].session.as_mut() else { return };
+        let Some(session) = self.slots[slot as usize].session.as_mut() else {
+            return;
+        };
         if session.active.as_ref().is_some_and(|a| a.is_idle())
             && let Some(active) = session.active.take()
             && self.spare.len() < MAX_SPARE

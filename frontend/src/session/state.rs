@@ -24,8 +24,15 @@ pub struct Delivery {
 
 impl Delivery {
     /// The peer is lost. True when this must be given to another.
-    pub fn on_lost(&mut self, peer: PeerId, was_sent: impl FnOnce(Track, Ticket) -> bool, track: Track) -> bool {
-        let Some((_, ticket)) = self.with.filter(|(with, _)| *with == peer) else { return false };
+    pub fn on_lost(
+        &mut self,
+        peer: PeerId,
+        was_sent: impl FnOnce(Track, Ticket) -> bool,
+        track: Track,
+    ) -> bool {
+        let Some((_, ticket)) = self.with.filter(|(with, _)| *with == peer) else {
+            return false;
+        };
         self.attempt += u32::from(was_sent(track, ticket));
         self.with = None;
         true
@@ -119,25 +126,41 @@ impl State {
     }
 
     pub fn on_upgrade(&mut self, now: Instant, credential: Bytes) -> Result<(), IllegalTransition> {
-        let Self::Accepted { .. } = self else { return Err(self.illegal("on_upgrade")) };
-        *self = Self::Binding(Box::new(Binding { credential, delivery: Delivery::default(), since: now }));
+        let Self::Accepted { .. } = self else {
+            return Err(self.illegal("on_upgrade"));
+        };
+        *self = Self::Binding(Box::new(Binding {
+            credential,
+            delivery: Delivery::default(),
+            since: now,
+        }));
         Ok(())
     }
 
     pub fn on_bound(&mut self, now: Instant) -> Result<(), IllegalTransition> {
-        let Self::Binding(_) = self else { return Err(self.illegal("on_bound")) };
+        let Self::Binding(_) = self else {
+            return Err(self.illegal("on_bound"));
+        };
         *self = Self::Challenging { since: now };
         Ok(())
     }
 
     pub fn on_greeted(&mut self, now: Instant, hello: Bytes) -> Result<(), IllegalTransition> {
-        let Self::Challenging { .. } = self else { return Err(self.illegal("on_greeted")) };
-        *self = Self::LoggingIn(Box::new(LoggingIn { hello, delivery: Delivery::default(), since: now }));
+        let Self::Challenging { .. } = self else {
+            return Err(self.illegal("on_greeted"));
+        };
+        *self = Self::LoggingIn(Box::new(LoggingIn {
+            hello,
+            delivery: Delivery::default(),
+            since: now,
+        }));
         Ok(())
     }
 
     pub fn on_welcomed(&mut self) -> Result<(), IllegalTransition> {
-        let Self::LoggingIn(_) = self else { return Err(self.illegal("on_welcomed")) };
+        let Self::LoggingIn(_) = self else {
+            return Err(self.illegal("on_welcomed"));
+        };
         *self = Self::Online;
         Ok(())
     }
@@ -151,12 +174,19 @@ impl State {
             Self::LoggingIn(_) => false,
             Self::Online => true,
         };
-        *self = Self::Closing(Box::new(Closing { reason, delivery: Delivery::default(), was_online }));
+        *self = Self::Closing(Box::new(Closing {
+            reason,
+            delivery: Delivery::default(),
+            was_online,
+        }));
         Ok(true)
     }
 
     fn illegal(&self, transition: &'static str) -> IllegalTransition {
-        IllegalTransition { from: self.label(), transition }
+        IllegalTransition {
+            from: self.label(),
+            transition,
+        }
     }
 }
 
@@ -168,14 +198,29 @@ mod tests {
 
     fn states() -> Vec<State> {
         let now = Instant::now();
-        let sent = Delivery { with: Some((PeerId(1), Ticket(1))), attempt: 0 };
+        let sent = Delivery {
+            with: Some((PeerId(1), Ticket(1))),
+            attempt: 0,
+        };
         vec![
             State::Accepted { since: now },
-            State::Binding(Box::new(Binding { credential: Bytes::new(), delivery: sent, since: now })),
+            State::Binding(Box::new(Binding {
+                credential: Bytes::new(),
+                delivery: sent,
+                since: now,
+            })),
             State::Challenging { since: now },
-            State::LoggingIn(Box::new(LoggingIn { hello: Bytes::new(), delivery: sent, since: now })),
+            State::LoggingIn(Box::new(LoggingIn {
+                hello: Bytes::new(),
+                delivery: sent,
+                since: now,
+            })),
             State::Online,
-            State::Closing(Box::new(Closing { reason: CloseReason::Lost, delivery: sent, was_online: true })),
+            State::Closing(Box::new(Closing {
+                reason: CloseReason::Lost,
+                delivery: sent,
+                was_online: true,
+            })),
         ]
     }
 
@@ -235,7 +280,10 @@ closing closed -
 
     #[test]
     fn only_a_session_whose_login_was_tried_owes_a_logout() {
-        let owes: Vec<_> = states().iter_mut().map(|s| s.on_closed(CloseReason::Lost).unwrap_or(false)).collect();
+        let owes: Vec<_> = states()
+            .iter_mut()
+            .map(|s| s.on_closed(CloseReason::Lost).unwrap_or(false))
+            .collect();
         assert_eq!(owes, [false, false, false, true, true, false]);
     }
 }

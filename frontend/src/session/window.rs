@@ -137,14 +137,22 @@ impl Window {
     pub fn push(&mut self, now: Instant, kind: MessageKind, payload: Bytes) -> Sequence {
         self.bytes += payload.len();
         self.unsent += 1;
-        let entry =
-            Entry { kind, payload, received: now, delivery: Delivery::default(), progress: Progress::Open };
+        let entry = Entry {
+            kind,
+            payload,
+            received: now,
+            delivery: Delivery::default(),
+            progress: Progress::Open,
+        };
         self.entries.push_back(entry);
         Sequence(self.before + self.entries.len() as u64)
     }
 
     fn floor(&self) -> Sequence {
-        let open = self.entries.iter().position(|e| !matches!(e.progress, Progress::Writing | Progress::Done));
+        let open = self
+            .entries
+            .iter()
+            .position(|e| !matches!(e.progress, Progress::Writing | Progress::Done));
         Sequence(self.before + 1 + open.unwrap_or(self.entries.len()) as u64)
     }
 
@@ -154,8 +162,10 @@ impl Window {
             return None;
         }
         let floor = self.floor();
-        let index =
-            self.entries.iter().position(|e| matches!(e.progress, Progress::Open) && e.delivery.with.is_none())?;
+        let index = self
+            .entries
+            .iter()
+            .position(|e| matches!(e.progress, Progress::Open) && e.delivery.with.is_none())?;
         let entry = &mut self.entries[index];
         let ticket = ticket();
         entry.delivery.with = Some((peer, ticket));
@@ -175,7 +185,11 @@ impl Window {
     /// The backend is lost: what it had may be dispatched again, in order. Gives how many it had been sent.
     pub fn on_lost(&mut self, peer: PeerId, mut was_sent: impl FnMut(Track, Ticket) -> bool) -> usize {
         let mut replayed = 0;
-        for entry in self.entries.iter_mut().filter(|e| matches!(e.progress, Progress::Open)) {
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|e| matches!(e.progress, Progress::Open))
+        {
             let attempt = entry.delivery.attempt;
             if entry.delivery.on_lost(peer, &mut was_sent, Track::Requests) {
                 self.out -= 1;
@@ -193,7 +207,11 @@ impl Window {
         reply: FinalReply,
         limits: &WindowLimits,
     ) -> Result<(), ReplyError> {
-        let FinalReply { sequence, after, answer } = reply;
+        let FinalReply {
+            sequence,
+            after,
+            answer,
+        } = reply;
         if sequence.0 <= self.before {
             return Err(ReplyError::Duplicate);
         }
@@ -219,7 +237,9 @@ impl Window {
 
     /// Whether this request's reply has still to be handed to the channel.
     fn is_pending(&self, sequence: Sequence) -> bool {
-        let Some(index) = sequence.0.checked_sub(self.before + 1) else { return false };
+        let Some(index) = sequence.0.checked_sub(self.before + 1) else {
+            return false;
+        };
         self.entries
             .get(index as usize)
             .is_some_and(|e| matches!(e.progress, Progress::Open | Progress::Held { .. }))
@@ -231,10 +251,14 @@ impl Window {
         if self.held == 0 {
             return None;
         }
-        let index = self.entries.iter().enumerate().position(|(index, entry)| match &entry.progress {
-            Progress::Held { after, .. } => *after >= self.sequence_at(index) || !self.is_pending(*after),
-            _ => false,
-        })?;
+        let index = self
+            .entries
+            .iter()
+            .enumerate()
+            .position(|(index, entry)| match &entry.progress {
+                Progress::Held { after, .. } => *after >= self.sequence_at(index) || !self.is_pending(*after),
+                _ => false,
+            })?;
         let sequence = self.sequence_at(index);
         match std::mem::replace(&mut self.entries[index].progress, Progress::Writing) {
             Progress::Held { answer, .. } => {
@@ -257,7 +281,11 @@ impl Window {
             debug_assert!(matches!(entry.progress, Progress::Writing));
             entry.progress = Progress::Done;
         }
-        while self.entries.front().is_some_and(|e| matches!(e.progress, Progress::Done)) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|e| matches!(e.progress, Progress::Done))
+        {
             self.entries.pop_front();
             self.before += 1;
         }
@@ -266,7 +294,10 @@ impl Window {
     /// Forgets everything; gives the payload bytes that were held.
     pub fn clear(&mut self) -> usize {
         let bytes = self.bytes;
-        *self = Self { entries: std::mem::take(&mut self.entries), ..Self::default() };
+        *self = Self {
+            entries: std::mem::take(&mut self.entries),
+            ..Self::default()
+        };
         self.entries.clear();
         bytes
     }

@@ -3,7 +3,11 @@ use proptest::prelude::*;
 
 const A: PeerId = PeerId(1);
 const B: PeerId = PeerId(2);
-const LIMITS: WindowLimits = WindowLimits { requests: 4, bytes: 100, held_bytes: 50 };
+const LIMITS: WindowLimits = WindowLimits {
+    requests: 4,
+    bytes: 100,
+    held_bytes: 50,
+};
 
 fn window() -> Window {
     let mut window = Window::default();
@@ -12,7 +16,11 @@ fn window() -> Window {
 }
 
 fn answer(text: &str) -> Answer {
-    Answer { kind: MessageKind::Text, silent: false, payload: Bytes::copy_from_slice(text.as_bytes()) }
+    Answer {
+        kind: MessageKind::Text,
+        silent: false,
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+    }
 }
 
 fn reply_to(
@@ -22,11 +30,23 @@ fn reply_to(
     after: Sequence,
     answer: Answer,
 ) -> Result<(), ReplyError> {
-    window.handle_reply(peer, FinalReply { sequence, after, answer }, &LIMITS)
+    window.handle_reply(
+        peer,
+        FinalReply {
+            sequence,
+            after,
+            answer,
+        },
+        &LIMITS,
+    )
 }
 
 fn push(window: &mut Window, text: &'static str) -> Sequence {
-    window.push(Instant::now(), MessageKind::Text, Bytes::from_static(text.as_bytes()))
+    window.push(
+        Instant::now(),
+        MessageKind::Text,
+        Bytes::from_static(text.as_bytes()),
+    )
 }
 
 fn dispatch(window: &mut Window, peer: PeerId) -> Vec<(u64, u64, u32)> {
@@ -41,7 +61,9 @@ fn dispatch(window: &mut Window, peer: PeerId) -> Vec<(u64, u64, u32)> {
 }
 
 fn answers(window: &mut Window) -> Vec<u64> {
-    std::iter::from_fn(|| window.poll_answer()).map(|(sequence, _)| sequence.0).collect()
+    std::iter::from_fn(|| window.poll_answer())
+        .map(|(sequence, _)| sequence.0)
+        .collect()
 }
 
 #[test]
@@ -54,7 +76,10 @@ fn a_request_stays_until_its_reply_is_written() {
     assert!(!w.is_empty() && w.bytes() == 0 && w.may_move());
     w.on_written(one);
     assert!(w.is_empty());
-    assert_eq!(reply_to(&mut w, A, one, Sequence(0), answer("1")), Err(ReplyError::Duplicate));
+    assert_eq!(
+        reply_to(&mut w, A, one, Sequence(0), answer("1")),
+        Err(ReplyError::Duplicate)
+    );
     assert_eq!(push(&mut w, "two"), Sequence(2));
 }
 
@@ -81,7 +106,10 @@ fn an_early_reply_waits_for_its_predecessor() {
     reply_to(&mut w, A, Sequence(2), Sequence(1), answer("2")).unwrap();
     assert_eq!(answers(&mut w), [] as [u64; 0]);
     assert!(!w.may_move());
-    assert_eq!(reply_to(&mut w, A, Sequence(2), Sequence(1), answer("2")), Err(ReplyError::Duplicate));
+    assert_eq!(
+        reply_to(&mut w, A, Sequence(2), Sequence(1), answer("2")),
+        Err(ReplyError::Duplicate)
+    );
     reply_to(&mut w, A, Sequence(1), Sequence(0), answer("1")).unwrap();
     assert_eq!(answers(&mut w), [1, 2, 3]);
 }
@@ -94,7 +122,10 @@ fn held_replies_are_bounded() {
     }
     dispatch(&mut w, A);
     let long = answer(&"x".repeat(51));
-    assert_eq!(reply_to(&mut w, A, Sequence(2), Sequence(1), long.clone()), Err(ReplyError::Full));
+    assert_eq!(
+        reply_to(&mut w, A, Sequence(2), Sequence(1), long.clone()),
+        Err(ReplyError::Full)
+    );
     // One that need not wait is not held.
     reply_to(&mut w, A, Sequence(2), Sequence(0), long).unwrap();
     assert_eq!(answers(&mut w), [2]);
@@ -127,9 +158,15 @@ fn a_lost_backends_requests_are_asked_again_in_order() {
     // Tickets up to 2 had gone out: request 4 never was with A.
     assert_eq!(w.on_lost(A, |_, ticket| ticket <= Ticket(2)), 1);
     assert!(w.may_move() && w.has_unsent());
-    assert_eq!(reply_to(&mut w, A, Sequence(2), Sequence(0), answer("late")), Err(ReplyError::Unasked));
+    assert_eq!(
+        reply_to(&mut w, A, Sequence(2), Sequence(0), answer("late")),
+        Err(ReplyError::Unasked)
+    );
     assert_eq!(dispatch(&mut w, B), [(2, 2, 1), (4, 2, 0)]);
-    assert_eq!(reply_to(&mut w, A, Sequence(2), Sequence(0), answer("late")), Err(ReplyError::Unasked));
+    assert_eq!(
+        reply_to(&mut w, A, Sequence(2), Sequence(0), answer("late")),
+        Err(ReplyError::Unasked)
+    );
     reply_to(&mut w, B, Sequence(2), Sequence(0), answer("2")).unwrap();
     assert_eq!(w.on_lost(A, |_, _| true), 0);
 }
@@ -144,7 +181,10 @@ fn a_reply_that_names_itself_or_the_future_as_predecessor_does_not_wait_for_ever
     reply_to(&mut w, A, Sequence(1), Sequence(2), answer("1")).unwrap();
     reply_to(&mut w, A, Sequence(2), Sequence(2), answer("2")).unwrap();
     assert_eq!(answers(&mut w), [1, 2]);
-    assert_eq!(reply_to(&mut w, A, Sequence(9), Sequence(0), answer("9")), Err(ReplyError::Unasked));
+    assert_eq!(
+        reply_to(&mut w, A, Sequence(9), Sequence(0), answer("9")),
+        Err(ReplyError::Unasked)
+    );
 }
 
 proptest! {

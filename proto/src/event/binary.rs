@@ -45,7 +45,10 @@ pub fn parse_binary(message: &Bytes) -> Result<BinaryEvent, HeaderError> {
     required(Field::Name, &header.name)?;
     bounded(Field::Id, &header.id)?;
     bounded(Field::RetryKey, &header.retry_key)?;
-    Ok(BinaryEvent { header, payload: rest })
+    Ok(BinaryEvent {
+        header,
+        payload: rest,
+    })
 }
 
 #[cfg(test)]
@@ -54,7 +57,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn header() -> EventHeader {
-        EventHeader { namespace: "N".into(), name: "n".into(), id: "1".into(), ..EventHeader::default() }
+        EventHeader {
+            namespace: "N".into(),
+            name: "n".into(),
+            id: "1".into(),
+            ..EventHeader::default()
+        }
     }
 
     fn message(header: &EventHeader, payload: &[u8]) -> Bytes {
@@ -74,14 +82,31 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let bad = |bytes: &'static [u8]| parse_binary(&Bytes::from_static(bytes)).unwrap_err();
-        for bytes in [&b""[..], b"\x05\x0a", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x02\x0a\x09"] {
+        for bytes in [
+            &b""[..],
+            b"\x05\x0a",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            b"\x02\x0a\x09",
+        ] {
             assert_eq!(bad(bytes), HeaderError::BadBinaryHeader, "{bytes:?}");
         }
         assert_eq!(bad(b"\0payload"), HeaderError::Missing(Field::Namespace));
-        let long = EventHeader { id: "x".repeat(129), ..header() };
-        assert_eq!(parse_binary(&message(&long, b"")), Err(HeaderError::TooLong(Field::Id)));
-        let huge = EventHeader { reply_to: "x".repeat(2000), ..header() };
-        assert_eq!(parse_binary(&message(&huge, b"")), Err(HeaderError::BadBinaryHeader));
+        let long = EventHeader {
+            id: "x".repeat(129),
+            ..header()
+        };
+        assert_eq!(
+            parse_binary(&message(&long, b"")),
+            Err(HeaderError::TooLong(Field::Id))
+        );
+        let huge = EventHeader {
+            reply_to: "x".repeat(2000),
+            ..header()
+        };
+        assert_eq!(
+            parse_binary(&message(&huge, b"")),
+            Err(HeaderError::BadBinaryHeader)
+        );
     }
 
     proptest! {

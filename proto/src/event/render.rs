@@ -69,7 +69,11 @@ pub fn render_reply_binary(header: &ReplyHeader<'_>, payload: &[u8]) -> Vec<u8> 
 
 /// An error reply in the form of the request: its payload is JSON in both.
 pub fn render_error(binary: bool, error: &ErrorReply<'_>) -> Vec<u8> {
-    if binary { error_binary(error) } else { error_text(error) }
+    if binary {
+        error_binary(error)
+    } else {
+        error_text(error)
+    }
 }
 
 fn error_text(error: &ErrorReply<'_>) -> Vec<u8> {
@@ -124,7 +128,9 @@ pub fn render_push_binary(header: &PushHeader<'_>, payload: &[u8]) -> Vec<u8> {
 fn delimited(header: &EventHeader, payload: &[u8]) -> Vec<u8> {
     let length = header.encoded_len();
     let mut out = Vec::with_capacity(prost::length_delimiter_len(length) + length + payload.len());
-    header.encode_length_delimited(&mut out).expect("a Vec grows as needed");
+    header
+        .encode_length_delimited(&mut out)
+        .expect("a Vec grows as needed");
     out.extend_from_slice(payload);
     out
 }
@@ -137,7 +143,11 @@ fn push_reply_to<'a>(parts: &mut Vec<Part<'a>>, reply_to: Option<&'a str>, seq: 
 }
 
 fn push_error_payload<'a>(parts: &mut Vec<Part<'a>>, error: &ErrorReply<'a>) {
-    let retryable: &[u8] = if error.code.retryable() { b"true}" } else { b"false}" };
+    let retryable: &[u8] = if error.code.retryable() {
+        b"true}"
+    } else {
+        b"false}"
+    };
     parts.extend([
         Part::Raw(br#"{"code":""#),
         Part::Raw(error.code.label().as_bytes()),
@@ -159,7 +169,7 @@ impl Part<'_> {
     fn len(self) -> usize {
         match self {
             Part::Raw(bytes) => bytes.len(),
-            Part::Text(text) => text.bytes().map(|b| escape_len(b)).sum(),
+            Part::Text(text) => text.bytes().map(escape_len).sum(),
         }
     }
 
@@ -214,8 +224,12 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    const HEADER: ReplyHeader<'_> =
-        ReplyHeader { namespace: "Weather", name: "Query", reply_to: Some("req-1"), seq: Sequence(9) };
+    const HEADER: ReplyHeader<'_> = ReplyHeader {
+        namespace: "Weather",
+        name: "Query",
+        reply_to: Some("req-1"),
+        seq: Sequence(9),
+    };
 
     fn text(bytes: &[u8]) -> &str {
         std::str::from_utf8(bytes).unwrap()
@@ -226,21 +240,36 @@ mod tests {
         let reply = render_reply_text(&HEADER, br#"{"temp_c":4}"#);
         let expected = r#"{"header":{"namespace":"Weather","name":"Query.Reply","id":"r-9","reply_to":"req-1","seq":9},"payload":{"temp_c":4}}"#;
         assert_eq!(text(&reply), expected);
-        let reply = render_reply_text(&ReplyHeader { reply_to: None, ..HEADER }, b"");
-        let expected = r#"{"header":{"namespace":"Weather","name":"Query.Reply","id":"r-9","seq":9},"payload":null}"#;
+        let reply = render_reply_text(
+            &ReplyHeader {
+                reply_to: None,
+                ..HEADER
+            },
+            b"",
+        );
+        let expected =
+            r#"{"header":{"namespace":"Weather","name":"Query.Reply","id":"r-9","seq":9},"payload":null}"#;
         assert_eq!(text(&reply), expected);
     }
 
     #[test]
     fn an_error_has_the_documented_form_as_text_and_binary() {
         let code = ErrorCode::UpstreamTimeout;
-        let error = ErrorReply { reply_to: Some("req-1"), seq: Sequence(1), code, message: code.message() };
+        let error = ErrorReply {
+            reply_to: Some("req-1"),
+            seq: Sequence(1),
+            code,
+            message: code.message(),
+        };
         let payload = json!({"code": "upstream_timeout", "message": code.message(), "retryable": true});
         let value: Value = serde_json::from_slice(&render_error(false, &error)).unwrap();
         let header = json!({"namespace": "System", "name": "Error", "reply_to": "req-1", "seq": 1});
         assert_eq!(value, json!({"header": header, "payload": payload}));
         let event = parse_binary(&render_error(true, &error).into()).unwrap();
-        assert_eq!((event.header.namespace.as_str(), event.header.name.as_str()), ("System", "Error"));
+        assert_eq!(
+            (event.header.namespace.as_str(), event.header.name.as_str()),
+            ("System", "Error")
+        );
         assert_eq!((event.header.reply_to.as_str(), event.header.seq), ("req-1", 1));
         assert_eq!(serde_json::from_slice::<Value>(&event.payload).unwrap(), payload);
     }
@@ -248,10 +277,17 @@ mod tests {
     #[test]
     fn binary_replies_and_pushes_round_trip() {
         let event = parse_binary(&render_reply_binary(&HEADER, b"\0\x01").into()).unwrap();
-        assert_eq!((event.header.name.as_str(), event.header.id.as_str()), ("Query.Reply", "r-9"));
+        assert_eq!(
+            (event.header.name.as_str(), event.header.id.as_str()),
+            ("Query.Reply", "r-9")
+        );
         assert_eq!((event.header.reply_to.as_str(), event.header.seq), ("req-1", 9));
         assert_eq!(event.payload, &b"\0\x01"[..]);
-        let push = PushHeader { namespace: "Alerts", name: "Fire", id: "m-77" };
+        let push = PushHeader {
+            namespace: "Alerts",
+            name: "Fire",
+            id: "m-77",
+        };
         let event = parse_binary(&render_push_binary(&push, b"raw").into()).unwrap();
         assert_eq!((event.header.id.as_str(), event.header.seq), ("m-77", 0));
     }

@@ -36,12 +36,20 @@ impl TextEvent<'_> {
 /// parsers. The payload is checked to be JSON and UTF-8, and otherwise left alone.
 pub fn parse_text(message: &[u8]) -> Result<TextEvent<'_>, HeaderError> {
     let mut parser = serde_json::Deserializer::from_slice(message);
-    let envelope = parser.deserialize_map(EnvelopeVisitor).map_err(|_| HeaderError::NotJson)?;
+    let envelope = parser
+        .deserialize_map(EnvelopeVisitor)
+        .map_err(|_| HeaderError::NotJson)?;
     parser.end().map_err(|_| HeaderError::NotJson)?;
     let header = envelope.header.ok_or(HeaderError::NoHeader)?;
-    let namespace = header.namespace.text(Field::Namespace)?.ok_or(HeaderError::Missing(Field::Namespace))?;
+    let namespace = header
+        .namespace
+        .text(Field::Namespace)?
+        .ok_or(HeaderError::Missing(Field::Namespace))?;
     required(Field::Namespace, &namespace)?;
-    let name = header.name.text(Field::Name)?.ok_or(HeaderError::Missing(Field::Name))?;
+    let name = header
+        .name
+        .text(Field::Name)?
+        .ok_or(HeaderError::Missing(Field::Name))?;
     required(Field::Name, &name)?;
     Ok(TextEvent {
         namespace,
@@ -85,7 +93,9 @@ impl<'a> Value<'a> {
     }
 
     fn optional(self, field: Field) -> Result<Option<Cow<'a, str>>, HeaderError> {
-        let Some(text) = self.text(field)?.filter(|t| !t.is_empty()) else { return Ok(None) };
+        let Some(text) = self.text(field)?.filter(|t| !t.is_empty()) else {
+            return Ok(None);
+        };
         bounded(field, &text)?;
         Ok(Some(text))
     }
@@ -226,14 +236,20 @@ mod tests {
         );
         let event = parse_text(&message).unwrap();
         assert_eq!((&*event.namespace, &*event.name), ("Weather", "Query"));
-        assert_eq!((event.id.as_deref(), event.retry_key.as_deref()), (Some("req-1"), None));
+        assert_eq!(
+            (event.id.as_deref(), event.retry_key.as_deref()),
+            (Some("req-1"), None)
+        );
         assert!(matches!(event.name, Cow::Borrowed(_)));
         assert_eq!(event.payload_in(&message), &br#"{ "b":1.10,  "a":[ ] }"#[..]);
     }
 
     #[test]
     fn a_missing_or_null_payload_is_null() {
-        for text in [r#"{"header":{"namespace":"N","name":"n"}}"#, r#"{"header":{"namespace":"N","name":"n"},"payload":null}"#] {
+        for text in [
+            r#"{"header":{"namespace":"N","name":"n"}}"#,
+            r#"{"header":{"namespace":"N","name":"n"},"payload":null}"#,
+        ] {
             let message = Bytes::copy_from_slice(text.as_bytes());
             assert_eq!(parse_text(&message).unwrap().payload_in(&message), "null");
         }
@@ -256,14 +272,34 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        for text in ["", "null", "[]", "{", "{}x", r#"{"header":7}"#, r#"{"header":{"namespace":"N"}"#] {
+        for text in [
+            "",
+            "null",
+            "[]",
+            "{",
+            "{}x",
+            r#"{"header":7}"#,
+            r#"{"header":{"namespace":"N"}"#,
+        ] {
             assert_eq!(fails(text), HeaderError::NotJson, "{text}");
         }
-        assert_eq!(parse_text(b"{\"header\":{},\"payload\":\"\xff\"}").unwrap_err(), HeaderError::NotJson);
+        assert_eq!(
+            parse_text(b"{\"header\":{},\"payload\":\"\xff\"}").unwrap_err(),
+            HeaderError::NotJson
+        );
         assert_eq!(fails("{}"), HeaderError::NoHeader);
-        assert_eq!(fails(r#"{"header":{"name":"n"}}"#), HeaderError::Missing(Field::Namespace));
-        assert_eq!(fails(r#"{"header":{"namespace":"N","name":""}}"#), HeaderError::Missing(Field::Name));
-        assert_eq!(fails(r#"{"header":{"namespace":"N","name":"n","id":7}}"#), HeaderError::NotText(Field::Id));
+        assert_eq!(
+            fails(r#"{"header":{"name":"n"}}"#),
+            HeaderError::Missing(Field::Namespace)
+        );
+        assert_eq!(
+            fails(r#"{"header":{"namespace":"N","name":""}}"#),
+            HeaderError::Missing(Field::Name)
+        );
+        assert_eq!(
+            fails(r#"{"header":{"namespace":"N","name":"n","id":7}}"#),
+            HeaderError::NotText(Field::Id)
+        );
         let long = "x".repeat(129);
         let text = format!(r#"{{"header":{{"namespace":"N","name":"n","retry_key":"{long}"}}}}"#);
         assert_eq!(fails(&text), HeaderError::TooLong(Field::RetryKey));
@@ -274,10 +310,16 @@ mod tests {
     #[test]
     fn deep_nesting_neither_overflows_nor_passes_as_a_header() {
         let deep = "[".repeat(200_000);
-        assert_eq!(fails(&format!(r#"{{"header":{{"id":{deep}"#)), HeaderError::NotJson);
+        assert_eq!(
+            fails(&format!(r#"{{"header":{{"id":{deep}"#)),
+            HeaderError::NotJson
+        );
         let payload = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
         let text = format!(r#"{{"payload":{payload},"header":{{"namespace":"N","name":"n"}}}}"#);
-        assert_eq!(parse_text(text.as_bytes()).unwrap().payload.unwrap().get(), payload);
+        assert_eq!(
+            parse_text(text.as_bytes()).unwrap().payload.unwrap().get(),
+            payload
+        );
     }
 
     proptest! {

@@ -43,7 +43,7 @@ pub fn encode_notice(from: super::Epoch, to: super::Epoch, command: super::Comma
 /// The command of a notice to `local`, whatever epoch it comes from; `None` for every other batch.
 pub fn read_notice(local: super::Epoch, header: &Header, frames: &[(Frame, u32)]) -> Option<super::Command> {
     use super::Command;
-    if header.first_frame != 0 || header.to.clone().map(super::Epoch::from) != Some(local) {
+    if header.first_frame != 0 || header.to.map(super::Epoch::from) != Some(local) {
         return None;
     }
     match frames {

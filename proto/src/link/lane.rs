@@ -227,8 +227,8 @@ impl Lane {
         (header, frames): (Header, Vec<(Frame, u32)>),
         out: &mut Vec<Incoming>,
     ) -> Result<(), LaneError> {
-        let from: Epoch = header.from.clone().ok_or(LaneError::Malformed)?.into();
-        let to: Option<Epoch> = header.to.clone().map(Into::into);
+        let from: Epoch = header.from.ok_or(LaneError::Malformed)?.into();
+        let to: Option<Epoch> = header.to.map(Into::into);
         if from != self.remote || to.is_some_and(|to| to != self.local) {
             return Err(LaneError::StaleEpoch);
         }
@@ -264,7 +264,7 @@ impl Lane {
         let grants = [&header.requests, &header.replies, &header.lifecycle, &header.push];
         for (class, grant) in self.classes.iter_mut().zip(grants) {
             if let Some(grant) = grant {
-                class.spending.handle_grant(grant.clone().into());
+                class.spending.handle_grant((*grant).into());
             }
         }
         if header.progress != self.remote_progress {

@@ -37,3 +37,34 @@ impl Drop for Group {
         self.leader.wait().ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+
+    fn member(group: &Group) -> Child {
+        Command::new("/bin/sleep")
+            .arg("1000")
+            .process_group(group.id())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn members_die_with_the_group() {
+        let group = Group::new();
+        let mut member = member(&group);
+        drop(group);
+        assert_eq!(member.wait().unwrap().signal(), Some(9));
+    }
+
+    /// The pipe alone does it, as when the test itself is killed and nothing is dropped.
+    #[test]
+    fn members_die_when_the_pipe_closes() {
+        let mut group = Group::new();
+        let mut member = member(&group);
+        drop(group.leader.stdin.take());
+        assert_eq!(member.wait().unwrap().signal(), Some(9));
+    }
+}

@@ -78,7 +78,7 @@ async fn hello_may_be_left_out() {
         .await
         .unwrap();
     gateway.frontends[0]
-        .wait_for_metric("holdfast_frontend_sessions", |n| n >= 2.0)
+        .wait_for_metric("holdfast_frontend_sessions_online", |n| n == 2.0)
         .await;
     gateway.push(json!({"device": "e"}), json!(1)).await;
     silent.next_push().await;

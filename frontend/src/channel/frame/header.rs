@@ -86,10 +86,20 @@ impl Header {
                 return Err(PeerFault::ControlTooLong);
             }
         }
-        let Some((length, rest)) = parse_length(short, rest)? else { return Ok(None) };
-        let Some(&mask) = rest.first_chunk::<MASK_BYTES>() else { return Ok(None) };
+        let Some((length, rest)) = parse_length(short, rest)? else {
+            return Ok(None);
+        };
+        let Some(&mask) = rest.first_chunk::<MASK_BYTES>() else {
+            return Ok(None);
+        };
         let size = bytes.len() - rest.len() + MASK_BYTES;
-        Ok(Some(Self { fin, opcode, mask, length, size }))
+        Ok(Some(Self {
+            fin,
+            opcode,
+            mask,
+            length,
+            size,
+        }))
     }
 }
 
@@ -97,11 +107,15 @@ impl Header {
 fn parse_length(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, PeerFault> {
     let (length, least, rest) = match short {
         LENGTH_16 => {
-            let Some((bytes, rest)) = rest.split_first_chunk::<2>() else { return Ok(None) };
+            let Some((bytes, rest)) = rest.split_first_chunk::<2>() else {
+                return Ok(None);
+            };
             (u64::from(u16::from_be_bytes(*bytes)), 126, rest)
         }
         LENGTH_64 => {
-            let Some((bytes, rest)) = rest.split_first_chunk::<8>() else { return Ok(None) };
+            let Some((bytes, rest)) = rest.split_first_chunk::<8>() else {
+                return Ok(None);
+            };
             (u64::from_be_bytes(*bytes), 1 << 16, rest)
         }
         _ => (u64::from(short), 0, rest),
@@ -144,7 +158,9 @@ pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
 
 /// Appends a close frame (5.5.1); a reason over 123 bytes is cut at a character.
 pub(crate) fn write_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
-    let Some(code) = code else { return write_frame(out, OpCode::Close, &[]) };
+    let Some(code) = code else {
+        return write_frame(out, OpCode::Close, &[]);
+    };
     let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL - 2)];
     out.extend_from_slice(&[FIN | OpCode::Close.bits(), (2 + reason.len()) as u8]);
     out.extend_from_slice(&code.to_be_bytes());
@@ -170,8 +186,14 @@ mod tests {
         assert_eq!(fault(&[0x09, 0x80]), PeerFault::ControlFragmented);
         assert_eq!(fault(&[0x89, 0xFE]), PeerFault::ControlTooLong);
         assert_eq!(fault(&[0x82, 0xFE, 0, 125]), PeerFault::LengthEncoding);
-        assert_eq!(fault(&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]), PeerFault::LengthEncoding);
-        assert_eq!(fault(&[0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0]), PeerFault::LengthEncoding);
+        assert_eq!(
+            fault(&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]),
+            PeerFault::LengthEncoding
+        );
+        assert_eq!(
+            fault(&[0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0]),
+            PeerFault::LengthEncoding
+        );
     }
 
     #[test]
@@ -179,7 +201,10 @@ mod tests {
         let parse = |bytes: &[u8]| Header::parse(bytes).unwrap().map(|h| (h.length, h.size));
         assert_eq!(parse(&[0x82, 0x80 | 125, 1, 2, 3, 4]), Some((125, 6)));
         assert_eq!(parse(&[0x82, 0xFE, 0, 126, 1, 2, 3, 4]), Some((126, 8)));
-        assert_eq!(parse(&[0x82, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4]), Some((65536, 14)));
+        assert_eq!(
+            parse(&[0x82, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4]),
+            Some((65536, 14))
+        );
         assert_eq!(parse(&[0x82, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3]), None);
     }
 

@@ -49,7 +49,13 @@ impl Partial {
     /// An empty message of `kind`.
     pub(super) fn new(kind: MessageKind, budget: &Arc<Budget>) -> Result<Self, ChannelError> {
         let charge = Charge::new(budget, size_of::<Self>())?;
-        Ok(Self { kind, bytes: Vec::new(), valid: 0, open: None, charge })
+        Ok(Self {
+            kind,
+            bytes: Vec::new(),
+            valid: 0,
+            open: None,
+            charge,
+        })
     }
 
     /// Bytes that have arrived and are still to come in the open frame.
@@ -62,12 +68,18 @@ impl Partial {
     }
 
     pub(super) fn open_frame(&mut self, header: &Header) {
-        self.open = Some(OpenFrame { remaining: header.length, mask: header.mask, fin: header.fin });
+        self.open = Some(OpenFrame {
+            remaining: header.length,
+            mask: header.mask,
+            fin: header.fin,
+        });
     }
 
     /// Takes what belongs to the open frame from the front of `input`, which it unmasks; says how much that was.
     pub(super) fn absorb(&mut self, input: &mut [u8]) -> Result<(usize, Progress), ChannelError> {
-        let Some(mut frame) = self.open.take() else { return Ok((0, Progress::BetweenFrames)) };
+        let Some(mut frame) = self.open.take() else {
+            return Ok((0, Progress::BetweenFrames));
+        };
         let taken = usize::try_from(frame.remaining).map_or(input.len(), |rest| rest.min(input.len()));
         let chunk = &mut input[..taken];
         unmask(chunk, frame.mask);
@@ -105,7 +117,10 @@ impl Partial {
         }
         let mut capacity = needed.max(self.bytes.capacity() * 2).max(FIRST_CAPACITY);
         if frame.fin {
-            let end = self.bytes.len().saturating_add(usize::try_from(frame.remaining).unwrap_or(usize::MAX));
+            let end = self
+                .bytes
+                .len()
+                .saturating_add(usize::try_from(frame.remaining).unwrap_or(usize::MAX));
             capacity = capacity.min(end);
         }
         self.charge.resize(size_of::<Self>() + capacity)?;

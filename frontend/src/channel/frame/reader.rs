@@ -47,10 +47,16 @@ pub struct Control {
 
 impl Control {
     fn new(payload: &[u8]) -> Self {
-        debug_assert!(payload.len() <= MAX_CONTROL, "the header's check let a long control frame through");
+        debug_assert!(
+            payload.len() <= MAX_CONTROL,
+            "the header's check let a long control frame through"
+        );
         let mut bytes = [0; MAX_CONTROL];
         bytes[..payload.len()].copy_from_slice(payload);
-        Self { len: payload.len() as u8, bytes }
+        Self {
+            len: payload.len() as u8,
+            bytes,
+        }
     }
 
     pub fn as_slice(&self) -> &[u8] {
@@ -96,10 +102,14 @@ impl FrameReader {
                 }
             }
             let rest = &mut input[used..];
-            let Some(header) = Header::parse(rest)? else { return Ok((used, None)) };
+            let Some(header) = Header::parse(rest)? else {
+                return Ok((used, None));
+            };
             self.check(&header, limits.max_message_bytes)?;
             let payload = &mut rest[header.size..];
-            let whole = usize::try_from(header.length).ok().filter(|&length| length <= payload.len());
+            let whole = usize::try_from(header.length)
+                .ok()
+                .filter(|&length| length <= payload.len());
             match whole {
                 Some(length) if header.opcode.is_control() => {
                     let frame = read_control(header, &mut payload[..length])?;
@@ -149,7 +159,9 @@ impl FrameReader {
     }
 
     fn complete(&mut self) -> Result<Option<Frame>, PeerFault> {
-        let Some(partial) = self.partial.take() else { return Ok(None) };
+        let Some(partial) = self.partial.take() else {
+            return Ok(None);
+        };
         let (kind, bytes) = partial.finish()?;
         Ok(Some(Frame::Message(kind, bytes)))
     }
@@ -183,7 +195,11 @@ fn read_control(header: Header, payload: &mut [u8]) -> Result<Frame, PeerFault> 
 /// 5.5.1: empty, or a code and a reason in UTF-8.
 fn read_close(payload: &[u8]) -> Result<Option<u16>, PeerFault> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-        return if payload.is_empty() { Ok(None) } else { Err(PeerFault::BadClose) };
+        return if payload.is_empty() {
+            Ok(None)
+        } else {
+            Err(PeerFault::BadClose)
+        };
     };
     let code = u16::from_be_bytes(*code);
     // 7.4: 1004 to 1006 and 1015 never travel, and 1016 to 2999 are not defined; 1012 to 1014 are registered.

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::frames::{self, Frame, Header};
-use holdfast_proto::link::{Command, Epoch, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice};
+use holdfast_proto::link::{
+    Command, Epoch, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice,
+};
 
 use super::{Hub, MAX_BOOTS, MAX_NOTICES};
 use crate::exchange::{PeerId, SentTickets, ToShard};
@@ -24,12 +26,17 @@ impl Hub {
         header: Header,
         frames: Vec<(Frame, u32)>,
     ) {
-        let Some(epoch) = header.from.clone().map(Epoch::from) else {
+        let Some(epoch) = header.from.map(Epoch::from) else {
             self.metrics.malformed.inc();
             return;
         };
         let hello = match frames.first() {
-            Some((Frame { command: Some(Command::Hello(hello)) }, _)) if header.first_frame == 1 => hello.clone(),
+            Some((
+                Frame {
+                    command: Some(Command::Hello(hello)),
+                },
+                _,
+            )) if header.first_frame == 1 => hello.clone(),
             _ => {
                 self.metrics.stale_epoch.inc();
                 if self.last_notice.is_none_or(|at| now >= at + NOTICE_INTERVAL) {
@@ -41,7 +48,10 @@ impl Hub {
         };
         if let Err((code, reason)) = self.admit(epoch, &hello) {
             self.metrics.refused.inc();
-            let refused = frames::Refused { code: code.into(), reason };
+            let refused = frames::Refused {
+                code: code.into(),
+                reason,
+            };
             return self.notify(identity, epoch, Command::Refused(refused));
         }
         let id = self.attach(now, identity, epoch, hello);
@@ -57,16 +67,30 @@ impl Hub {
             );
             return Err(("version", reason));
         }
-        if self.boots.iter().any(|(boot, attach)| *boot == epoch.boot && *attach >= epoch.attach) {
-            return Err(("stale_epoch", "a later attachment of this backend is known".into()));
+        if self
+            .boots
+            .iter()
+            .any(|(boot, attach)| *boot == epoch.boot && *attach >= epoch.attach)
+        {
+            return Err((
+                "stale_epoch",
+                "a later attachment of this backend is known".into(),
+            ));
         }
         // The same process attached anew: it has given the older attachment up.
-        let older = self.peers.iter().find(|p| p.lane.remote().boot == epoch.boot).map(|p| p.id);
+        let older = self
+            .peers
+            .iter()
+            .find(|p| p.lane.remote().boot == epoch.boot)
+            .map(|p| p.id);
         if let Some(older) = older {
             self.lose(older, "reattached");
         }
         if self.peers.len() >= self.config.max_backends {
-            return Err(("too_many_backends", format!("{} backends are attached", self.peers.len())));
+            return Err((
+                "too_many_backends",
+                format!("{} backends are attached", self.peers.len()),
+            ));
         }
         self.boots.retain(|(boot, _)| *boot != epoch.boot);
         if self.boots.len() >= MAX_BOOTS {
@@ -80,7 +104,10 @@ impl Hub {
         self.next_peer += 1;
         self.next_attach += 1;
         let id = PeerId(self.next_peer);
-        let local = Epoch { boot: self.config.boot, attach: self.next_attach };
+        let local = Epoch {
+            boot: self.config.boot,
+            attach: self.next_attach,
+        };
         let mut lane = Lane::new(self.config.lane, local, epoch, now);
         lane.enqueue(Command::Hello(self.hello()), None);
         let identity = Bytes::copy_from_slice(identity);
@@ -118,28 +145,38 @@ impl Hub {
 
     fn notify(&mut self, identity: &Bytes, to: Epoch, command: Command) {
         if self.notices.len() < MAX_NOTICES {
-            let from = Epoch { boot: self.config.boot, attach: 0 };
-            self.notices.push_back((identity.clone(), encode_notice(from, to, command)));
+            let from = Epoch {
+                boot: self.config.boot,
+                attach: 0,
+            };
+            self.notices
+                .push_back((identity.clone(), encode_notice(from, to, command)));
         }
     }
 
     pub(super) fn on_ready(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id && p.stage == Stage::Greeted) else {
+        let Some(peer) = self
+            .peers
+            .iter_mut()
+            .find(|p| p.id == id && p.stage == Stage::Greeted)
+        else {
             self.metrics.malformed.inc();
             return;
         };
         peer.stage = Stage::Active;
         let seed = peer.seed();
-        self.to_all_shards(|_| ToShard::PeerActive { peer: id, seed });
+        self.tell_all_shards(|_| ToShard::PeerActive { peer: id, seed });
         self.update_gauges();
     }
 
     pub(super) fn on_draining(&mut self, id: PeerId) {
         let shards = usize::from(self.config.shards);
         let leaving = |p: &&mut Peer| p.id == id && matches!(p.stage, Stage::Greeted | Stage::Active);
-        let Some(peer) = self.peers.iter_mut().find(leaving) else { return };
+        let Some(peer) = self.peers.iter_mut().find(leaving) else {
+            return;
+        };
         peer.stage = Stage::Draining { shards };
-        self.to_all_shards(|_| ToShard::PeerDraining { peer: id });
+        self.tell_all_shards(|_| ToShard::PeerDraining { peer: id });
         self.update_gauges();
     }
 
@@ -160,27 +197,36 @@ impl Hub {
         for peer in self.peers.iter_mut().filter(ready) {
             peer.stage = Stage::Marked;
             let last_frame = peer.lane.last_frame();
-            peer.lane.enqueue(Command::DrainMark(frames::DrainMark { last_frame }), None);
+            peer.lane
+                .enqueue(Command::DrainMark(frames::DrainMark { last_frame }), None);
             marked = true;
         }
         marked
     }
 
     pub(super) fn on_done(&mut self, _now: Instant, id: PeerId) {
-        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else { return };
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
+            return;
+        };
         if peer.stage != Stage::Marked {
             return self.fence(id, "protocol");
         }
         peer.stage = Stage::Done;
         let sent = peer.sent.clone();
         self.metrics.drained.inc();
-        self.to_all_shards(|shard| ToShard::PeerGone { peer: id, sent: sent[shard], graceful: true });
+        self.tell_all_shards(|shard| ToShard::PeerGone {
+            peer: id,
+            sent: sent[shard],
+            graceful: true,
+        });
         self.update_gauges();
     }
 
     /// Declares a backend gone and tells it so.
     pub(super) fn fence(&mut self, id: PeerId, cause: &'static str) {
-        let Some(peer) = self.peers.iter().find(|p| p.id == id) else { return };
+        let Some(peer) = self.peers.iter().find(|p| p.id == id) else {
+            return;
+        };
         let (identity, epoch) = (peer.identity.clone(), peer.lane.remote());
         self.metrics.fenced.inc();
         self.notify(&identity, epoch, Command::Fenced(frames::Fenced {}));
@@ -194,7 +240,11 @@ impl Hub {
             return;
         }
         self.metrics.gone(cause);
-        self.to_all_shards(|shard| ToShard::PeerGone { peer: id, sent: peer.sent[shard], graceful: false });
+        self.tell_all_shards(|shard| ToShard::PeerGone {
+            peer: id,
+            sent: peer.sent[shard],
+            graceful: false,
+        });
     }
 
     /// A backend that has left.
@@ -210,9 +260,12 @@ impl Hub {
         Some(peer)
     }
 
-    fn update_gauges(&self) {
+    fn update_gauges(&mut self) {
+        self.changed = true;
         self.metrics.backends.set(self.peers.len() as i64);
-        self.metrics.active.set(self.peers.iter().filter(|p| p.takes_work()).count() as i64);
+        self.metrics
+            .active
+            .set(self.peers.iter().filter(|p| p.takes_work()).count() as i64);
     }
 }
 

@@ -20,12 +20,22 @@ impl Hub {
             Command::Push(push) => return self.on_push(id, push, charge),
             Command::Query(query) => {
                 let sessions = self.find(&query.device).map(session_info).into_iter().collect();
-                let result = frames::QueryResult { number: query.number, sessions, closed: 0 };
+                let result = frames::QueryResult {
+                    number: query.number,
+                    sessions,
+                    closed: 0,
+                };
                 self.answer(id, Command::QueryResult(result));
             }
             Command::Sync(sync) => {
                 let (sessions, next_cursor) = self.index.page(sync.cursor);
-                self.answer(id, Command::SyncPage(frames::SyncPage { sessions, next_cursor }));
+                self.answer(
+                    id,
+                    Command::SyncPage(frames::SyncPage {
+                        sessions,
+                        next_cursor,
+                    }),
+                );
             }
             Command::Close(close) => self.on_close(id, &close),
             _ => {
@@ -54,17 +64,26 @@ impl Hub {
         };
         let here = session.filter(|s| {
             let parts = s.parts();
-            parts.frontend == self.config.frontend && parts.epoch == self.config.epoch && parts.shard.0 < self.config.shards
+            parts.frontend == self.config.frontend
+                && parts.epoch == self.config.epoch
+                && parts.shard.0 < self.config.shards
         });
         let Some(session) = here else {
             let status = PushStatus::Offline as i32;
-            let result = PushResult { number: push.number, status, ..Default::default() };
+            let result = PushResult {
+                number: push.number,
+                status,
+                ..Default::default()
+            };
             self.answer(id, Command::PushResult(result));
             return self.release(id, charge);
         };
         push.target = Some(Target::Session(session.into()));
-        let incoming = Incoming { command: Command::Push(push), charge };
-        self.to_shard_of(session, ToShard::Frame { peer: id, incoming });
+        let incoming = Incoming {
+            command: Command::Push(push),
+            charge,
+        };
+        self.tell_shard_of(session, ToShard::Frame { peer: id, incoming });
     }
 
     fn on_push_to_all(
@@ -74,20 +93,35 @@ impl Hub {
         charge: Option<(holdfast_proto::link::Class, u32)>,
     ) {
         let shards = self.config.shards;
-        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else { return };
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
+            return;
+        };
         if peer.broadcasts.len() >= MAX_BROADCASTS || peer.broadcasts.contains_key(&push.number) {
             let status = PushStatus::Dropped as i32;
             let dropped = self.index.len() as u64;
             let reason = "overloaded".into();
-            let result = PushResult { number: push.number, status, dropped, reason, ..Default::default() };
+            let result = PushResult {
+                number: push.number,
+                status,
+                dropped,
+                reason,
+                ..Default::default()
+            };
             self.answer(id, Command::PushResult(result));
         } else {
-            let broadcast = Broadcast { shards: usize::from(shards), ..Default::default() };
+            let broadcast = Broadcast {
+                shards: usize::from(shards),
+                ..Default::default()
+            };
             peer.broadcasts.insert(push.number, broadcast);
             for shard in 0..shards {
                 // The payload is shared; the credit is given back once, here.
-                let incoming = Incoming { command: Command::Push(push.clone()), charge: None };
-                self.to_shards.push_back((ShardId(shard), ToShard::Frame { peer: id, incoming }));
+                let incoming = Incoming {
+                    command: Command::Push(push.clone()),
+                    charge: None,
+                };
+                self.to_shards
+                    .push_back((ShardId(shard), ToShard::Frame { peer: id, incoming }));
             }
         }
         self.release(id, charge);
@@ -95,13 +129,18 @@ impl Hub {
 
     fn on_close(&mut self, id: PeerId, close: &frames::Close) {
         use frames::close::Target;
-        let code = u16::try_from(close.code).ok().and_then(CloseCode::from_u16).unwrap_or(CloseCode::ClosedByOperator);
+        let code = u16::try_from(close.code)
+            .ok()
+            .and_then(CloseCode::from_u16)
+            .unwrap_or(CloseCode::ClosedByOperator);
         let except = close.except.and_then(|e| SessionId::try_from(e).ok());
         let target = match &close.target {
             Some(Target::Session(session)) => SessionId::try_from(*session).ok(),
             Some(Target::Device(device)) => self
                 .find(device)
-                .filter(|p| Some(p.session) != except && (close.before_ms == 0 || p.since_ms < close.before_ms))
+                .filter(|p| {
+                    Some(p.session) != except && (close.before_ms == 0 || p.since_ms < close.before_ms)
+                })
                 .map(|p| p.session),
             None => None,
         };
@@ -111,7 +150,11 @@ impl Hub {
         }
         if close.number != 0 {
             let closed = u32::from(here.is_some());
-            let result = frames::QueryResult { number: close.number, sessions: Vec::new(), closed };
+            let result = frames::QueryResult {
+                number: close.number,
+                sessions: Vec::new(),
+                closed,
+            };
             self.answer(id, Command::QueryResult(result));
         }
     }
@@ -122,7 +165,13 @@ impl Hub {
         for peer in self.peers.iter_mut().filter(|p| p.takes_work()) {
             // One outstanding: a backend that does not take it needs no second.
             if peer.lane.queued(holdfast_proto::link::Class::Lifecycle) == 0 {
-                peer.lane.enqueue(Command::Ping(frames::Ping { online, sessions: Vec::new() }), None);
+                peer.lane.enqueue(
+                    Command::Ping(frames::Ping {
+                        online,
+                        sessions: Vec::new(),
+                    }),
+                    None,
+                );
             }
         }
     }

@@ -14,10 +14,20 @@ use crate::link::index::Swap;
 impl Hub {
     pub fn handle_shard(&mut self, _now: Instant, shard: ShardId, message: ToHub) {
         match message {
-            ToHub::Work { peer, ticket, command } => {
+            ToHub::Work {
+                peer,
+                ticket,
+                command,
+            } => {
                 // Work for a peer that is gone meanwhile: the shard hears of that next and gives it to another.
                 if let Some(peer) = self.peers.iter_mut().find(|p| p.id == peer) {
-                    peer.lane.enqueue(command, Some(Origin { source: shard.0, ticket: ticket.0 }));
+                    peer.lane.enqueue(
+                        command,
+                        Some(Origin {
+                            source: shard.0,
+                            ticket: ticket.0,
+                        }),
+                    );
                 }
             }
             ToHub::Release { peer, charge } => self.release(peer, Some(charge)),
@@ -25,7 +35,12 @@ impl Hub {
             ToHub::Online(presence) => self.on_online(presence),
             ToHub::Offline { device, session } => self.index.on_offline(&device, session),
             ToHub::PushDone { peer, result } => self.answer(peer, Command::PushResult(result)),
-            ToHub::BroadcastDone { peer, number, written, dropped } => {
+            ToHub::BroadcastDone {
+                peer,
+                number,
+                written,
+                dropped,
+            } => {
                 self.on_broadcast_done(peer, number, written, dropped);
             }
             ToHub::Stopped => self.stopped_shards += 1,
@@ -42,7 +57,7 @@ impl Hub {
     }
 
     pub(super) fn close(&mut self, session: SessionId, code: CloseCode) {
-        self.to_shard_of(session, ToShard::Close { session, code });
+        self.tell_shard_of(session, ToShard::Close { session, code });
     }
 
     /// A frame to a backend that has no ticket: nobody waits for it when the backend is lost.
@@ -53,15 +68,24 @@ impl Hub {
     }
 
     fn on_broadcast_done(&mut self, id: PeerId, number: u64, written: u64, dropped: u64) {
-        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else { return };
-        let Some(broadcast) = peer.broadcasts.get_mut(&number) else { return };
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
+            return;
+        };
+        let Some(broadcast) = peer.broadcasts.get_mut(&number) else {
+            return;
+        };
         broadcast.shards = broadcast.shards.saturating_sub(1);
         broadcast.written += written;
         broadcast.dropped += dropped;
         if broadcast.shards == 0 {
             let (written, dropped) = (broadcast.written, broadcast.dropped);
             peer.broadcasts.remove(&number);
-            let result = PushResult { number, written, dropped, ..Default::default() };
+            let result = PushResult {
+                number,
+                written,
+                dropped,
+                ..Default::default()
+            };
             self.answer(id, Command::PushResult(result));
         }
     }

@@ -15,7 +15,9 @@ use crate::session::window::Dispatch;
 impl Shard {
     /// Gives a backend whatever of this session waits for one.
     pub(super) fn deliver(&mut self, now: Instant, slot: u32) {
-        let Some(session) = self.slots[slot as usize].session.as_ref() else { return };
+        let Some(session) = self.slots[slot as usize].session.as_ref() else {
+            return;
+        };
         match session.state {
             State::Online => {
                 self.deliver_controls(slot);
@@ -36,7 +38,9 @@ impl Shard {
 
     fn deliver_lifecycle(&mut self, now: Instant, slot: u32, peer: PeerId) {
         let ticket = self.roster.ticket(peer, Track::Lifecycle);
-        let Some(session) = self.slots[slot as usize].session.as_mut() else { return };
+        let Some(session) = self.slots[slot as usize].session.as_mut() else {
+            return;
+        };
         let with = Some((peer, ticket));
         match &mut session.state {
             State::Binding(binding) => {
@@ -51,7 +55,11 @@ impl Shard {
             State::Accepted { .. } | State::Challenging { .. } | State::Online => return,
         }
         if let Some(command) = lifecycle_command(session) {
-            self.to_hub.push(ToHub::Work { peer, ticket, command });
+            self.to_hub.push(ToHub::Work {
+                peer,
+                ticket,
+                command,
+            });
         }
     }
 
@@ -68,42 +76,75 @@ impl Shard {
 
     pub(super) fn deliver_requests(&mut self, now: Instant, slot: u32) {
         loop {
-            let Some(session) = self.slots[slot as usize].session.as_ref() else { return };
+            let Some(session) = self.slots[slot as usize].session.as_ref() else {
+                return;
+            };
             if !session.active.as_ref().is_some_and(|a| a.window.has_unsent()) {
                 return;
             }
-            let Some(peer) = self.serving_peer(session) else { return };
-            let Some(session) = self.slots[slot as usize].session.as_mut() else { return };
+            let Some(peer) = self.serving_peer(session) else {
+                return;
+            };
+            let Some(session) = self.slots[slot as usize].session.as_mut() else {
+                return;
+            };
             session.serving = Some(peer);
-            let Some(active) = session.active.as_mut() else { return };
+            let Some(active) = session.active.as_mut() else {
+                return;
+            };
             let roster = &mut self.roster;
-            let Some(dispatch) = active.window.poll_dispatch(peer, || roster.ticket(peer, Track::Requests)) else {
+            let Some(dispatch) = active
+                .window
+                .poll_dispatch(peer, || roster.ticket(peer, Track::Requests))
+            else {
                 return;
             };
             let command = request_command(session, dispatch.clone(), now, &self.config);
-            self.to_hub.push(ToHub::Work { peer, ticket: dispatch.ticket, command });
+            self.to_hub.push(ToHub::Work {
+                peer,
+                ticket: dispatch.ticket,
+                command,
+            });
         }
     }
 
     fn deliver_controls(&mut self, slot: u32) {
-        let Some(session) = self.slots[slot as usize].session.as_ref() else { return };
-        if !session.active.as_ref().is_some_and(|a| a.controls.iter().any(|c| c.delivery.with.is_none())) {
+        let Some(session) = self.slots[slot as usize].session.as_ref() else {
+            return;
+        };
+        if !session
+            .active
+            .as_ref()
+            .is_some_and(|a| a.controls.iter().any(|c| c.delivery.with.is_none()))
+        {
             return;
         }
-        let Some(peer) = self.control_peer(session) else { return };
+        let Some(peer) = self.control_peer(session) else {
+            return;
+        };
         let frame = session.frame();
-        let Some(session) = self.slots[slot as usize].session.as_mut() else { return };
-        let Some(active) = session.active.as_mut() else { return };
+        let Some(session) = self.slots[slot as usize].session.as_mut() else {
+            return;
+        };
+        let Some(active) = session.active.as_mut() else {
+            return;
+        };
         for control in active.controls.iter_mut().filter(|c| c.delivery.with.is_none()) {
             let ticket = self.roster.ticket(peer, Track::Lifecycle);
             control.delivery.with = Some((peer, ticket));
             let command = control_command(frame.clone(), control);
-            self.to_hub.push(ToHub::Work { peer, ticket, command });
+            self.to_hub.push(ToHub::Work {
+                peer,
+                ticket,
+                command,
+            });
         }
     }
 
     fn control_peer(&self, session: &Session) -> Option<PeerId> {
-        let serving = session.serving.filter(|peer| self.roster.standing(*peer) == Standing::Active);
+        let serving = session
+            .serving
+            .filter(|peer| self.roster.standing(*peer) == Standing::Active);
         serving.or_else(|| self.roster.choose(session.hash_key()))
     }
 }
@@ -160,8 +201,18 @@ fn control_command(session: frames::Session, control: &Control) -> Command {
     let (number, text, attempt) = (control.number, control.text.clone(), control.delivery.attempt);
     let session = Some(session);
     if control.update {
-        Command::Update(frames::Update { session, number, text, attempt })
+        Command::Update(frames::Update {
+            session,
+            number,
+            text,
+            attempt,
+        })
     } else {
-        Command::Control(frames::Control { session, number, text, attempt })
+        Command::Control(frames::Control {
+            session,
+            number,
+            text,
+            attempt,
+        })
     }
 }

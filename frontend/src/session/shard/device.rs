@@ -65,7 +65,9 @@ impl Shard {
         kind: MessageKind,
         payload: Bytes,
     ) -> Result<(), Stalled> {
-        let Some(session) = self.get(key) else { return Ok(()) };
+        let Some(session) = self.get(key) else {
+            return Ok(());
+        };
         session.heard = now;
         session.pinged = false;
         match session.state {
@@ -76,7 +78,11 @@ impl Shard {
                     return Ok(());
                 }
                 self.greet(now, key, if hello { payload.clone() } else { Bytes::new() });
-                if hello { Ok(()) } else { self.handle_event(now, key, kind, payload) }
+                if hello {
+                    Ok(())
+                } else {
+                    self.handle_event(now, key, kind, payload)
+                }
             }
             State::LoggingIn(_) | State::Online => self.handle_event(now, key, kind, payload),
             State::Accepted { .. } | State::Binding(_) => {
@@ -118,9 +124,14 @@ impl Shard {
         payload: Bytes,
     ) -> Result<(), Stalled> {
         let place = &mut self.slots[key.slot as usize];
-        let Some(session) = place.session.as_mut() else { return Ok(()) };
+        let Some(session) = place.session.as_mut() else {
+            return Ok(());
+        };
         let limits = self.config.window;
-        let in_session = session.active.as_ref().is_none_or(|a| a.window.fits(payload.len(), &limits));
+        let in_session = session
+            .active
+            .as_ref()
+            .is_none_or(|a| a.window.fits(payload.len(), &limits));
         let alone = session.active.as_ref().is_none_or(|a| a.window.is_empty());
         let in_total = alone || self.window_bytes + payload.len() <= self.config.window_total_bytes;
         if !in_session || !in_total {
@@ -154,7 +165,9 @@ impl Shard {
             return self.close(now, key, CloseCode::TooBig);
         }
         let place = &mut self.slots[key.slot as usize];
-        let Some(session) = place.session.as_mut() else { return };
+        let Some(session) = place.session.as_mut() else {
+            return;
+        };
         let active = Self::activate(&mut self.spare, session);
         if !active.takes_control() {
             return self.close(now, key, CloseCode::ControlFlood);
@@ -173,15 +186,29 @@ impl Shard {
 
     /// The connection is gone, by the device's close or by a broken transport.
     pub fn handle_closed(&mut self, now: Instant, key: SessionKey, by_device: bool) {
-        self.end(now, key, if by_device { CloseReason::ByDevice } else { CloseReason::Lost });
+        self.end(
+            now,
+            key,
+            if by_device {
+                CloseReason::ByDevice
+            } else {
+                CloseReason::Lost
+            },
+        );
     }
 
     /// Closes the session: the channel says goodbye.
     pub fn close(&mut self, now: Instant, key: SessionKey, code: CloseCode) {
-        let hint = matches!(code, CloseCode::GoingAway | CloseCode::TryAgainLater | CloseCode::BackendFailed)
-            .then(|| self.retry_hint());
-        let goodbye =
-            Goodbye { code: code.label().into(), retry_after: hint, reconnect: code.may_reconnect() };
+        let hint = matches!(
+            code,
+            CloseCode::GoingAway | CloseCode::TryAgainLater | CloseCode::BackendFailed
+        )
+        .then(|| self.retry_hint());
+        let goodbye = Goodbye {
+            code: code.label().into(),
+            retry_after: hint,
+            reconnect: code.may_reconnect(),
+        };
         self.close_with(now, key, code, goodbye);
     }
 
@@ -192,12 +219,17 @@ impl Shard {
             State::Accepted { .. } | State::Binding(_) => false,
             State::Challenging { .. } | State::LoggingIn(_) | State::Online => true,
         };
-        self.outputs.push_back(Output::Close { key, code, goodbye: greeted.then_some(goodbye) });
+        self.outputs.push_back(Output::Close {
+            key,
+            code,
+            goodbye: greeted.then_some(goodbye),
+        });
         self.end(now, key, CloseReason::Closed(code));
     }
 }
 
 /// Whether a control message's word is this one: it ends with the message or at a space.
 fn is_word(text: &[u8], word: &[u8]) -> bool {
-    text.strip_prefix(word).is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+    text.strip_prefix(word)
+        .is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
 }

@@ -18,7 +18,8 @@ const MAX_BLOB_CONFLICTS: u8 = 3;
 impl Shard {
     pub(super) fn on_bound(&mut self, now: Instant, peer: PeerId, bound: frames::Bound) {
         let Some(key) = self.find(bound.id) else { return };
-        let asked = |s: &State| matches!(s, State::Binding(b) if b.delivery.with.is_some_and(|(p, _)| p == peer));
+        let asked =
+            |s: &State| matches!(s, State::Binding(b) if b.delivery.with.is_some_and(|(p, _)| p == peer));
         if !self.get(key).is_some_and(|s| asked(&s.state)) {
             self.metrics.late_frames.inc();
             return;
@@ -48,7 +49,10 @@ impl Shard {
     }
 
     fn on_denied(&mut self, now: Instant, key: SessionKey, denied: frames::Denied) {
-        let status = u16::try_from(denied.status).ok().filter(|s| (400..600).contains(s)).unwrap_or(503);
+        let status = u16::try_from(denied.status)
+            .ok()
+            .filter(|s| (400..600).contains(s))
+            .unwrap_or(503);
         let retry = (denied.retry_after_ms > 0).then(|| Duration::from_millis(denied.retry_after_ms.into()));
         let refusal = Refusal {
             status,
@@ -57,7 +61,12 @@ impl Shard {
             retryable: denied.retryable,
             retry_after: retry.or_else(|| (status == 503).then(|| self.retry_hint())),
         };
-        self.refuse(now, key, refusal, if status == 503 { "unavailable" } else { "denied" });
+        self.refuse(
+            now,
+            key,
+            refusal,
+            if status == 503 { "unavailable" } else { "denied" },
+        );
     }
 
     fn refuse_malformed(&mut self, now: Instant, key: SessionKey) {
@@ -80,7 +89,8 @@ impl Shard {
 
     pub(super) fn on_logged_in(&mut self, now: Instant, peer: PeerId, answer: frames::LoggedIn) {
         let Some(key) = self.find(answer.id) else { return };
-        let asked = |s: &State| matches!(s, State::LoggingIn(l) if l.delivery.with.is_some_and(|(p, _)| p == peer));
+        let asked =
+            |s: &State| matches!(s, State::LoggingIn(l) if l.delivery.with.is_some_and(|(p, _)| p == peer));
         if !self.get(key).is_some_and(|s| asked(&s.state)) {
             self.metrics.late_frames.inc();
             return;
@@ -89,9 +99,18 @@ impl Shard {
             Some(logged_in::Result::Welcomed(welcomed)) => self.on_welcomed(now, key, welcomed),
             Some(logged_in::Result::Denied(denied)) => {
                 let backend_failed = denied.code == CloseCode::BackendFailed.label();
-                let code = if backend_failed { CloseCode::BackendFailed } else { CloseCode::LoginFailed };
-                let hint = (denied.retry_after_ms > 0).then(|| Duration::from_millis(denied.retry_after_ms.into()));
-                let goodbye = Goodbye { code: denied.code, retry_after: hint, reconnect: denied.reconnect };
+                let code = if backend_failed {
+                    CloseCode::BackendFailed
+                } else {
+                    CloseCode::LoginFailed
+                };
+                let hint =
+                    (denied.retry_after_ms > 0).then(|| Duration::from_millis(denied.retry_after_ms.into()));
+                let goodbye = Goodbye {
+                    code: denied.code,
+                    retry_after: hint,
+                    reconnect: denied.reconnect,
+                };
                 self.close_with(now, key, code, goodbye);
             }
             None => {
@@ -131,7 +150,8 @@ impl Shard {
 
     pub(super) fn on_logged_out(&mut self, peer: PeerId, answer: &frames::LoggedOut) {
         let Some(key) = self.find(answer.id) else { return };
-        let asked = |s: &State| matches!(s, State::Closing(c) if c.delivery.with.is_some_and(|(p, _)| p == peer));
+        let asked =
+            |s: &State| matches!(s, State::Closing(c) if c.delivery.with.is_some_and(|(p, _)| p == peer));
         if self.get(key).is_some_and(|s| asked(&s.state)) {
             self.remove(key.slot);
         } else {
@@ -141,7 +161,15 @@ impl Shard {
 
     pub(super) fn on_reply(&mut self, now: Instant, peer: PeerId, reply: frames::Reply) {
         let kind = reply.kind();
-        let frames::Reply { id, sequence, r#final: is_final, after, silent, payload, .. } = reply;
+        let frames::Reply {
+            id,
+            sequence,
+            r#final: is_final,
+            after,
+            silent,
+            payload,
+            ..
+        } = reply;
         let Some(key) = self.find(id) else { return };
         if !is_final {
             // Interim replies need a feature that this build does not announce.
@@ -154,8 +182,16 @@ impl Shard {
             return;
         };
         let before = active.window.bytes();
-        let answer = Answer { kind, silent, payload };
-        let reply = FinalReply { sequence: Sequence(sequence), after: Sequence(after), answer };
+        let answer = Answer {
+            kind,
+            silent,
+            payload,
+        };
+        let reply = FinalReply {
+            sequence: Sequence(sequence),
+            after: Sequence(after),
+            answer,
+        };
         let taken = active.window.handle_reply(peer, reply, &limits);
         self.window_bytes -= before - active.window.bytes();
         match taken {
@@ -192,7 +228,9 @@ impl Shard {
     pub(super) fn on_updated(&mut self, now: Instant, peer: PeerId, updated: frames::Updated) {
         let Some(key) = self.find(updated.id) else { return };
         if let Some(write) = updated.blob
-            && self.get(key).is_some_and(|s| s.write_blob(write) == Err(BlobError::Conflict))
+            && self
+                .get(key)
+                .is_some_and(|s| s.write_blob(write) == Err(BlobError::Conflict))
         {
             self.metrics.blob_conflicts.inc();
             if self.ask_again(now, key, peer, updated.number) {
@@ -206,9 +244,13 @@ impl Shard {
 
     /// The backend worked on a blob that has changed since: it gets the update again, with the blob as it is now.
     fn ask_again(&mut self, now: Instant, key: SessionKey, peer: PeerId, number: u64) -> bool {
-        let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else { return false };
+        let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else {
+            return false;
+        };
         let mut mine = active.controls.iter_mut().filter(|c| c.number == number);
-        let Some(control) = mine.find(|c| c.delivery.with.is_some_and(|(p, _)| p == peer)) else { return false };
+        let Some(control) = mine.find(|c| c.delivery.with.is_some_and(|(p, _)| p == peer)) else {
+            return false;
+        };
         if control.conflicts >= MAX_BLOB_CONFLICTS {
             return false;
         }
@@ -232,7 +274,10 @@ impl Shard {
 
     /// Removes the control message that `peer` answers; false when it has none of that number.
     fn take_control(&mut self, key: SessionKey, peer: PeerId, number: u64) -> bool {
-        let controls = self.get(key).and_then(|s| s.active.as_mut()).map(|a| &mut a.controls);
+        let controls = self
+            .get(key)
+            .and_then(|s| s.active.as_mut())
+            .map(|a| &mut a.controls);
         let with = |c: &crate::session::session::Control| c.delivery.with.is_some_and(|(p, _)| p == peer);
         let found = controls.and_then(|controls| {
             let index = controls.iter().position(|c| c.number == number && with(c))?;

@@ -25,7 +25,10 @@ impl Shard {
             ToShard::Frame { peer, incoming } => self.on_frame(now, peer, incoming),
             ToShard::Close { session, code } => {
                 let parts = session.parts();
-                let key = SessionKey { slot: parts.slot.0, generation: parts.generation.0 };
+                let key = SessionKey {
+                    slot: parts.slot.0,
+                    generation: parts.generation.0,
+                };
                 if self.get(key).is_some_and(|s| s.id == session) {
                     self.close(now, key, code);
                 }
@@ -57,7 +60,11 @@ impl Shard {
     /// Gives every waiting session its backend. Visits every slot: backends come seldom.
     fn deliver_all(&mut self, now: Instant) {
         for slot in 0..self.slots.len() as u32 {
-            if self.slots[slot as usize].session.as_ref().is_some_and(Session::wants_backend) {
+            if self.slots[slot as usize]
+                .session
+                .as_ref()
+                .is_some_and(Session::wants_backend)
+            {
                 self.deliver(now, slot);
             }
         }
@@ -69,7 +76,9 @@ impl Shard {
         self.roster.on_gone(peer);
         let was_sent = move |track: Track, ticket| !graceful && sent.covers(track, ticket);
         for slot in 0..self.slots.len() {
-            let Some(session) = self.slots[slot].session.as_mut() else { continue };
+            let Some(session) = self.slots[slot].session.as_mut() else {
+                continue;
+            };
             let lost_lifecycle = match &mut session.state {
                 State::Binding(binding) => {
                     let lost = binding.delivery.on_lost(peer, was_sent, Track::Lifecycle);

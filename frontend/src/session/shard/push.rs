@@ -35,10 +35,11 @@ impl Shard {
         let kind = push.kind();
         match push.target {
             Some(frames::push::Target::Session(id)) => {
-                let target = self.find(Some(id));
-                self.push_to(peer, push.number, target, (kind, push.payload), Some(id));
+                self.push_to(peer, push.number, id, (kind, push.payload));
             }
-            Some(frames::push::Target::All(true)) => self.begin_broadcast(peer, push.number, kind, push.payload),
+            Some(frames::push::Target::All(true)) => {
+                self.begin_broadcast(peer, push.number, kind, push.payload)
+            }
             // The hub resolves devices to sessions.
             Some(frames::push::Target::Device(_) | frames::push::Target::All(false)) | None => {
                 self.metrics.malformed_frames.inc();
@@ -50,19 +51,28 @@ impl Shard {
         &mut self,
         peer: PeerId,
         number: u64,
-        target: Option<SessionKey>,
+        session: frames::SessionId,
         (kind, payload): (MessageKind, Bytes),
-        named: Option<frames::SessionId>,
     ) {
+        let target = self.find(Some(session));
         let online = target.filter(|key| self.get(*key).is_some_and(|s| matches!(s.state, State::Online)));
         let Some(key) = online else {
             let status = PushStatus::Offline as i32;
-            let result = PushResult { number, status, session: named, ..Default::default() };
+            let result = PushResult {
+                number,
+                status,
+                session: Some(session),
+                ..Default::default()
+            };
             self.to_hub.push(ToHub::PushDone { peer, result });
             return;
         };
         // A copy of its own: a slow device must not keep the whole batch's buffer alive.
-        let payload = if payload.len() <= 4096 { Bytes::copy_from_slice(&payload) } else { payload };
+        let payload = if payload.len() <= 4096 {
+            Bytes::copy_from_slice(&payload)
+        } else {
+            payload
+        };
         let what = Written::Push { peer, number };
         self.send_push(key, kind, payload, what);
     }
@@ -85,7 +95,12 @@ impl Shard {
         if self.broadcasts.len() >= MAX_BROADCASTS {
             let dropped = u64::from(self.live);
             self.metrics.push_dropped("overloaded");
-            self.to_hub.push(ToHub::BroadcastDone { peer, number, written: 0, dropped });
+            self.to_hub.push(ToHub::BroadcastDone {
+                peer,
+                number,
+                written: 0,
+                dropped,
+            });
             return;
         }
         let payload = Bytes::copy_from_slice(&payload);
@@ -108,14 +123,20 @@ impl Shard {
 
     /// One bounded piece of whatever takes longer than a turn may.
     pub fn handle_turn(&mut self) {
-        let Some(index) = self.broadcasts.iter().position(|b| b.cursor.is_some()) else { return };
+        let Some(index) = self.broadcasts.iter().position(|b| b.cursor.is_some()) else {
+            return;
+        };
         let broadcast = &self.broadcasts[index];
         let (peer, number, kind) = (broadcast.peer, broadcast.number, broadcast.kind);
         let payload = broadcast.payload.clone();
         let first = broadcast.cursor.unwrap_or(0);
-        let last = first.saturating_add(SESSIONS_PER_TURN).min(self.slots.len() as u32);
+        let last = first
+            .saturating_add(SESSIONS_PER_TURN)
+            .min(self.slots.len() as u32);
         for slot in first..last {
-            let Some(session) = self.slots[slot as usize].session.as_ref() else { continue };
+            let Some(session) = self.slots[slot as usize].session.as_ref() else {
+                continue;
+            };
             if matches!(session.state, State::Online) {
                 let key = session.key();
                 if let Some(broadcast) = self.broadcasts.get_mut(index) {
@@ -146,8 +167,20 @@ impl Shard {
             .into_iter()
             .partition(|b| b.cursor.is_none() && b.unwritten == 0);
         self.broadcasts = rest;
-        for Broadcast { peer, number, written, dropped, .. } in done {
-            self.to_hub.push(ToHub::BroadcastDone { peer, number, written, dropped });
+        for Broadcast {
+            peer,
+            number,
+            written,
+            dropped,
+            ..
+        } in done
+        {
+            self.to_hub.push(ToHub::BroadcastDone {
+                peer,
+                number,
+                written,
+                dropped,
+            });
         }
     }
 }

@@ -17,7 +17,9 @@ impl Shard {
 
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(slot) = self.wheel.poll(now) {
-            let Some(key) = self.slots[slot as usize].session.as_ref().map(|s| s.key()) else { continue };
+            let Some(key) = self.slots[slot as usize].session.as_ref().map(|s| s.key()) else {
+                continue;
+            };
             match self.deadline(slot) {
                 Some(at) if at <= now => self.on_deadline(now, key),
                 // The state moved on, or the wheel's horizon was nearer than the deadline.
@@ -38,7 +40,13 @@ impl Shard {
     fn deadline(&self, slot: u32) -> Option<Instant> {
         let session = self.slots[slot as usize].session.as_ref()?;
         let config = &self.config;
-        let with_backend = |sent: bool| if sent { config.backend_timeout } else { config.wait_limit };
+        let with_backend = |sent: bool| {
+            if sent {
+                config.backend_timeout
+            } else {
+                config.wait_limit
+            }
+        };
         Some(match &session.state {
             State::Accepted { since } => *since + config.accept_timeout,
             State::Binding(binding) => binding.since + with_backend(binding.delivery.with.is_some()),
@@ -57,7 +65,9 @@ impl Shard {
             State::Binding(_) => self.refuse_unavailable(now, key),
             State::Challenging { .. } => self.greet(now, key, Bytes::new()),
             State::LoggingIn(_) => self.close(now, key, CloseCode::TryAgainLater),
-            State::Online if session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty()) => {
+            State::Online
+                if session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty()) =>
+            {
                 // We do not read, so we cannot hear: the device's clock stands still. A peer that vanished meanwhile is
                 // reclaimed by TCP_USER_TIMEOUT.
                 session.heard = now;

@@ -14,7 +14,9 @@ impl Shard {
     /// Hands a message to the channel. False when the session's output, or that of all, is full.
     pub(super) fn send(&mut self, key: SessionKey, kind: MessageKind, payload: Bytes, what: Written) -> bool {
         let place = &mut self.slots[key.slot as usize];
-        let Some(session) = place.session.as_mut() else { return false };
+        let Some(session) = place.session.as_mut() else {
+            return false;
+        };
         let bytes = payload.len();
         let active = Self::activate(&mut self.spare, session);
         let alone = active.outbox.is_empty();
@@ -40,8 +42,12 @@ impl Shard {
     /// Hands the channel every reply whose turn it is.
     pub(super) fn send_answers(&mut self, now: Instant, key: SessionKey) {
         loop {
-            let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else { return };
-            let Some((sequence, answer)) = active.window.poll_answer() else { return };
+            let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else {
+                return;
+            };
+            let Some((sequence, answer)) = active.window.poll_answer() else {
+                return;
+            };
             if answer.silent {
                 active.window.on_written(sequence);
             }
@@ -60,8 +66,12 @@ impl Shard {
         for _ in 0..messages {
             let Some(session) = self.get(key) else { return };
             let id = session.id;
-            let Some(active) = session.active.as_mut() else { return };
-            let Some(Outgoing { bytes, what }) = active.outbox.pop_front() else { return };
+            let Some(active) = session.active.as_mut() else {
+                return;
+            };
+            let Some(Outgoing { bytes, what }) = active.outbox.pop_front() else {
+                return;
+            };
             active.out_bytes -= bytes;
             match what {
                 Written::Reply(sequence) => {
@@ -90,7 +100,11 @@ impl Shard {
     ) {
         match what {
             Written::Push { peer, number } => {
-                let status = if dropped.is_some() { PushStatus::Dropped } else { PushStatus::Written };
+                let status = if dropped.is_some() {
+                    PushStatus::Dropped
+                } else {
+                    PushStatus::Written
+                };
                 let result = PushResult {
                     number,
                     status: status as i32,
@@ -136,9 +150,13 @@ impl Shard {
 
     /// Forgets everything under way of a session that ends.
     pub(super) fn drop_active(&mut self, slot: u32) {
-        let Some(session) = self.slots[slot as usize].session.as_mut() else { return };
+        let Some(session) = self.slots[slot as usize].session.as_mut() else {
+            return;
+        };
         let id = session.id;
-        let Some(mut active) = session.active.take() else { return };
+        let Some(mut active) = session.active.take() else {
+            return;
+        };
         self.window_bytes -= active.window.clear();
         self.out_bytes -= active.out_bytes;
         active.out_bytes = 0;

@@ -1,0 +1,118 @@
+//! `holdfast-backend`: everything that Holdfast decides. See the crate's documentation.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use holdfast_backend::config::Config;
+use holdfast_backend::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Decides what the frontends' devices may do, and calls services for them. May be restarted at any instant.
+///
+/// SIGTERM and SIGINT stop it: work under way is finished (drain_grace in the configuration bounds that), then it exits 0. A
+/// second signal ends it at once. HOLDFAST_LOG filters the log, e.g. HOLDFAST_LOG=debug.
+#[derive(Parser)]
+#[command(name = "holdfast-backend", version)]
+struct Arguments {
+    /// The configuration file (TOML). See deploy/backend.toml for every field.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and the files that it names, and exit.
+    #[arg(long)]
+    check: bool,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Exit status for what is wrong with the configuration or the start.
+const EXIT_CONFIG: u8 = 2;
+/// Exit status after a second signal.
+const EXIT_FORCED: u8 = 130;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    init_logging(arguments.log_format);
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    if arguments.check {
+        return match runtime::check(&config) {
+            Ok(()) => {
+                println!("{} is valid", arguments.config.display());
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error),
+        };
+    }
+    abort_on_panic();
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(config)),
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run(config: Config) -> ExitCode {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return fail(&"signals cannot be handled");
+    };
+    let (stop, stopped) = watch::channel(false);
+    let forced = async {
+        next_signal(&mut terminate, &mut interrupt).await;
+        tracing::info!("stopping");
+        stop.send_replace(true);
+        next_signal(&mut terminate, &mut interrupt).await;
+    };
+    tokio::select! {
+        ended = runtime::run(&config, stopped) => match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
+        () = forced => ExitCode::from(EXIT_FORCED),
+    }
+}
+
+async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("holdfast-backend: {error}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn init_logging(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// A thread that died would leave a backend that looks alive and answers nothing: better the whole process, which is
+/// started anew.
+fn abort_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        std::process::abort();
+    }));
+}

@@ -1,0 +1,197 @@
+//! Worker threads: each has its own runtime and its own connections to the services.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use holdfast_proto::SessionId;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, LocalSet};
+
+use crate::auth::{Authenticator, Denied, Grant};
+use crate::dispatch::{BindId, CallId, MAX_AUTHENTICATIONS};
+use crate::service::{CallOutcome, ServiceClient, ServiceRequest, ServiceSettings};
+
+/// How often each worker shows that it works.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Jobs taken before a worker looks at its sockets again.
+const JOBS_PER_TURN: usize = 32;
+
+/// What a worker is given.
+#[derive(Debug)]
+pub enum Job {
+    Authenticate { bind: BindId, credential: Bytes },
+    Call { call: CallId, request: Box<ServiceRequest> },
+    Cancel(CallId),
+}
+
+/// What it gives back.
+#[derive(Debug)]
+pub enum JobResult {
+    Authenticated { bind: BindId, result: Result<Grant, Denied> },
+    CallDone { call: CallId, outcome: CallOutcome },
+}
+
+/// What all workers have in common.
+#[derive(Clone)]
+pub struct WorkerSettings {
+    pub services: ServiceSettings,
+    pub authenticator: Arc<dyn Authenticator>,
+}
+
+/// The link thread's view of all workers. Dropping it ends them.
+pub struct Workers {
+    workers: Vec<Worker>,
+    /// Which worker has a call, to cancel it.
+    calls: HashMap<CallId, usize>,
+    turn: usize,
+}
+
+struct Worker {
+    jobs: mpsc::Sender<Job>,
+    progress: Arc<AtomicU64>,
+    _thread: JoinHandle<()>,
+}
+
+/// A worker does not take jobs: it is gone or has more than the core allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a worker takes no more jobs")]
+pub struct WorkerStuck;
+
+impl Workers {
+    /// Starts `count` threads. `max_in_flight` is the core's bound on requests, and with it the bound of each queue.
+    pub fn start(
+        count: usize,
+        max_in_flight: usize,
+        settings: &WorkerSettings,
+    ) -> io::Result<(Self, mpsc::Receiver<JobResult>)> {
+        // Each call may be followed by its cancellation.
+        let capacity = 2 * max_in_flight + MAX_AUTHENTICATIONS;
+        let (results, receiver) = mpsc::channel(capacity);
+        let workers = (0..count).map(|n| Worker::start(n, capacity, settings.clone(), results.clone()));
+        let workers = workers.collect::<io::Result<Vec<_>>>()?;
+        Ok((Self { workers, calls: HashMap::new(), turn: 0 }, receiver))
+    }
+
+    /// The calls of one session go to one worker: its requests to a service share warm connections.
+    pub fn call(&mut self, call: CallId, request: Box<ServiceRequest>) -> Result<(), WorkerStuck> {
+        let worker = self.worker_of(request.session);
+        self.calls.insert(call, worker);
+        self.send(worker, Job::Call { call, request })
+    }
+
+    pub fn cancel(&mut self, call: CallId) -> Result<(), WorkerStuck> {
+        match self.calls.remove(&call) {
+            Some(worker) => self.send(worker, Job::Cancel(call)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn authenticate(&mut self, bind: BindId, credential: Bytes) -> Result<(), WorkerStuck> {
+        self.turn = (self.turn + 1) % self.workers.len();
+        self.send(self.turn, Job::Authenticate { bind, credential })
+    }
+
+    /// Must be told of each call that ended by itself.
+    pub fn on_call_done(&mut self, call: CallId) {
+        self.calls.remove(&call);
+    }
+
+    /// Grows while every worker works.
+    pub fn progress(&self) -> u64 {
+        self.workers.iter().map(|w| w.progress.load(Ordering::Relaxed)).min().unwrap_or_default()
+    }
+
+    fn worker_of(&self, session: SessionId) -> usize {
+        let (high, low) = session.halves();
+        let mixed = (high ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((mixed >> 32) as usize) % self.workers.len()
+    }
+
+    fn send(&self, worker: usize, job: Job) -> Result<(), WorkerStuck> {
+        self.workers[worker].jobs.try_send(job).map_err(|_| WorkerStuck)
+    }
+}
+
+impl Worker {
+    fn start(
+        number: usize,
+        capacity: usize,
+        settings: WorkerSettings,
+        results: mpsc::Sender<JobResult>,
+    ) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel(capacity);
+        let progress = Arc::new(AtomicU64::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let counter = progress.clone();
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            let local = LocalSet::new();
+            runtime.block_on(local.run_until(work(settings, queue, results, counter)));
+        })?;
+        Ok(Self { jobs, progress, _thread: thread })
+    }
+}
+
+async fn work(
+    settings: WorkerSettings,
+    mut queue: mpsc::Receiver<Job>,
+    results: mpsc::Sender<JobResult>,
+    progress: Arc<AtomicU64>,
+) {
+    let client = ServiceClient::new(settings.services);
+    let running: Rc<RefCell<HashMap<CallId, AbortHandle>>> = Rc::default();
+    let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+    let mut taken = 0;
+    loop {
+        let job = tokio::select! {
+            biased;
+            _ = tick.tick() => {
+                progress.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            job = queue.recv() => job,
+        };
+        match job {
+            None => return,
+            Some(Job::Authenticate { bind, credential }) => {
+                let result = settings.authenticator.authenticate(&credential, SystemTime::now());
+                if results.send(JobResult::Authenticated { bind, result }).await.is_err() {
+                    return;
+                }
+            }
+            Some(Job::Call { call, request }) => {
+                let task = run_call(client.clone(), (call, request), results.clone(), running.clone());
+                let handle = tokio::task::spawn_local(task).abort_handle();
+                running.borrow_mut().insert(call, handle);
+            }
+            Some(Job::Cancel(call)) => {
+                if let Some(handle) = running.borrow_mut().remove(&call) {
+                    handle.abort();
+                }
+            }
+        }
+        taken += 1;
+        if taken % JOBS_PER_TURN == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Starts only after it was entered into `running`: spawning does not poll.
+async fn run_call(
+    client: ServiceClient,
+    (call, request): (CallId, Box<ServiceRequest>),
+    results: mpsc::Sender<JobResult>,
+    running: Rc<RefCell<HashMap<CallId, AbortHandle>>>,
+) {
+    let outcome = Box::pin(client.call(*request)).await;
+    running.borrow_mut().remove(&call);
+    // The link thread is gone only when the process ends.
+    let _ = results.send(JobResult::CallDone { call, outcome }).await;
+}

@@ -1,0 +1,87 @@
+//! How connections end. Pure.
+
+use std::time::Duration;
+
+use holdfast_proto::codes::CloseCode;
+
+use crate::Error;
+use crate::message::Goodbye;
+
+/// Why a connection ended, and what may follow.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) error: Error,
+    pub(crate) hint: Option<Duration>,
+    pub(crate) may_reconnect: bool,
+}
+
+impl End {
+    pub(super) fn broken(error: Error) -> Self {
+        Self {
+            error,
+            hint: None,
+            may_reconnect: true,
+        }
+    }
+}
+
+/// What a close frame and the `@goodbye` before it mean together.
+pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodbye>) -> End {
+    let by_code = CloseCode::from_u16(code).is_none_or(CloseCode::may_reconnect);
+    let (may, hint, word) = match goodbye {
+        Some(goodbye) => (goodbye.reconnect, goodbye.retry_after, goodbye.code),
+        None => (true, None, String::new()),
+    };
+    let reason = if reason.is_empty() { word } else { reason };
+    End {
+        error: Error::ClosedByServer { code, reason },
+        hint,
+        may_reconnect: may && by_code,
+    }
+}
+
+/// RFC 6455 section 7.4.1: no code in the close frame, and no close frame at all.
+pub(super) const NO_CLOSE_CODE: u16 = 1005;
+pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_goodbyes_say_whether_to_come_back() {
+        for (code, may) in [
+            (1000, false),
+            (1001, true),
+            (1013, true),
+            (4000, false),
+            (4001, false),
+            (4004, false),
+        ] {
+            assert_eq!(
+                closed_by_server(code, String::new(), None).may_reconnect,
+                may,
+                "{code}"
+            );
+        }
+        assert!(closed_by_server(4999, String::new(), None).may_reconnect);
+        let goodbye = |reconnect| Goodbye {
+            code: "going_away".into(),
+            retry_after: Some(Duration::from_secs(3)),
+            reconnect,
+        };
+        assert!(!closed_by_server(1001, String::new(), Some(goodbye(false))).may_reconnect);
+        let end = closed_by_server(1001, String::new(), Some(goodbye(true)));
+        assert_eq!(
+            (end.may_reconnect, end.hint),
+            (true, Some(Duration::from_secs(3)))
+        );
+        assert_eq!(
+            end.error,
+            Error::ClosedByServer {
+                code: 1001,
+                reason: "going_away".into()
+            }
+        );
+    }
+}

@@ -1,0 +1,378 @@
+//! `frontend.toml`: every field, its default and unit. A bad value is one line and a non-zero exit.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use holdfast_proto::config::Interval;
+use serde::Deserialize;
+
+use crate::session::ShardConfig;
+
+/// The file as it is written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This frontend's number, unique among those that share backends. 0 to 65535.
+    pub frontend_id: u16,
+    /// Where the epoch is kept; made if absent, locked while the frontend runs.
+    pub data_dir: PathBuf,
+    /// `ipc://` and the path of the socket file that backends connect to. Its directory is made private (0700).
+    pub link: String,
+    /// Where `/live`, `/ready`, `/metrics` and `/status` are served, without a key: loopback only, unless
+    /// `admin_allow_remote` is true.
+    pub admin: SocketAddr,
+    /// False by default.
+    #[serde(default)]
+    pub admin_allow_remote: bool,
+    /// Threads that own sessions: 1 to 255. As many as cores by default.
+    #[serde(default = "default_shards")]
+    pub shards: u16,
+    pub wss: WssConfig,
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    #[serde(default)]
+    pub times: TimesConfig,
+    #[serde(default, rename = "backends")]
+    pub backends: BackendsConfig,
+}
+
+/// Devices over TLS.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WssConfig {
+    pub listen: SocketAddr,
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Bounds. Those with `total` are shared by all shards in equal parts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Sessions in any state, over all shards. 1,000,000 by default.
+    pub max_sessions: u32,
+    /// Devices that may wait for a backend before they are online. 20,000 by default.
+    pub max_waiting: u32,
+    /// Longest message from a device, in bytes: 1 KiB to 1.5 MiB. 1 MiB by default.
+    pub max_message_bytes: usize,
+    /// Unanswered requests of one session: 1 to 4096. 32 by default.
+    pub window_requests: usize,
+    /// Bytes of one session's unanswered requests; a single larger one passes alone. 256 KiB by default.
+    pub window_bytes: usize,
+    /// The same over all sessions, within which each may always hold one request. 256 MiB by default.
+    pub window_total_bytes: usize,
+    /// Bytes of one session that its socket has not taken. 4 MiB by default.
+    pub output_bytes: usize,
+    /// The same over all sessions. 256 MiB by default.
+    pub output_total_bytes: usize,
+    /// Pushes of one session that its socket has not taken. 64 by default.
+    pub output_pushes: usize,
+    /// Bytes of messages that are still arriving, over all sessions. 128 MiB by default.
+    pub input_total_bytes: usize,
+}
+
+/// Times.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimesConfig {
+    /// TLS and the upgrade request. 10s by default.
+    pub accept: Interval,
+    /// A backend's answer to BIND or LOGIN. 10s by default.
+    pub backend: Interval,
+    /// How long a connecting device waits when no backend is attached. 5s by default.
+    pub wait: Interval,
+    /// How long the first message may stay away. 1s by default.
+    pub hello: Interval,
+    /// Silence after which a device is pinged. 30s by default.
+    pub ping_after: Interval,
+    /// Silence after which it is closed; longer than `ping_after`. 75s by default.
+    pub close_after: Interval,
+    /// How old a request may be when a backend begins with it. 30s by default.
+    pub request_deadline: Interval,
+    /// Retry hints are drawn between this and twice this. 2s by default.
+    pub retry_hint: Interval,
+    /// How long bytes may stay unacknowledged before a vanished peer is given up (TCP_USER_TIMEOUT). 90s by default.
+    pub tcp_user_timeout: Interval,
+    /// How long SIGTERM waits for the sessions' logouts. 10s by default.
+    pub stop_grace: Interval,
+}
+
+/// How backends are judged.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackendsConfig {
+    /// Longest silence of ours on the link. 250ms by default.
+    pub heartbeat: Interval,
+    /// Silence after which a backend is gone; at least twice the heartbeat. 1s by default.
+    pub timeout: Interval,
+    /// How long a backend's workers may stand still although its link thread lives. 5s by default.
+    pub progress_timeout: Interval,
+    /// Backends attached at a time: 1 to 64. 16 by default.
+    pub max: usize,
+    /// How often backends hear how many sessions are online. 5s by default.
+    pub ping_interval: Interval,
+}
+
+const MIB: usize = 1024 * 1024;
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            max_sessions: 1_000_000,
+            max_waiting: 20_000,
+            max_message_bytes: MIB,
+            window_requests: 32,
+            window_bytes: 256 * 1024,
+            window_total_bytes: 256 * MIB,
+            output_bytes: 4 * MIB,
+            output_total_bytes: 256 * MIB,
+            output_pushes: 64,
+            input_total_bytes: 128 * MIB,
+        }
+    }
+}
+
+impl Default for TimesConfig {
+    fn default() -> Self {
+        Self {
+            accept: Interval::from_secs(10),
+            backend: Interval::from_secs(10),
+            wait: Interval::from_secs(5),
+            hello: Interval::from_secs(1),
+            ping_after: Interval::from_secs(30),
+            close_after: Interval::from_secs(75),
+            request_deadline: Interval::from_secs(30),
+            retry_hint: Interval::from_secs(2),
+            tcp_user_timeout: Interval::from_secs(90),
+            stop_grace: Interval::from_secs(10),
+        }
+    }
+}
+
+impl Default for BackendsConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Interval::from_millis(250),
+            timeout: Interval::from_secs(1),
+            progress_timeout: Interval::from_secs(5),
+            max: 16,
+            ping_interval: Interval::from_secs(5),
+        }
+    }
+}
+
+fn default_shards() -> u16 {
+    std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(255).min(255))
+}
+
+/// What is wrong with a configuration, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{path}: {source}", path = path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {message}", path = path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{path}: {key} is {value}; allowed is {allowed}", path = path.display())]
+    Value {
+        path: PathBuf,
+        key: &'static str,
+        value: String,
+        allowed: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let line = error
+                .span()
+                .map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+            let place = line.map(|l| format!("line {l}: ")).unwrap_or_default();
+            ConfigError::Parse {
+                path: path.into(),
+                message: format!("{place}{}", error.message().replace('\n', " ")),
+            }
+        })?;
+        config
+            .check()
+            .map_err(|(key, value, allowed)| ConfigError::Value {
+                path: path.into(),
+                key,
+                value,
+                allowed,
+            })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String, String)> {
+        let (limits, times, backends) = (&self.limits, &self.times, &self.backends);
+        if self.link_path().is_none() {
+            return Err((
+                "link",
+                format!("{:?}", self.link),
+                "ipc:// and a path of at most 90 bytes".into(),
+            ));
+        }
+        if !self.admin_allow_remote && !self.admin.ip().is_loopback() {
+            return Err((
+                "admin",
+                self.admin.to_string(),
+                "a loopback address, or admin_allow_remote = true".into(),
+            ));
+        }
+        let within = |key, value: usize, low: usize, high: usize| {
+            let inside = (low..=high).contains(&value);
+            if inside {
+                Ok(())
+            } else {
+                Err((key, value.to_string(), format!("{low} to {high}")))
+            }
+        };
+        within("shards", self.shards.into(), 1, 255)?;
+        within("limits.max_sessions", limits.max_sessions as usize, 1, 255 << 24)?;
+        within("limits.max_waiting", limits.max_waiting as usize, 1, 255 << 24)?;
+        within(
+            "limits.max_message_bytes",
+            limits.max_message_bytes,
+            1024,
+            MIB + MIB / 2,
+        )?;
+        within("limits.window_requests", limits.window_requests, 1, 4096)?;
+        within("limits.window_bytes", limits.window_bytes, 1024, 64 * MIB)?;
+        within(
+            "limits.window_total_bytes",
+            limits.window_total_bytes,
+            limits.window_bytes,
+            usize::MAX,
+        )?;
+        within("limits.output_bytes", limits.output_bytes, 64 * 1024, 256 * MIB)?;
+        within(
+            "limits.output_total_bytes",
+            limits.output_total_bytes,
+            limits.output_bytes,
+            usize::MAX,
+        )?;
+        within("limits.output_pushes", limits.output_pushes, 1, 65_536)?;
+        within(
+            "limits.input_total_bytes",
+            limits.input_total_bytes,
+            limits.max_message_bytes,
+            usize::MAX,
+        )?;
+        within("backends.max", backends.max, 1, 64)?;
+        if times.close_after <= times.ping_after {
+            let allowed = format!("longer than times.ping_after ({})", times.ping_after);
+            return Err(("times.close_after", times.close_after.to_string(), allowed));
+        }
+        if backends.timeout.get() < 2 * backends.heartbeat.get() {
+            let allowed = format!("at least twice backends.heartbeat ({})", backends.heartbeat);
+            return Err(("backends.timeout", backends.timeout.to_string(), allowed));
+        }
+        Ok(())
+    }
+
+    /// The socket file of the link; a Unix socket's path has at most 108 bytes, of which we need some for a suffix.
+    pub fn link_path(&self) -> Option<&Path> {
+        let path = self.link.strip_prefix("ipc://")?;
+        (!path.is_empty() && path.len() <= 90 && !path.contains('*')).then(|| Path::new(path))
+    }
+
+    /// What one shard is told; totals are divided.
+    pub fn shard(&self) -> ShardConfig {
+        let (limits, times) = (&self.limits, &self.times);
+        let shards = usize::from(self.shards);
+        let share = |total: u32| total.div_ceil(u32::from(self.shards)).min((1 << 24) - 1);
+        ShardConfig {
+            max_sessions: share(limits.max_sessions),
+            max_waiting: share(limits.max_waiting),
+            window: crate::session::WindowLimits {
+                requests: limits.window_requests,
+                bytes: limits.window_bytes,
+                held_bytes: limits.output_bytes,
+            },
+            window_total_bytes: limits.window_total_bytes / shards,
+            output_bytes: limits.output_bytes,
+            output_total_bytes: limits.output_total_bytes / shards,
+            output_pushes: limits.output_pushes,
+            accept_timeout: times.accept.get(),
+            backend_timeout: times.backend.get(),
+            wait_limit: times.wait.get(),
+            hello_timeout: times.hello.get(),
+            ping_after: times.ping_after.get(),
+            close_after: times.close_after.get(),
+            request_deadline: times.request_deadline.get(),
+            retry_hint: times.retry_hint.get(),
+            ..ShardConfig::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+frontend_id = 1
+data_dir = "/tmp/x"
+link = "ipc:///tmp/x/link.sock"
+admin = "127.0.0.1:0"
+[wss]
+listen = "127.0.0.1:0"
+certificate = "c"
+key = "k"
+"#;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("frontend.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let config = load(GOOD).unwrap();
+        assert_eq!(config.shard().window.requests, 32);
+    }
+
+    #[test]
+    fn every_bad_value_is_one_line_that_names_it() {
+        let cases = [
+            (GOOD.replace("ipc://", "tcp://"), "link is"),
+            (
+                GOOD.replace("127.0.0.1:0\"\n[wss]", "0.0.0.0:1\"\n[wss]"),
+                "admin is 0.0.0.0:1",
+            ),
+            (GOOD.replace("frontend_id = 1", "frontend_id = 70000"), "line 2"),
+            (format!("shards = 0\n{GOOD}"), "shards is 0; allowed is 1 to 255"),
+            (
+                format!("{GOOD}[limits]\nmax_message_bytes = 1"),
+                "limits.max_message_bytes is 1",
+            ),
+            (format!("{GOOD}[limits]\nmax_messages = 1"), "unknown field"),
+            (
+                format!("{GOOD}[times]\nclose_after = \"1s\""),
+                "times.close_after is 1s; allowed is longer than",
+            ),
+            (format!("{GOOD}[times]\nwait = \"soon\""), "not a duration"),
+            (
+                format!("{GOOD}[backends]\ntimeout = \"300ms\""),
+                "backends.timeout",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = load(&text).unwrap_err();
+            assert!(
+                error.contains(expected) && !error.contains('\n'),
+                "{error:?} lacks {expected:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! One shard's thread: its state, its tasks and what each turn ends with.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holdfast_proto::ShardId;
+use rustls::ServerConfig;
+use slab::Slab;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+
+use super::connection::{Connection, ConnectionId, ConnectionTask};
+use crate::channel::listener::Listener;
+use crate::channel::{Budget, OutboxLimits, Scratch, ScratchLimits, WssChannel};
+use crate::exchange::{ToHub, ToShard};
+use crate::session::{self, ShardConfig, ShardMetrics};
+
+/// How long a connection that was told to go may take to read the rest.
+pub(super) const LINGER: Duration = Duration::from_secs(2);
+
+/// What a shard is made of.
+pub struct ShardSetup {
+    pub config: ShardConfig,
+    pub metrics: ShardMetrics,
+    pub tls: Arc<ServerConfig>,
+    pub scratch: ScratchLimits,
+    /// Bytes that wait for one socket, and for all of the shard.
+    pub outbox_bytes: usize,
+    pub outbox_total_bytes: usize,
+    pub listener: Listener,
+    pub to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
+    pub from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
+}
+
+/// Everything that a shard's tasks share. Never borrowed across an await.
+pub struct Shard {
+    pub(super) sessions: session::Shard,
+    pub(super) scratch: Scratch,
+    pub(super) connections: Slab<Connection>,
+    /// By session slot: its connection.
+    pub(super) by_slot: Vec<Option<ConnectionId>>,
+    pub(super) outbox_limits: OutboxLimits,
+    /// Connections that were told to go, oldest first.
+    pub(super) lingering: VecDeque<(Instant, ConnectionId)>,
+    tls: Arc<ServerConfig>,
+    wakes: Rc<Wakes>,
+    /// When the timer task wakes by itself.
+    timer_due: Option<Instant>,
+    stopping: bool,
+}
+
+#[derive(Default)]
+struct Wakes {
+    hub: Notify,
+    timer: Notify,
+    turn: Notify,
+}
+
+impl Shard {
+    /// Runs the shard on the current thread's `LocalSet` until the hub hangs up.
+    pub async fn run(setup: ShardSetup) {
+        let ShardSetup {
+            config,
+            metrics,
+            tls,
+            scratch,
+            outbox_bytes,
+            outbox_total_bytes,
+            ..
+        } = setup;
+        let (id, wakes) = (config.shard, Rc::new(Wakes::default()));
+        let shard = Self {
+            sessions: session::Shard::new(config, metrics, Instant::now()),
+            scratch: Scratch::new(scratch),
+            connections: Slab::new(),
+            by_slot: Vec::new(),
+            outbox_limits: OutboxLimits {
+                connection_bytes: outbox_bytes,
+                budget: Budget::new(outbox_total_bytes),
+            },
+            lingering: VecDeque::new(),
+            tls,
+            wakes: wakes.clone(),
+            timer_due: None,
+            stopping: false,
+        };
+        let shard = Rc::new(RefCell::new(shard));
+        let tasks = [
+            tokio::task::spawn_local(accept(shard.clone(), setup.listener)),
+            tokio::task::spawn_local(flush(shard.clone(), wakes.clone(), id, setup.to_hub)),
+            tokio::task::spawn_local(timers(shard.clone(), wakes.clone())),
+            tokio::task::spawn_local(turns(shard.clone(), wakes)),
+        ];
+        receive(shard, setup.from_hub).await;
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    /// Takes a connection; gives the task that moves its bytes.
+    fn on_accepted(&mut self, stream: TcpStream, address: SocketAddr) -> Option<ConnectionId> {
+        let channel = WssChannel::new(&self.tls)
+            .inspect_err(|error| tracing::error!(%error, "no TLS session could be made"))
+            .ok()?;
+        let key = self.sessions.accept(Instant::now(), address)?;
+        let id = self.connections.insert(Connection::new(stream, channel, key));
+        let slot = key.slot as usize;
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize(slot + 1, None);
+        }
+        let id = ConnectionId(id as u32);
+        self.by_slot[slot] = Some(id);
+        self.end_turn();
+        Some(id)
+    }
+
+    /// What follows whatever changed something: other tasks hear of it.
+    pub(super) fn end_turn(&mut self) {
+        if self.sessions.has_for_hub() {
+            self.wakes.hub.notify_one();
+        }
+        if self.sessions.has_turn() {
+            self.wakes.turn.notify_one();
+        }
+        let next = self.next_deadline();
+        if next.is_some_and(|next| self.timer_due.is_none_or(|due| next < due)) {
+            self.wakes.timer.notify_one();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let linger = self.lingering.front().map(|(at, _)| *at);
+        [self.sessions.poll_timeout(), linger].into_iter().flatten().min()
+    }
+
+    fn on_timer(&mut self, now: Instant) {
+        self.sessions.handle_timeout(now);
+        while self.lingering.front().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, id)) = self.lingering.pop_front()
+        {
+            if let Some(connection) = self.connections.get_mut(id.index()) {
+                connection.on_linger_over(now);
+            }
+        }
+        self.pump(now);
+    }
+
+    fn on_hub(&mut self, messages: Vec<ToShard>) {
+        let now = Instant::now();
+        for message in messages {
+            self.stopping |= matches!(message, ToShard::Stop);
+            self.sessions.handle_hub(now, message);
+        }
+        self.pump(now);
+        self.end_turn();
+    }
+}
+
+async fn accept(shard: Rc<RefCell<Shard>>, mut listener: Listener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let accepted = shard.borrow_mut().on_accepted(stream, address);
+                if let Some(id) = accepted {
+                    tokio::task::spawn_local(ConnectionTask::new(shard.clone(), id));
+                }
+                if shard.borrow().stopping {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Without its listener the shard is of no use: a supervisor starts the process anew.
+                tracing::error!(%error, "the device listener failed");
+                std::process::exit(70);
+            }
+        }
+    }
+}
+
+async fn receive(shard: Rc<RefCell<Shard>>, mut from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>) {
+    while let Some(messages) = from_hub.recv().await {
+        shard.borrow_mut().on_hub(messages);
+    }
+}
+
+/// One vector per turn: this task runs after those that were ready before it.
+async fn flush(
+    shard: Rc<RefCell<Shard>>,
+    wakes: Rc<Wakes>,
+    id: ShardId,
+    to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
+) {
+    loop {
+        wakes.hub.notified().await;
+        let messages = shard.borrow_mut().sessions.take_to_hub(Vec::new());
+        if to_hub.send((id, messages)).is_err() {
+            return;
+        }
+    }
+}
+
+async fn timers(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
+    loop {
+        let next = {
+            let mut shard = shard.borrow_mut();
+            shard.timer_due = shard.next_deadline();
+            shard.timer_due
+        };
+        let Some(next) = next else {
+            wakes.timer.notified().await;
+            continue;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            () = wakes.timer.notified() => {}
+        }
+        let mut shard = shard.borrow_mut();
+        shard.on_timer(Instant::now());
+        shard.timer_due = None;
+        shard.end_turn();
+    }
+}
+
+/// Work that takes longer than a turn may, piece by piece.
+async fn turns(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
+    loop {
+        wakes.turn.notified().await;
+        while shard.borrow().sessions.has_turn() {
+            {
+                let mut shard = shard.borrow_mut();
+                shard.sessions.handle_turn();
+                shard.pump(Instant::now());
+                shard.end_turn();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}

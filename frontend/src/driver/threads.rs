@@ -1,0 +1,290 @@
+//! The process: its threads, in the order in which they start and stop.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Instant, SystemTime};
+
+use holdfast_proto::link::LaneConfig;
+use holdfast_proto::{FrontendId, ShardId};
+use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::LocalSet;
+
+use super::shard::{Shard, ShardSetup};
+use crate::admin::{self, AdminState};
+use crate::channel::listener::{AcceptCounters, AcceptOptions, Listener};
+use crate::channel::{ScratchLimits, TlsConfigError, load_server_config};
+use crate::config::Config;
+use crate::epoch::DataDir;
+use crate::exchange::{ToHub, ToShard};
+use crate::link::edge::{self, LinkSetup, LinkSocket};
+use crate::link::{Hub, HubConfig, LinkMetrics};
+use crate::session::{ShardConfig, ShardMetrics};
+
+/// Why the frontend did not start, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("data_dir: {0}")]
+    Data(std::io::Error),
+    #[error("link: {0}")]
+    Link(std::io::Error),
+    #[error("{key} = \"{address}\": {source}")]
+    Listen {
+        key: &'static str,
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("wss: {0}")]
+    Tls(#[from] TlsConfigError),
+    #[error("a thread did not start: {0}")]
+    Thread(std::io::Error),
+}
+
+type ToShards = Vec<mpsc::UnboundedSender<Vec<ToShard>>>;
+
+/// A running frontend.
+pub struct Frontend {
+    stop: watch::Sender<bool>,
+    ready: Arc<AtomicBool>,
+    stopped: oneshot::Receiver<()>,
+    /// Where devices connect.
+    pub wss: SocketAddr,
+    /// Where `/metrics` is.
+    pub admin: SocketAddr,
+}
+
+impl Frontend {
+    /// Starts every thread; on return devices and backends may connect.
+    ///
+    /// # Errors
+    /// Whatever kept it from starting; nothing is left running that matters: the caller exits.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let data = DataDir::open(&config.data_dir, SystemTime::now()).map_err(StartError::Data)?;
+        let tls = load_server_config(&config.wss.certificate, &config.wss.key)?;
+        let mut registry = Registry::with_prefix("holdfast");
+        let link_metrics = LinkMetrics::default();
+        link_metrics.register(&mut registry);
+        let admin_listener = listen("admin", config.admin)?;
+        let admin_address = admin_listener.local_addr().unwrap_or(config.admin);
+        let wss = probe(config.wss.listen)?;
+
+        let (to_hub, from_shards) = mpsc::unbounded_channel();
+        let mut to_shards: ToShards = Vec::new();
+        for index in 0..config.shards {
+            let index = u8::try_from(index).unwrap_or(u8::MAX);
+            let metrics = ShardMetrics::default();
+            let label = ("shard".into(), index.to_string().into());
+            metrics.register(registry.sub_registry_with_label(label));
+            let (sender, receiver) = mpsc::unbounded_channel();
+            to_shards.push(sender);
+            let shard = ShardConfig {
+                frontend: FrontendId(config.frontend_id),
+                epoch: data.epoch,
+                shard: ShardId(index),
+                seed: rand::random(),
+                ..config.shard()
+            };
+            let parts = ShardParts {
+                shard,
+                metrics,
+                tls: tls.clone(),
+                to_hub: to_hub.clone(),
+                from_hub: receiver,
+            };
+            start_shard(config, wss, parts)?;
+        }
+        drop(to_hub);
+
+        let (status, backends) = watch::channel(Vec::new());
+        let (stop, stop_receiver) = watch::channel(false);
+        let hub = Hub::new(
+            hub_config(config, data.epoch),
+            link_metrics.clone(),
+            Instant::now(),
+        );
+        let setup = LinkSetup {
+            hub,
+            metrics: link_metrics,
+            path: config.link_path().map(Into::into).unwrap_or_default(),
+            from_shards,
+            to_shards,
+            stop: stop_receiver,
+            status,
+        };
+        let epoch = data.epoch.0;
+        let stopped = start_link(config.frontend_id, setup, data)?;
+        let ready = Arc::new(AtomicBool::new(true));
+        let state = AdminState {
+            registry: Arc::new(registry),
+            ready: ready.clone(),
+            backends,
+            frontend_id: config.frontend_id,
+            epoch,
+        };
+        start_admin(admin_listener, state)?;
+        Ok(Self {
+            stop,
+            ready,
+            stopped,
+            wss,
+            admin: admin_address,
+        })
+    }
+
+    /// Says goodbye to every device, tells the backends, and comes back when all is said or `grace` is over.
+    pub async fn stop(self, grace: std::time::Duration) {
+        self.ready.store(false, Ordering::Relaxed);
+        // An error means that the link's thread has ended already.
+        let _ = self.stop.send(true);
+        if tokio::time::timeout(grace, self.stopped).await.is_err() {
+            tracing::warn!("the grace is over before every logout was acknowledged");
+        }
+    }
+}
+
+struct ShardParts {
+    shard: ShardConfig,
+    metrics: ShardMetrics,
+    tls: Arc<rustls::ServerConfig>,
+    to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
+    from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
+}
+
+fn hub_config(config: &Config, epoch: holdfast_proto::FrontendEpoch) -> HubConfig {
+    let backends = &config.backends;
+    HubConfig {
+        frontend: FrontendId(config.frontend_id),
+        epoch,
+        boot: rand::random(),
+        shards: u8::try_from(config.shards).unwrap_or(u8::MAX),
+        lane: LaneConfig {
+            heartbeat: backends.heartbeat.get(),
+            timeout: backends.timeout.get(),
+            progress_timeout: Some(backends.progress_timeout.get()),
+            ..LaneConfig::default()
+        },
+        max_backends: backends.max,
+        ping_interval: backends.ping_interval.get(),
+        heartbeat: config.times.ping_after.get(),
+        max_message_bytes: u32::try_from(config.limits.max_message_bytes).unwrap_or(u32::MAX),
+        window_requests: u32::try_from(config.limits.window_requests).unwrap_or(u32::MAX),
+    }
+}
+
+/// Finds out whether the address is free, which `SO_REUSEPORT` would hide, and which port it is.
+fn probe(address: SocketAddr) -> Result<SocketAddr, StartError> {
+    let listener = listen("wss.listen", address)?;
+    listener.local_addr().map_err(|source| StartError::Listen {
+        key: "wss.listen",
+        address,
+        source,
+    })
+}
+
+fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).map_err(|source| StartError::Listen { key, address, source })
+}
+
+fn current_thread() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Runs `f` on a thread of its own and waits until it says how its start went.
+fn spawn<F>(name: String, f: F) -> Result<(), StartError>
+where
+    F: FnOnce(std::sync::mpsc::SyncSender<Result<(), StartError>>) + Send + 'static,
+{
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || f(sender))
+        .map_err(StartError::Thread)?;
+    receiver
+        .recv()
+        .unwrap_or_else(|_| Err(StartError::Thread(std::io::Error::other("it ended at once"))))
+}
+
+fn start_shard(config: &Config, address: SocketAddr, parts: ShardParts) -> Result<(), StartError> {
+    let options = AcceptOptions {
+        user_timeout: config.times.tcp_user_timeout.get(),
+    };
+    let limits = config.limits.clone();
+    let shards = usize::from(config.shards);
+    spawn(format!("shard-{}", parts.shard.shard.0), move |started| {
+        let (runtime, local) = match current_thread() {
+            Ok(runtime) => (runtime, LocalSet::new()),
+            Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
+        };
+        local.block_on(&runtime, async move {
+            let listener = match Listener::bind(address, options, Arc::new(AcceptCounters::default())) {
+                Ok(listener) => listener,
+                Err(source) => {
+                    return drop(started.send(Err(StartError::Listen {
+                        key: "wss.listen",
+                        address,
+                        source,
+                    })));
+                }
+            };
+            drop(started.send(Ok(())));
+            let setup = ShardSetup {
+                config: parts.shard,
+                metrics: parts.metrics,
+                tls: parts.tls,
+                scratch: ScratchLimits {
+                    max_message_bytes: limits.max_message_bytes,
+                    budget_bytes: limits.input_total_bytes / shards,
+                },
+                // The session's own bound speaks first; what TLS adds must not make the socket's speak instead.
+                outbox_bytes: limits.output_bytes * 2 + limits.max_message_bytes * 2,
+                outbox_total_bytes: limits.output_total_bytes / shards * 2,
+                listener,
+                to_hub: parts.to_hub,
+                from_hub: parts.from_hub,
+            };
+            Shard::run(setup).await;
+        });
+    })
+}
+
+fn start_link(
+    frontend_id: u16,
+    setup: LinkSetup,
+    data: DataDir,
+) -> Result<oneshot::Receiver<()>, StartError> {
+    let (done, stopped) = oneshot::channel();
+    spawn("link".into(), move |started| {
+        let runtime = match current_thread() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
+        };
+        runtime.block_on(async move {
+            // Held for as long as the link: the epoch is this process's alone.
+            let _data = data;
+            match LinkSocket::bind(&setup.path, &format!("frontend-{frontend_id}")).await {
+                Ok(socket) => {
+                    drop(started.send(Ok(())));
+                    edge::run(socket, setup).await;
+                }
+                Err(error) => drop(started.send(Err(StartError::Link(error)))),
+            }
+        });
+        // Nobody waits when the grace is over.
+        let _ = done.send(());
+    })?;
+    Ok(stopped)
+}
+
+fn start_admin(listener: TcpListener, state: AdminState) -> Result<(), StartError> {
+    spawn("admin".into(), move |started| match current_thread() {
+        Ok(runtime) => {
+            drop(started.send(Ok(())));
+            if let Err(error) = runtime.block_on(admin::serve(listener, state)) {
+                tracing::error!(%error, "the admin listener failed");
+            }
+        }
+        Err(error) => drop(started.send(Err(StartError::Thread(error)))),
+    })
+}
