@@ -57,7 +57,10 @@ impl CloseCode {
 
     /// Whether a client may come back by itself.
     pub fn may_reconnect(self) -> bool {
-        !matches!(self, Self::Normal | Self::Replaced | Self::ClosedByOperator | Self::LoginFailed)
+        !matches!(
+            self,
+            Self::Normal | Self::Replaced | Self::ClosedByOperator | Self::LoginFailed
+        )
     }
 
     pub fn from_u16(code: u16) -> Option<Self> {

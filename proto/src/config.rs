@@ -34,7 +34,11 @@ impl fmt::Display for Interval {
 impl<'de> Deserialize<'de> for Interval {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let bad = || D::Error::custom(format!("{text:?} is not a duration from 1ms to 1y such as \"250ms\" or \"30s\""));
+        let bad = || {
+            D::Error::custom(format!(
+                "{text:?} is not a duration from 1ms to 1y such as \"250ms\" or \"30s\""
+            ))
+        };
         let duration = humantime::parse_duration(&text).map_err(|_| bad())?;
         if duration < Duration::from_millis(1) || duration > LONGEST {
             return Err(bad());

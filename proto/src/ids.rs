@@ -129,10 +129,16 @@ impl SessionId {
     /// Fails when the epoch does not fit 40 bits or the slot 24.
     pub fn mint(parts: SessionParts) -> Result<Self, IdError> {
         if parts.epoch.0 >> EPOCH_BITS != 0 {
-            return Err(IdError::Range { what: "a frontend epoch", bits: EPOCH_BITS });
+            return Err(IdError::Range {
+                what: "a frontend epoch",
+                bits: EPOCH_BITS,
+            });
         }
         if parts.slot.0 >> SLOT_BITS != 0 {
-            return Err(IdError::Range { what: "a slot", bits: SLOT_BITS });
+            return Err(IdError::Range {
+                what: "a slot",
+                bits: SLOT_BITS,
+            });
         }
         let mut packed = u128::from(parts.frontend.0);
         packed = packed << EPOCH_BITS | u128::from(parts.epoch.0);
@@ -149,7 +155,11 @@ impl SessionId {
     /// Takes 128 bits from the link; fails unless they are a version 8 uuid of our form.
     pub fn from_u128(bits: u128) -> Result<Self, IdError> {
         let versioned = bits & (0xf << 76) == VERSION_8 && bits & (0b11 << 62) == VARIANT_RFC;
-        if versioned && bits & 0b11 == 0 { Ok(Self(bits)) } else { Err(IdError::Session) }
+        if versioned && bits & 0b11 == 0 {
+            Ok(Self(bits))
+        } else {
+            Err(IdError::Session)
+        }
     }
 
     pub fn from_halves(high: u64, low: u64) -> Result<Self, IdError> {
@@ -214,7 +224,9 @@ impl FromStr for SessionId {
         if lengths != [8, 4, 4, 4, 12] || !text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit()) {
             return Err(IdError::Session);
         }
-        u128::from_str_radix(&groups.concat(), 16).map_err(|_| IdError::Session).and_then(Self::from_u128)
+        u128::from_str_radix(&groups.concat(), 16)
+            .map_err(|_| IdError::Session)
+            .and_then(Self::from_u128)
     }
 }
 
@@ -257,7 +269,14 @@ mod tests {
             generation: Generation(0),
         };
         assert!(SessionId::mint(parts).is_err());
-        assert!(SessionId::mint(SessionParts { epoch: FrontendEpoch(1), slot: Slot(1 << 24), ..parts }).is_err());
+        assert!(
+            SessionId::mint(SessionParts {
+                epoch: FrontendEpoch(1),
+                slot: Slot(1 << 24),
+                ..parts
+            })
+            .is_err()
+        );
         assert!(SessionId::from_u128(0).is_err());
     }
 
@@ -268,6 +287,9 @@ mod tests {
         assert_eq!("a b".parse::<DeviceId>(), Err(IdError::DeviceCharacter));
         assert_eq!("é".parse::<DeviceId>(), Err(IdError::DeviceCharacter));
         assert!("x".repeat(128).parse::<DeviceId>().is_ok());
-        assert_eq!("x".repeat(129).parse::<DeviceId>(), Err(IdError::DeviceLength(129)));
+        assert_eq!(
+            "x".repeat(129).parse::<DeviceId>(),
+            Err(IdError::DeviceLength(129))
+        );
     }
 }

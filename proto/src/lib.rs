@@ -13,7 +13,8 @@ pub mod link;
 
 pub use codes::{CloseCode, ErrorCode};
 pub use ids::{
-    DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId, Slot,
+    DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId,
+    Slot,
 };
 /// Whether a device's message is text or binary.
 pub use link::frames::MessageKind;

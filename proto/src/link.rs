@@ -21,7 +21,9 @@ pub use codec::{MAX_BATCH_BYTES, MAX_BATCH_FRAMES, decode_batch, encode_notice, 
 pub use credit::{Class, Grant, Grants};
 pub use epoch::Epoch;
 pub use frames::frame::Command;
-pub use lane::{Gone, Incoming, Lane, LaneConfig, LaneError, LaneStats, MAX_UNACKNOWLEDGED, Origin, UNKNOWN_EPOCH};
+pub use lane::{
+    Gone, Incoming, Lane, LaneConfig, LaneError, LaneStats, MAX_UNACKNOWLEDGED, Origin, UNKNOWN_EPOCH,
+};
 
 /// The protocol versions that this build speaks, both included.
 pub const PROTOCOL_VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
@@ -59,7 +61,11 @@ mod tests {
 
     #[test]
     fn versions_meet_at_the_highest_common_one() {
-        let speaks = |min, max| frames::Hello { version_min: min, version_max: max, ..Default::default() };
+        let speaks = |min, max| frames::Hello {
+            version_min: min,
+            version_max: max,
+            ..Default::default()
+        };
         assert_eq!(common_version(&speaks(1, 1)), Some(1));
         assert_eq!(common_version(&speaks(0, 9)), Some(1));
         assert_eq!(common_version(&speaks(2, 3)), None);

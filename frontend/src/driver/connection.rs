@@ -49,7 +49,7 @@ pub(super) enum Stage {
     /// The upgrade is with a backend; nothing is read until it is answered.
     Binding(SessionKey),
     /// Its session is over: what is queued goes out, then the end of the peer's bytes is awaited, both until `LINGER`.
-    Lingering { shut: bool },
+    Lingering { shut: bool, until: Instant },
     /// Nothing more to do.
     Over,
 }
@@ -80,8 +80,8 @@ impl Connection {
         }
     }
 
-    pub(super) fn on_linger_over(&mut self, _now: Instant) {
-        if matches!(self.stage, Stage::Lingering { .. }) {
+    pub(super) fn on_linger_over(&mut self, now: Instant) {
+        if matches!(self.stage, Stage::Lingering { until, .. } if until <= now) {
             self.stage = Stage::Over;
             self.wake();
         }
@@ -155,7 +155,7 @@ impl Shard {
         }
         match connection.stage {
             Stage::Over => Poll::Ready(Step::Over),
-            Stage::Lingering { shut } => self.poll_linger(id, shut, cx),
+            Stage::Lingering { shut, until } => self.poll_linger(id, (shut, until), cx),
             Stage::Binding(_) => Poll::Pending,
             Stage::Open(_) if connection.stalled.is_some() => Poll::Pending,
             Stage::Open(_) => match ready!(connection.stream.poll_read_ready(cx)) {
@@ -257,7 +257,10 @@ impl Shard {
         };
         if let Some(key) = connection.session() {
             self.by_slot[key.slot as usize] = None;
-            connection.stage = Stage::Lingering { shut: false };
+            connection.stage = Stage::Lingering {
+                shut: false,
+                until: now + LINGER,
+            };
             connection.stalled = None;
             self.lingering.push_back((now + LINGER, id));
             connection.wake();
@@ -279,12 +282,17 @@ impl Shard {
     }
 
     /// Everything was said: ends our side, then waits for the peer's end, so that no reset overtakes the last words.
-    fn poll_linger(&mut self, id: ConnectionId, shut: bool, cx: &mut Context<'_>) -> Poll<Step> {
+    fn poll_linger(
+        &mut self,
+        id: ConnectionId,
+        (shut, until): (bool, Instant),
+        cx: &mut Context<'_>,
+    ) -> Poll<Step> {
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return Poll::Ready(Step::Over);
         };
         if !shut {
-            connection.stage = Stage::Lingering { shut: true };
+            connection.stage = Stage::Lingering { shut: true, until };
             let socket = socket2::SockRef::from(&connection.stream);
             if socket.shutdown(std::net::Shutdown::Write).is_err() {
                 return Poll::Ready(Step::Over);

@@ -25,6 +25,9 @@ const MAX_PER_TURN: usize = 256;
 /// Sends between two yields: the writers run on the same thread.
 const SENDS_PER_YIELD: usize = 32;
 
+/// What shards get at least for writing their sessions' last words.
+const GOODBYE_TIME: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// What the link thread is made of.
 pub struct LinkSetup {
     pub hub: Hub,
@@ -127,7 +130,7 @@ pub async fn run(socket: LinkSocket, setup: LinkSetup) {
         to_shards,
         status,
         sends: 0,
-        stopping: false,
+        stopping: None,
     };
     let inputs = Inputs {
         receiver,
@@ -152,7 +155,8 @@ struct Link {
     to_shards: Vec<mpsc::UnboundedSender<Vec<ToShard>>>,
     status: watch::Sender<Vec<PeerStatus>>,
     sends: usize,
-    stopping: bool,
+    /// When the frontend was told to stop.
+    stopping: Option<Instant>,
 }
 
 impl Link {
@@ -166,12 +170,13 @@ impl Link {
             moved |= self.transmit(now).await;
             self.tell_shards();
             self.tell_status();
-            if self.stopping && self.hub.is_stopped() {
-                // What was sent last has to leave the process before its socket goes.
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            if self.may_end(now) {
                 return;
             }
             if moved {
+                while let Some((identity, batch)) = self.hub.poll_overdue(now) {
+                    self.send(identity, batch).await;
+                }
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -180,6 +185,12 @@ impl Link {
             }
             self.wait(&mut inputs).await;
         }
+    }
+
+    /// Stopped: every LOGOUT is acknowledged, or nobody is there to take one.
+    fn may_end(&self, now: Instant) -> bool {
+        let Some(since) = self.stopping else { return false };
+        now >= since + GOODBYE_TIME && (self.hub.is_stopped() || self.hub.is_alone())
     }
 
     /// Takes whatever has come, up to the turn's bound; true when something had.
@@ -213,8 +224,8 @@ impl Link {
             received = inputs.receiver.recv() => self.on_received(received),
             Some(event) = inputs.events.next() => self.on_event(event),
             Some((shard, messages)) = inputs.from_shards.recv() => self.on_shard(shard, messages),
-            Ok(()) = inputs.stop.changed(), if !self.stopping => {
-                self.stopping = true;
+            Ok(()) = inputs.stop.changed(), if self.stopping.is_none() => {
+                self.stopping = Some(Instant::now());
                 self.hub.handle_stop();
             }
             () = &mut sleep => {}

@@ -248,6 +248,19 @@ impl Hub {
         None
     }
 
+    /// The same for a turn that moved something: what may wait no longer.
+    pub fn poll_overdue(&mut self, now: Instant) -> Option<(Bytes, Bytes)> {
+        for index in 0..self.peers.len() {
+            let peer = &mut self.peers[index];
+            if let Some(batch) = peer.lane.poll_overdue(now, 0) {
+                let identity = peer.identity.clone();
+                self.count(index);
+                return Some((identity, batch));
+            }
+        }
+        None
+    }
+
     fn count(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         let (stats, counted) = (peer.lane.stats(), peer.counted);
@@ -327,9 +340,14 @@ impl Hub {
         self.tell_all_shards(|_| ToShard::Stop);
     }
 
-    /// Whether every shard has stopped and everything was sent and acknowledged.
+    /// Whether every shard has stopped: each LOGOUT was acknowledged.
     pub fn is_stopped(&self) -> bool {
         self.stopped_shards >= usize::from(self.config.shards)
+    }
+
+    /// Whether no backend is there to take a LOGOUT.
+    pub fn is_alone(&self) -> bool {
+        self.peers.is_empty()
     }
 }
 

@@ -16,9 +16,13 @@ const HEADER_FIELD: u32 = 1;
 const FRAME_FIELD: u32 = 2;
 
 /// Writes one batch. `frames` holds each frame with its encoded length.
-pub(crate) fn encode_batch<'a>(header: &Header, frames: impl Iterator<Item = (&'a Frame, usize)> + Clone) -> Bytes {
+pub(crate) fn encode_batch<'a>(
+    header: &Header,
+    frames: impl Iterator<Item = (&'a Frame, usize)> + Clone,
+) -> Bytes {
     let header_len = header.encoded_len();
-    let total: usize = frames.clone().map(|(_, len)| delimited_len(len)).sum::<usize>() + delimited_len(header_len);
+    let total: usize =
+        frames.clone().map(|(_, len)| delimited_len(len)).sum::<usize>() + delimited_len(header_len);
     let mut out = BytesMut::with_capacity(total);
     encode_key(HEADER_FIELD, WireType::LengthDelimited, &mut out);
     encode_varint(header_len as u64, &mut out);
@@ -34,8 +38,14 @@ pub(crate) fn encode_batch<'a>(header: &Header, frames: impl Iterator<Item = (&'
 
 /// A batch of one frame outside any lane, for an end that has no lane (yet, or any more): `REFUSED` and `FENCED`.
 pub fn encode_notice(from: super::Epoch, to: super::Epoch, command: super::Command) -> Bytes {
-    let header = Header { from: Some(from.into()), to: Some(to.into()), ..Default::default() };
-    let frame = Frame { command: Some(command) };
+    let header = Header {
+        from: Some(from.into()),
+        to: Some(to.into()),
+        ..Default::default()
+    };
+    let frame = Frame {
+        command: Some(command),
+    };
     let len = frame.encoded_len();
     encode_batch(&header, std::iter::once((&frame, len)))
 }
@@ -47,7 +57,14 @@ pub fn read_notice(local: super::Epoch, header: &Header, frames: &[(Frame, u32)]
         return None;
     }
     match frames {
-        [(Frame { command: Some(command @ (Command::Fenced(_) | Command::Refused(_))) }, _)] => Some(command.clone()),
+        [
+            (
+                Frame {
+                    command: Some(command @ (Command::Fenced(_) | Command::Refused(_))),
+                },
+                _,
+            ),
+        ] => Some(command.clone()),
         _ => None,
     }
 }
@@ -83,12 +100,17 @@ pub fn decode_batch(mut batch: Bytes) -> Result<(Header, Vec<(Frame, u32)>), pro
             _ => {}
         }
     }
-    Ok((header.ok_or_else(|| malformed("a batch without a header"))?, frames))
+    Ok((
+        header.ok_or_else(|| malformed("a batch without a header"))?,
+        frames,
+    ))
 }
 
 fn malformed(_what: &'static str) -> prost::DecodeError {
     // prost has no public constructor for its error: an unterminated varint is the shortest input that makes one.
-    decode_varint(&mut &[0x80u8][..]).err().unwrap_or_else(|| unreachable!("an unterminated varint does not decode"))
+    decode_varint(&mut &[0x80u8][..])
+        .err()
+        .unwrap_or_else(|| unreachable!("an unterminated varint does not decode"))
 }
 
 #[cfg(test)]
@@ -98,7 +120,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn reply(payload: Vec<u8>) -> Frame {
-        Frame { command: Some(Command::Reply(Reply { payload: payload.into(), sequence: 7, ..Default::default() })) }
+        Frame {
+            command: Some(Command::Reply(Reply {
+                payload: payload.into(),
+                sequence: 7,
+                ..Default::default()
+            })),
+        }
     }
 
     proptest! {
@@ -129,7 +157,10 @@ mod tests {
         use super::super::{Epoch, frames::Fenced};
         let (us, them) = (Epoch { boot: 1, attach: 1 }, Epoch { boot: 2, attach: 0 });
         let notice = decode_batch(encode_notice(them, us, Command::Fenced(Fenced {}))).unwrap();
-        assert!(matches!(read_notice(us, &notice.0, &notice.1), Some(Command::Fenced(_))));
+        assert!(matches!(
+            read_notice(us, &notice.0, &notice.1),
+            Some(Command::Fenced(_))
+        ));
         assert!(read_notice(them, &notice.0, &notice.1).is_none());
         let other = decode_batch(encode_notice(them, us, Command::Reply(Reply::default()))).unwrap();
         assert!(read_notice(us, &other.0, &other.1).is_none());

@@ -28,9 +28,13 @@ impl Class {
     pub fn of(command: &Command) -> Option<Self> {
         use Command as C;
         match command {
-            C::Hello(_) | C::Refused(_) | C::Ready(_) | C::Draining(_) | C::Done(_) | C::DrainMark(_) | C::Fenced(_) => {
-                None
-            }
+            C::Hello(_)
+            | C::Refused(_)
+            | C::Ready(_)
+            | C::Draining(_)
+            | C::Done(_)
+            | C::DrainMark(_)
+            | C::Fenced(_) => None,
             C::TextMessage(_) | C::BinaryMessage(_) => Some(Self::Requests),
             C::Reply(_) => Some(Self::Replies),
             C::Push(_) | C::PushResult(_) => Some(Self::Push),
@@ -73,10 +77,22 @@ impl Default for Grants {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
         Self([
-            Grant { messages: 512, bytes: 2 * MIB },
-            Grant { messages: 512, bytes: 2 * MIB },
-            Grant { messages: 512, bytes: MIB },
-            Grant { messages: 256, bytes: 2 * MIB },
+            Grant {
+                messages: 512,
+                bytes: 2 * MIB,
+            },
+            Grant {
+                messages: 512,
+                bytes: 2 * MIB,
+            },
+            Grant {
+                messages: 512,
+                bytes: MIB,
+            },
+            Grant {
+                messages: 256,
+                bytes: 2 * MIB,
+            },
         ])
     }
 }
@@ -129,7 +145,11 @@ pub(crate) struct Granting {
 
 impl Granting {
     pub(crate) fn new(limit: Grant) -> Self {
-        Self { limit, received: Grant::default(), released: Grant::default() }
+        Self {
+            limit,
+            received: Grant::default(),
+            released: Grant::default(),
+        }
     }
 
     /// Charges a received frame; false when the other end had no credit for it.
@@ -170,13 +190,19 @@ impl Granting {
 
 impl From<Grant> for frames::Credit {
     fn from(grant: Grant) -> Self {
-        Self { messages: grant.messages, bytes: grant.bytes }
+        Self {
+            messages: grant.messages,
+            bytes: grant.bytes,
+        }
     }
 }
 
 impl From<frames::Credit> for Grant {
     fn from(credit: frames::Credit) -> Self {
-        Self { messages: credit.messages, bytes: credit.bytes }
+        Self {
+            messages: credit.messages,
+            bytes: credit.bytes,
+        }
     }
 }
 
@@ -193,11 +219,17 @@ mod tests {
     #[test]
     fn a_frame_over_the_limit_passes_alone() {
         let mut spending = Spending::default();
-        spending.handle_grant(Grant { messages: 4, bytes: 100 });
+        spending.handle_grant(Grant {
+            messages: 4,
+            bytes: 100,
+        });
         assert!(spending.allows(1000));
         spending.spend(1000);
         assert!(!spending.allows(1));
-        spending.handle_grant(Grant { messages: 5, bytes: 1100 });
+        spending.handle_grant(Grant {
+            messages: 5,
+            bytes: 1100,
+        });
         assert!(spending.allows(1));
     }
 
@@ -227,19 +259,34 @@ mod tests {
 
     #[test]
     fn what_exceeds_the_credit_is_noticed() {
-        let mut granting = Granting::new(Grant { messages: 1, bytes: 10 });
+        let mut granting = Granting::new(Grant {
+            messages: 1,
+            bytes: 10,
+        });
         assert!(granting.charge(5));
         assert!(!granting.charge(1));
-        let mut granting = Granting::new(Grant { messages: 9, bytes: 10 });
+        let mut granting = Granting::new(Grant {
+            messages: 9,
+            bytes: 10,
+        });
         assert!(granting.charge(5));
         assert!(!granting.charge(6));
     }
 
     #[test]
     fn a_credit_is_not_returned_twice() {
-        let mut granting = Granting::new(Grant { messages: 1, bytes: 10 });
+        let mut granting = Granting::new(Grant {
+            messages: 1,
+            bytes: 10,
+        });
         assert!(granting.charge(5));
-        assert!(granting.release(Grant { messages: 1, bytes: 5 }));
-        assert!(!granting.release(Grant { messages: 1, bytes: 5 }));
+        assert!(granting.release(Grant {
+            messages: 1,
+            bytes: 5
+        }));
+        assert!(!granting.release(Grant {
+            messages: 1,
+            bytes: 5
+        }));
     }
 }

@@ -13,13 +13,20 @@ pub struct Epoch {
 
 impl From<Epoch> for frames::Epoch {
     fn from(epoch: Epoch) -> Self {
-        Self { boot_high: (epoch.boot >> 64) as u64, boot_low: epoch.boot as u64, attach: epoch.attach }
+        Self {
+            boot_high: (epoch.boot >> 64) as u64,
+            boot_low: epoch.boot as u64,
+            attach: epoch.attach,
+        }
     }
 }
 
 impl From<frames::Epoch> for Epoch {
     fn from(epoch: frames::Epoch) -> Self {
-        Self { boot: u128::from(epoch.boot_high) << 64 | u128::from(epoch.boot_low), attach: epoch.attach }
+        Self {
+            boot: u128::from(epoch.boot_high) << 64 | u128::from(epoch.boot_low),
+            attach: epoch.attach,
+        }
     }
 }
 

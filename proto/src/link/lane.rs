@@ -7,12 +7,15 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::codec::{self, MAX_BATCH_BYTES, MAX_BATCH_FRAMES};
-use super::credit::{Class, Grant, Grants, Granting, Spending};
+use super::credit::{Class, Grant, Granting, Grants, Spending};
 use super::epoch::Epoch;
 use super::frames::{Frame, Header, frame::Command};
 
 /// Frames sent and not yet acknowledged, at most: with it ZeroMQ's own queue can never fill.
 pub const MAX_UNACKNOWLEDGED: u64 = 4096;
+
+/// Busy turns after which a due header goes alone.
+const OVERDUE_TURNS: u8 = 8;
 
 /// How one end of a link behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +129,8 @@ pub struct Lane {
     sent_acknowledged: u64,
     received: u64,
     header_due: bool,
+    /// Busy turns that a due header has waited for a batch to travel with.
+    overdue: u8,
     remote_progress: u64,
     last_progress: Instant,
     last_received: Instant,
@@ -147,6 +152,7 @@ impl Lane {
             sent_acknowledged: 0,
             received: 0,
             header_due: true,
+            overdue: 0,
             remote_progress: 0,
             last_progress: now,
             last_received: now,
@@ -204,8 +210,14 @@ impl Lane {
 
     pub fn enqueue(&mut self, command: Command, origin: Option<Origin>) {
         let class = Class::of(&command);
-        let frame = Frame { command: Some(command) };
-        let queued = Queued { bytes: frame.encoded_len(), frame, origin };
+        let frame = Frame {
+            command: Some(command),
+        };
+        let queued = Queued {
+            bytes: frame.encoded_len(),
+            frame,
+            origin,
+        };
         match class {
             None => self.free.push_back(queued),
             Some(class) => self.classes[class as usize].waiting.push_back(queued),
@@ -214,7 +226,10 @@ impl Lane {
 
     /// Gives back the credit that a received frame was charged.
     pub fn release(&mut self, (class, bytes): (Class, u32)) {
-        let amount = Grant { messages: 1, bytes: u64::from(bytes) };
+        let amount = Grant {
+            messages: 1,
+            bytes: u64::from(bytes),
+        };
         let held = self.granting[class as usize].release(amount);
         debug_assert!(held, "credit for {} was returned twice", class.label());
         self.header_due = true;
@@ -238,7 +253,10 @@ impl Lane {
         for (index, (frame, bytes)) in frames.into_iter().enumerate() {
             let number = header.first_frame.wrapping_add(index as u64);
             if number != self.received + 1 {
-                return Err(LaneError::Gap { expected: self.received + 1, got: number });
+                return Err(LaneError::Gap {
+                    expected: self.received + 1,
+                    got: number,
+                });
             }
             self.received = number;
             self.header_due = true;
@@ -275,10 +293,20 @@ impl Lane {
     }
 
     /// The next batch that holds frames, or `None` when none can go now. `on_sent` hears of each frame that has an origin.
-    pub fn poll_batch(&mut self, now: Instant, progress: u64, mut on_sent: impl FnMut(Class, Origin)) -> Option<Bytes> {
+    pub fn poll_batch(
+        &mut self,
+        now: Instant,
+        progress: u64,
+        mut on_sent: impl FnMut(Class, Origin),
+    ) -> Option<Bytes> {
         let mut batch: Vec<Queued> = Vec::new();
-        let mut room = Room { frames: MAX_BATCH_FRAMES, bytes: MAX_BATCH_BYTES };
-        room.frames = room.frames.min((MAX_UNACKNOWLEDGED - (self.sent - self.sent_acknowledged)) as usize);
+        let mut room = Room {
+            frames: MAX_BATCH_FRAMES,
+            bytes: MAX_BATCH_BYTES,
+        };
+        room.frames = room
+            .frames
+            .min((MAX_UNACKNOWLEDGED - (self.sent - self.sent_acknowledged)) as usize);
         room.take_from(&mut self.free, &mut batch);
         for offset in 0..Class::ALL.len() {
             let class = Class::ALL[(self.turn + offset) % Class::ALL.len()];
@@ -292,7 +320,10 @@ impl Lane {
         self.sent += batch.len() as u64;
         self.stats.frames_sent += batch.len() as u64;
         self.on_batch_out(now);
-        Some(codec::encode_batch(&header, batch.iter().map(|q| (&q.frame, q.bytes))))
+        Some(codec::encode_batch(
+            &header,
+            batch.iter().map(|q| (&q.frame, q.bytes)),
+        ))
     }
 
     fn take_class(
@@ -333,6 +364,18 @@ impl Lane {
         Some(codec::encode_batch(&header, std::iter::empty()))
     }
 
+    /// The same for turns that moved something, though not to this peer: an acknowledgement, a credit or a heartbeat must
+    /// not wait for as long as others keep the loop busy.
+    pub fn poll_overdue(&mut self, now: Instant, progress: u64) -> Option<Bytes> {
+        self.overdue = if self.header_due { self.overdue + 1 } else { 0 };
+        let heartbeat_due = self.last_sent.is_none_or(|at| now >= at + self.config.heartbeat);
+        if self.overdue >= OVERDUE_TURNS || heartbeat_due {
+            self.poll_header(now, progress)
+        } else {
+            None
+        }
+    }
+
     fn header(&self, first_frame: u64, progress: u64) -> Header {
         let credit = |class: Class| Some(self.granting[class as usize].total().into());
         Header {
@@ -350,13 +393,16 @@ impl Lane {
 
     fn on_batch_out(&mut self, now: Instant) {
         self.header_due = false;
+        self.overdue = 0;
         self.last_sent = Some(now);
         self.stats.batches_sent += 1;
     }
 
     /// When [`Lane::poll_header`] or [`Lane::check`] has something to do at the latest.
     pub fn poll_timeout(&self) -> Instant {
-        let speak = self.last_sent.map_or(self.last_received, |at| at + self.config.heartbeat);
+        let speak = self
+            .last_sent
+            .map_or(self.last_received, |at| at + self.config.heartbeat);
         let mut next = speak.min(self.last_received + self.config.timeout);
         if let Some(limit) = self.config.progress_timeout {
             next = next.min(self.last_progress + limit);

@@ -7,7 +7,12 @@ const B: Epoch = Epoch { boot: 2, attach: 1 };
 
 fn pair(now: Instant) -> (Lane, Lane) {
     let config = LaneConfig {
-        grants: Grants([Grant { messages: 4, bytes: 1000 }; 4]),
+        grants: Grants(
+            [Grant {
+                messages: 4,
+                bytes: 1000,
+            }; 4],
+        ),
         progress_timeout: Some(Duration::from_secs(5)),
         ..LaneConfig::default()
     };
@@ -15,14 +20,22 @@ fn pair(now: Instant) -> (Lane, Lane) {
 }
 
 fn reply(n: u64, bytes: usize) -> Command {
-    Command::Reply(Reply { sequence: n, payload: vec![0; bytes].into(), ..Default::default() })
+    Command::Reply(Reply {
+        sequence: n,
+        payload: vec![0; bytes].into(),
+        ..Default::default()
+    })
 }
 
 /// Moves everything that can go from one lane to the other.
 fn carry(now: Instant, from: &mut Lane, to: &mut Lane) -> Vec<Incoming> {
     let mut out = Vec::new();
-    while let Some(batch) = from.poll_batch(now, 0, |_, _| {}).or_else(|| from.poll_header(now, 0)) {
-        to.handle_batch(now, decode_batch(batch).unwrap(), &mut out).unwrap();
+    while let Some(batch) = from
+        .poll_batch(now, 0, |_, _| {})
+        .or_else(|| from.poll_header(now, 0))
+    {
+        to.handle_batch(now, decode_batch(batch).unwrap(), &mut out)
+            .unwrap();
     }
     out
 }
@@ -34,7 +47,10 @@ fn frames_wait_for_credit_and_go_on_when_it_returns() {
     for n in 1..=10 {
         a.enqueue(reply(n, 10), None);
     }
-    assert!(carry(now, &mut a, &mut b).is_empty(), "nothing goes before the first grant");
+    assert!(
+        carry(now, &mut a, &mut b).is_empty(),
+        "nothing goes before the first grant"
+    );
     carry(now, &mut b, &mut a);
     let mut got = Vec::new();
     for _ in 0..3 {
@@ -42,7 +58,9 @@ fn frames_wait_for_credit_and_go_on_when_it_returns() {
         assert!(batch.len() <= 4);
         for incoming in batch {
             b.release(incoming.charge.unwrap());
-            let Command::Reply(reply) = incoming.command else { panic!("only replies were sent") };
+            let Command::Reply(reply) = incoming.command else {
+                panic!("only replies were sent")
+            };
             got.push(reply.sequence);
         }
         carry(now, &mut b, &mut a);
@@ -59,7 +77,13 @@ fn a_full_class_does_not_hold_up_the_link_itself() {
     a.enqueue(reply(1, 10), None);
     a.enqueue(Command::Hello(Hello::default()), None);
     let got = carry(now, &mut a, &mut b);
-    assert!(matches!(got.as_slice(), [Incoming { command: Command::Hello(_), charge: None }]));
+    assert!(matches!(
+        got.as_slice(),
+        [Incoming {
+            command: Command::Hello(_),
+            charge: None
+        }]
+    ));
 }
 
 #[test]
@@ -78,7 +102,15 @@ fn origins_are_told_when_their_frame_goes() {
 #[test]
 fn batches_keep_their_bounds_and_a_large_frame_goes_alone() {
     let now = Instant::now();
-    let config = LaneConfig { grants: Grants([Grant { messages: 500, bytes: 1 << 20 }; 4]), ..LaneConfig::default() };
+    let config = LaneConfig {
+        grants: Grants(
+            [Grant {
+                messages: 500,
+                bytes: 1 << 20,
+            }; 4],
+        ),
+        ..LaneConfig::default()
+    };
     let (mut a, mut b) = (Lane::new(config, A, B, now), Lane::new(config, B, A, now));
     carry(now, &mut b, &mut a);
     for n in 0..100 {
@@ -99,19 +131,38 @@ fn another_epoch_is_dropped_and_a_gap_is_fatal() {
     let (mut a, mut b) = pair(now);
     let mut c = Lane::new(LaneConfig::default(), Epoch { boot: 1, attach: 2 }, B, now);
     let stray = decode_batch(c.poll_header(now, 0).unwrap()).unwrap();
-    assert_eq!(b.handle_batch(now, stray, &mut Vec::new()), Err(LaneError::StaleEpoch));
+    assert_eq!(
+        b.handle_batch(now, stray, &mut Vec::new()),
+        Err(LaneError::StaleEpoch)
+    );
     a.enqueue(Command::Hello(Hello::default()), None);
     let first = decode_batch(a.poll_batch(now, 0, |_, _| {}).unwrap()).unwrap();
     b.handle_batch(now, first.clone(), &mut Vec::new()).unwrap();
-    assert_eq!(b.handle_batch(now, first, &mut Vec::new()), Err(LaneError::Gap { expected: 2, got: 1 }));
+    assert_eq!(
+        b.handle_batch(now, first, &mut Vec::new()),
+        Err(LaneError::Gap { expected: 2, got: 1 })
+    );
 }
 
 #[test]
 fn who_sends_beyond_its_credit_is_caught() {
     let now = Instant::now();
     let (mut a, mut b) = pair(now);
-    let generous = Grants([Grant { messages: 500, bytes: 1 << 20 }; 4]);
-    let mut liar = Lane::new(LaneConfig { grants: generous, ..LaneConfig::default() }, B, A, now);
+    let generous = Grants(
+        [Grant {
+            messages: 500,
+            bytes: 1 << 20,
+        }; 4],
+    );
+    let mut liar = Lane::new(
+        LaneConfig {
+            grants: generous,
+            ..LaneConfig::default()
+        },
+        B,
+        A,
+        now,
+    );
     carry(now, &mut liar, &mut a);
     for n in 0..5 {
         a.enqueue(reply(n, 1), None);
@@ -128,7 +179,10 @@ fn an_acknowledgement_of_what_was_not_sent_is_caught() {
     let (mut a, mut b) = pair(now);
     let mut batch = decode_batch(b.poll_header(now, 0).unwrap()).unwrap();
     batch.0.acknowledged = 1;
-    assert_eq!(a.handle_batch(now, batch, &mut Vec::new()), Err(LaneError::FalseAcknowledgement(1)));
+    assert_eq!(
+        a.handle_batch(now, batch, &mut Vec::new()),
+        Err(LaneError::FalseAcknowledgement(1))
+    );
 }
 
 #[test]
@@ -156,7 +210,8 @@ fn silence_and_standstill_are_told_apart() {
     while a.check(now).is_none() {
         now += Duration::from_millis(250);
         let header = b.poll_header(now, 7).expect("a heartbeat is due every 250 ms");
-        a.handle_batch(now, decode_batch(header).unwrap(), &mut Vec::new()).unwrap();
+        a.handle_batch(now, decode_batch(header).unwrap(), &mut Vec::new())
+            .unwrap();
         assert!(now < late + Duration::from_secs(20));
     }
     assert_eq!(a.check(now), Some(Gone::Stuck));
@@ -171,4 +226,22 @@ fn a_header_alone_is_not_answered_by_another() {
     assert!(a.poll_header(now, 0).is_none());
     assert!(b.poll_header(now, 0).is_none());
     assert!(a.poll_timeout() == now + Duration::from_millis(250));
+}
+
+#[test]
+fn a_busy_loop_does_not_starve_a_quiet_lane() {
+    let now = Instant::now();
+    let (mut a, mut b) = pair(now);
+    carry(now, &mut a, &mut b);
+    carry(now, &mut b, &mut a);
+    assert!(a.poll_overdue(now, 0).is_none(), "nothing is due");
+    assert!(
+        a.poll_overdue(now + Duration::from_millis(250), 0).is_some(),
+        "a heartbeat is"
+    );
+    b.enqueue(reply(1, 1), None);
+    let charge = carry(now, &mut b, &mut a).remove(0).charge.unwrap();
+    a.release(charge);
+    let turns = (1..20).find(|_| a.poll_overdue(now, 0).is_some());
+    assert_eq!(turns, Some(8));
 }

@@ -14,8 +14,8 @@ const CLOSE_AFTER: Duration = Duration::from_millis(1500);
 async fn start(service: &Service) -> Gateway {
     let text = |d: Duration| format!("{}ms", d.as_millis());
     Gateway::builder(service)
-        .frontend_set("heartbeat.ping_after", text(PING_AFTER))
-        .frontend_set("heartbeat.close_after", text(CLOSE_AFTER))
+        .frontend_set("times.ping_after", text(PING_AFTER))
+        .frontend_set("times.close_after", text(CLOSE_AFTER))
         .start()
         .await
 }
@@ -80,8 +80,8 @@ async fn a_stopped_reader_s_clock_stands_still() {
     let route = holdfast_tests::gateway::Route::new("Demo", service.url("/demo")).timeout("30s");
     let gateway = Gateway::builder(&service)
         .routes(vec![route])
-        .frontend_set("heartbeat.ping_after", "500ms")
-        .frontend_set("heartbeat.close_after", "1500ms")
+        .frontend_set("times.ping_after", "500ms")
+        .frontend_set("times.close_after", "1500ms")
         .start()
         .await;
     let mut device = gateway.device("d").await;
