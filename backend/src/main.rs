@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use holdfast_backend::config::Config;
-use holdfast_backend::runtime;
+use holdfast_backend::runtime::{self, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -79,6 +79,10 @@ async fn run(config: Config) -> ExitCode {
     tokio::select! {
         ended = runtime::run(&config, stopped) => match ended {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error @ (StartError::Stuck(_) | StartError::LinkEnded)) => {
+                tracing::error!(%error, "the backend failed");
+                ExitCode::FAILURE
+            }
             Err(error) => fail(&error),
         },
         () = forced => ExitCode::from(EXIT_FORCED),

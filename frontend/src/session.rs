@@ -3,6 +3,8 @@
 //! [`Shard`] owns the sessions of one thread. It takes what channels and the hub report (`handle_*`) and gives out what they
 //! shall do (`poll_output`, `take_to_hub`). It has no clock: `now` is passed in. It parses no JSON.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod config;
 mod metrics;
 mod roster;

@@ -1,6 +1,6 @@
 //! The real binaries, run as an operator would: own directory, own addresses, generated config and keys.
 //!
-//! Everything ends with the [`Gateway`], however the test ends; when it panics, the logs are shown.
+//! Everything ends with the [`Gateway`], however the test ends; when it panics, logs and metrics are shown.
 
 mod binaries;
 mod config;
@@ -199,7 +199,7 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for node in self.frontends.iter().chain(&self.backends) {
-                node.print_log_tail();
+                node.print_state();
             }
         }
     }

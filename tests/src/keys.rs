@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::pkcs8::EncodePublicKey as _;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::{Signer as _, SigningKey};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
@@ -26,6 +26,9 @@ impl Certificates {
     pub fn generate() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names, none invalid");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Holdfast test root");
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let ca_key = KeyPair::generate().expect("a key pair");
         let ca = params.self_signed(&ca_key).expect("a root certificate");

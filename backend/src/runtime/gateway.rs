@@ -16,7 +16,7 @@ use crate::core::{ApiAnswer, ApiRequest};
 use crate::push::Ticket;
 
 /// Commands that wait for the link thread, at most; beyond it the caller is told to come back.
-pub const COMMANDS_CAPACITY: usize = 1024;
+pub(super) const COMMANDS_CAPACITY: usize = 1024;
 /// Hint to callers that find the queue full or the link thread leaving.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 

@@ -1,5 +1,7 @@
 //! The pure part of the frontend's end of the link. See the parent module.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod attach;
 mod query;
 mod shards;

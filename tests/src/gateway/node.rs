@@ -1,6 +1,8 @@
 //! One process of the gateway: started, signalled, watched.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -22,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 /// Lines of a log that a failing test shows.
 const LOG_TAIL_LINES: usize = 60;
+/// How long a failing test waits for a process's metrics.
+const LAST_LOOK: Duration = Duration::from_millis(500);
 /// Log filter of the processes under test, when `HOLDFAST_TEST_LOG` does not set another.
 const LOG_FILTER: &str = "info";
 
@@ -196,7 +200,8 @@ impl Node {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub(super) fn print_log_tail(&self) {
+    /// What a failing test shows: the end of the log, and every metric that is not 0.
+    pub(super) fn print_state(&self) {
         let log = self.log_text();
         let lines: Vec<&str> = log.lines().collect();
         eprintln!(
@@ -207,6 +212,29 @@ impl Node {
         for line in &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..] {
             eprintln!("{line}");
         }
+        let exposition = self.metrics_blocking().unwrap_or_default();
+        let moved =
+            |line: &&str| !(line.starts_with('#') || line.ends_with(" 0") || line.contains("_bucket"));
+        for line in exposition
+            .lines()
+            .filter(moved)
+            .filter(|line| line.starts_with("holdfast_"))
+        {
+            eprintln!("{line}");
+        }
+    }
+
+    /// For use while a test is panicking, where nothing can be awaited.
+    fn metrics_blocking(&self) -> std::io::Result<String> {
+        let address = self.url.trim_start_matches("http://").parse::<SocketAddr>();
+        let address = address.map_err(std::io::Error::other)?;
+        let mut stream = TcpStream::connect_timeout(&address, LAST_LOOK)?;
+        stream.set_read_timeout(Some(LAST_LOOK))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        // A process that hangs gives what it gives.
+        let _ = stream.read_to_end(&mut answer);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 }
 
