@@ -49,3 +49,10 @@ impl From<holdfast_proto::IdError> for Malformed {
         Self
     }
 }
+
+/// Values that tests of several modules need.
+#[cfg(test)]
+pub(crate) mod tests {
+    pub(crate) use super::lifecycle::tests::{id, session};
+    pub(crate) use super::requests::tests::{event, request};
+}

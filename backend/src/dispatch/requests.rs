@@ -162,19 +162,7 @@ impl Requests {
 
     /// Ends calls whose time is up and takes requests that there is room for now.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some(&(deadline, id)) = self.deadlines.first()
-            && deadline <= now.instant
-        {
-            let Some(call) = self.remove_call(id) else { continue };
-            let ran_long = |since: Instant| now.instant >= since + call.route.timeout / 2;
-            let ending = match &call.stage {
-                Stage::Running { since, .. } if ran_long(*since) => Ending::Unreachable,
-                _ => Ending::Abandoned,
-            };
-            self.give_up(id, &call, ending, now.instant);
-            self.answer(call.key, &call.reply_to, call.route.one_way, Err(ErrorCode::UpstreamTimeout));
-            self.advance(&call.route.key, now.instant);
-        }
+        self.expire_calls(now.instant);
         self.drain_backlog(now);
         self.metrics.in_flight.set(self.sequencer.total_in_flight() as i64);
         self.metrics.held_bytes.set(self.sequencer.held_bytes() as i64);
@@ -228,6 +216,27 @@ impl Requests {
 
     fn is_full(&self) -> bool {
         self.sequencer.total_in_flight() >= self.max_in_flight
+    }
+
+    /// All that is due ends before places are given on: a waiting call that is due as well is not started for nothing.
+    fn expire_calls(&mut self, now: Instant) {
+        let mut keys: Vec<RouteKey> = Vec::new();
+        while let Some(&(deadline, id)) = self.deadlines.first()
+            && deadline <= now
+        {
+            let Some(call) = self.remove_call(id) else { continue };
+            let ran_long = |since: Instant| now >= since + call.route.timeout / 2;
+            let ending = match &call.stage {
+                Stage::Running { since, .. } if ran_long(*since) => Ending::Unreachable,
+                _ => Ending::Abandoned,
+            };
+            self.give_up(id, &call, ending, now);
+            self.answer(call.key, &call.reply_to, call.route.one_way, Err(ErrorCode::UpstreamTimeout));
+            if keys.last() != Some(&call.route.key) {
+                keys.push(call.route.key.clone());
+            }
+        }
+        keys.iter().for_each(|key| self.advance(key, now));
     }
 
     /// One request per link in turn, so that no frontend starves another.
@@ -434,4 +443,4 @@ fn reply_frame(release: Release) -> frames::Reply {
 
 #[cfg(test)]
 #[path = "requests_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -117,11 +117,11 @@ impl Bench {
     }
 }
 
-fn event(namespace: &str, name: &str) -> Bytes {
+pub(crate) fn event(namespace: &str, name: &str) -> Bytes {
     format!(r#"{{"header":{{"namespace":"{namespace}","name":"{name}","id":"e"}},"payload":{{"a":1}}}}"#).into()
 }
 
-fn request(sequence: u64, payload: Bytes) -> frames::Request {
+pub(crate) fn request(sequence: u64, payload: Bytes) -> frames::Request {
     frames::Request {
         session: Some(session(1)),
         sequence,

@@ -142,7 +142,7 @@ mod tests {
         let mut update = Update { session: Some(session(1)), number: 3, ..Default::default() };
         update.session.as_mut().unwrap().blob_version = 4;
         let bad = handle_update(update.clone()).unwrap();
-        assert_eq!((&bad.reply[..], bad.blob), (&br#"@error {"code":"invalid_update","control":"update"}"#[..], None));
+        assert_eq!((&bad.reply[..], bad.blob), (&br#"@error {"control":"update","code":"invalid_update"}"#[..], None));
         update.text = Bytes::from_static(b"@update {\"attributes\":{\"a\":1}}");
         let good = handle_update(update).unwrap();
         assert_eq!((&good.reply[..], good.blob.unwrap().base_version), (&br#"@updated {"version":5}"#[..], 4));

@@ -218,7 +218,8 @@ async fn timers(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
         }
         let mut shard = shard.borrow_mut();
         shard.on_timer(Instant::now());
-        shard.timer_due = None;
+        // Known before the turn ends: this task must not wake itself.
+        shard.timer_due = shard.next_deadline();
         shard.end_turn();
     }
 }

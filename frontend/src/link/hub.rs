@@ -148,6 +148,8 @@ impl Hub {
     /// One frame of an attached backend: about the link, answered here, or for a shard.
     fn handle_frame(&mut self, now: Instant, id: PeerId, incoming: Incoming) {
         match &incoming.command {
+            // It was read when the attachment was made.
+            Command::Hello(_) => {}
             Command::Ready(_) => self.on_ready(id),
             Command::Draining(_) => self.on_draining(id),
             Command::Done(_) => self.on_done(now, id),
