@@ -4,9 +4,10 @@
 //! [`Backend::handle_timeout`], then [`Backend::poll_transmit`] and [`Backend::poll_action`] until both give `None`, then
 //! waiting until [`Backend::poll_timeout`] or the next input. Drain the inputs before `handle_timeout`: it judges silence.
 
-#![deny(clippy::disallowed_methods)]
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod commands;
+mod epochs;
 mod metrics;
 mod operations;
 
@@ -16,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::{Class, Incoming, LaneStats, Origin};
-use tracing::{debug, error, info, warn};
+use tracing::info;
 
 use crate::api::{self, GatewayError};
 use crate::auth::{Denied, Grant};
 use crate::dispatch::{BindId, CallId, Lifecycle, RequestOutput, RequestSettings, Requests};
-use crate::link::{Attachment, LinkIndex, LinkSettings, LinkState, Loss, LossReason, Step};
+use crate::link::{Attachment, LinkIndex, LinkSettings, LinkState};
 use crate::push::{Ticket, Tracker};
 use crate::route::RouteTable;
 use crate::route::breaker::BreakerSettings;
@@ -62,12 +63,23 @@ pub enum Action {
     /// Check the credential and call [`Backend::handle_authenticated`].
     Authenticate { bind: BindId, credential: Bytes },
     /// Call the service and then [`Backend::handle_call_done`].
-    Call { call: CallId, request: Box<ServiceRequest> },
+    Call {
+        call: CallId,
+        request: Box<ServiceRequest>,
+    },
     /// Drop the call; nothing needs to follow.
     CancelCall(CallId),
-    ApiDone { ticket: Ticket, result: Result<ApiAnswer, GatewayError> },
+    ApiDone {
+        ticket: Ticket,
+        result: Result<ApiAnswer, GatewayError>,
+    },
     /// Drop the link's socket and open a new one under this identity at `at`.
-    Reconnect { link: LinkIndex, attach: u32, identity: String, at: Instant },
+    Reconnect {
+        link: LinkIndex,
+        attach: u32,
+        identity: String,
+        at: Instant,
+    },
     /// Everything is done: end the process.
     Exit,
 }
@@ -156,11 +168,15 @@ impl Backend {
     /// A batch came. Batches of other epochs are dropped and counted.
     pub fn handle_batch(&mut self, link: LinkIndex, now: Now, batch: Bytes) {
         let mut incoming = std::mem::take(&mut self.scratch);
-        let taken = self.links[link.get()].attachment.handle_batch(now.instant, batch, &mut incoming);
+        let taken = self.links[link.get()]
+            .attachment
+            .handle_batch(now.instant, batch, &mut incoming);
         match taken {
             Ok(step) => {
                 self.on_step(link, step, now);
-                incoming.drain(..).for_each(|frame| self.handle_frame(link, frame, now));
+                incoming
+                    .drain(..)
+                    .for_each(|frame| self.handle_frame(link, frame, now));
             }
             Err(loss) => self.on_loss(link, &loss, now),
         }
@@ -200,8 +216,12 @@ impl Backend {
             return;
         }
         info!("draining");
-        self.stop = Stop::Draining { until: now + self.settings.drain_grace };
-        self.links.iter_mut().for_each(|link| link.attachment.start_draining());
+        self.stop = Stop::Draining {
+            until: now + self.settings.drain_grace,
+        };
+        self.links
+            .iter_mut()
+            .for_each(|link| link.attachment.start_draining());
     }
 
     /// `progress` grows while the workers work; the frontends watch it. May be called at any time, and must be in each turn.
@@ -229,7 +249,9 @@ impl Backend {
         for offset in 0..self.links.len() {
             let index = (self.turn + offset) % self.links.len();
             let (link, sent) = (&mut self.links[index], &mut self.sent);
-            let batch = link.attachment.poll_transmit(now, self.progress, |_, origin| sent.push(origin));
+            let batch = link
+                .attachment
+                .poll_transmit(now, self.progress, |_, origin| sent.push(origin));
             let Some(batch) = batch else { continue };
             self.turn = index + 1;
             let link = LinkIndex::new(index);
@@ -250,14 +272,26 @@ impl Backend {
             Stop::Draining { until } => Some(until),
             Stop::No | Stop::Exited => None,
         };
-        let links = self.links.iter().filter_map(|link| link.attachment.poll_timeout());
-        let own = [self.requests.poll_timeout(), self.tracker.poll_timeout(), stop, self.again];
+        let links = self
+            .links
+            .iter()
+            .filter_map(|link| link.attachment.poll_timeout());
+        let own = [
+            self.requests.poll_timeout(),
+            self.tracker.poll_timeout(),
+            stop,
+            self.again,
+        ];
         links.chain(own.into_iter().flatten()).min()
     }
 
     /// Whether at least one frontend is attached and this backend takes work.
     pub fn is_ready(&self) -> bool {
-        self.stop == Stop::No && self.links.iter().any(|link| link.attachment.state() == LinkState::Attached)
+        self.stop == Stop::No
+            && self
+                .links
+                .iter()
+                .any(|link| link.attachment.state() == LinkState::Attached)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -292,73 +326,20 @@ impl Backend {
         (0..self.links.len()).map(LinkIndex::new)
     }
 
-    fn on_step(&mut self, link: LinkIndex, step: Step, now: Now) {
-        match step {
-            Step::Taken => {}
-            Step::Stale => {
-                self.metrics.stale_epoch.inc();
-            }
-            Step::Attached => {
-                let attachment = &mut self.links[link.get()].attachment;
-                if let Some(frontend) = attachment.frontend() {
-                    info!(link = link.get(), frontend = frontend.id.0, build = frontend.build, "attached");
-                }
-                if self.stop != Stop::No {
-                    attachment.start_draining();
-                }
-                self.metrics.set_link(link, LinkState::Attached);
-                self.again = Some(now.instant);
-            }
-        }
-    }
-
-    /// The epoch is over: nothing of it may have an effect any more.
-    fn on_loss(&mut self, link: LinkIndex, loss: &Loss, now: Now) {
-        match &loss.reason {
-            LossReason::Refused { .. } | LossReason::Protocol(_) | LossReason::Lane(_) => {
-                error!(link = link.get(), reason = %loss.reason, "link lost");
-            }
-            LossReason::Disconnected | LossReason::NoAnswer => {
-                debug!(link = link.get(), reason = %loss.reason, "link lost");
-            }
-            LossReason::Fenced | LossReason::Silent => warn!(link = link.get(), reason = %loss.reason, "link lost"),
-        }
-        self.metrics.fenced.inc_by(u64::from(loss.reason == LossReason::Fenced));
-        self.metrics.count_loss(loss.reason.label());
-        self.forget_link(link, now);
-        if self.stop == Stop::No {
-            self.reconnect(link, loss.retry_at);
-        } else {
-            self.links[link.get()].attachment.start_draining();
-        }
-        self.metrics.set_link(link, self.link_state(link));
-        self.after_input();
-    }
-
-    fn forget_link(&mut self, link: LinkIndex, now: Now) {
-        self.requests.remove_link(link, now);
-        self.lifecycle.remove_link(link);
-        self.tracker.handle_link_lost(link);
-        let state = &mut self.links[link.get()];
-        state.held_back.clear();
-        (state.push_bytes, state.counted) = (0, LaneStats::default());
-    }
-
-    fn reconnect(&mut self, link: LinkIndex, at: Instant) {
-        let attachment = &self.links[link.get()].attachment;
-        let (attach, identity) = (attachment.next_attach(), attachment.next_identity());
-        self.actions.push_back(Action::Reconnect { link, attach, identity, at });
-    }
-
     /// Passes on what the parts have put out.
     fn after_input(&mut self) {
         while let Some(output) = self.requests.poll_output() {
             match output {
-                RequestOutput::Call { call, request } => self.actions.push_back(Action::Call { call, request }),
+                RequestOutput::Call { call, request } => {
+                    self.actions.push_back(Action::Call { call, request })
+                }
                 RequestOutput::Cancel(call) => self.actions.push_back(Action::CancelCall(call)),
                 RequestOutput::Release { link, charge } => self.links[link.get()].attachment.release(charge),
                 RequestOutput::Reply { link, reply } => {
-                    let origin = Origin { source: SOURCE_REPLY, ticket: reply.payload.len() as u64 };
+                    let origin = Origin {
+                        source: SOURCE_REPLY,
+                        ticket: reply.payload.len() as u64,
+                    };
                     self.enqueue(link, holdfast_proto::link::Command::Reply(reply), Some(origin));
                 }
             }
@@ -369,7 +350,12 @@ impl Backend {
         }
     }
 
-    fn enqueue(&mut self, link: LinkIndex, command: holdfast_proto::link::Command, origin: Option<Origin>) -> bool {
+    fn enqueue(
+        &mut self,
+        link: LinkIndex,
+        command: holdfast_proto::link::Command,
+        origin: Option<Origin>,
+    ) -> bool {
         self.links[link.get()].attachment.enqueue(command, origin)
     }
 
@@ -390,7 +376,11 @@ impl Backend {
     }
 
     fn release_held_back(&mut self, link: LinkIndex) {
-        let Link { attachment, held_back, .. } = &mut self.links[link.get()];
+        let Link {
+            attachment,
+            held_back,
+            ..
+        } = &mut self.links[link.get()];
         while attachment.queued(Class::Lifecycle) <= LIFECYCLE_BACKLOG
             && let Some(charge) = held_back.pop_front()
         {
@@ -399,35 +389,22 @@ impl Backend {
     }
 
     fn count_lane(&mut self, link: LinkIndex) {
-        let Link { attachment, counted, .. } = &mut self.links[link.get()];
+        let Link {
+            attachment, counted, ..
+        } = &mut self.links[link.get()];
         let stats = attachment.stats();
         let m = &self.metrics;
-        m.frames_in.inc_by(stats.frames_received.saturating_sub(counted.frames_received));
-        m.frames_out.inc_by(stats.frames_sent.saturating_sub(counted.frames_sent));
-        m.batches_in.inc_by(stats.batches_received.saturating_sub(counted.batches_received));
-        m.batches_out.inc_by(stats.batches_sent.saturating_sub(counted.batches_sent));
-        m.credit_stalls.inc_by(stats.credit_stalls.saturating_sub(counted.credit_stalls));
+        m.frames_in
+            .inc_by(stats.frames_received.saturating_sub(counted.frames_received));
+        m.frames_out
+            .inc_by(stats.frames_sent.saturating_sub(counted.frames_sent));
+        m.batches_in
+            .inc_by(stats.batches_received.saturating_sub(counted.batches_received));
+        m.batches_out
+            .inc_by(stats.batches_sent.saturating_sub(counted.batches_sent));
+        m.credit_stalls
+            .inc_by(stats.credit_stalls.saturating_sub(counted.credit_stalls));
         *counted = stats;
-    }
-
-    fn advance_stop(&mut self, now: Now) {
-        let Stop::Draining { until } = self.stop else { return };
-        let quiet = self.tracker.outstanding() == 0;
-        for link in self.link_indexes() {
-            let idle = quiet && self.requests.is_idle(link) && self.lifecycle.binds_of(link) == 0;
-            self.links[link.get()].attachment.advance_drain(idle);
-        }
-        let finished = self.links.iter().all(|link| link.attachment.state() == LinkState::Finished);
-        if finished && quiet {
-            info!("drained");
-        } else if now.instant >= until {
-            let (requests, operations) = (self.requests.in_flight(), self.tracker.outstanding());
-            warn!(requests, operations, "the grace is over: leaving with work undone");
-        } else {
-            return;
-        }
-        self.stop = Stop::Exited;
-        self.actions.push_back(Action::Exit);
     }
 }
 

@@ -6,10 +6,12 @@
 mod attachment;
 pub mod edge;
 mod jitter;
+mod outcome;
 mod sockets;
 
-pub use attachment::{Attachment, Frontend, LinkSettings, LinkState, Loss, LossReason, Step};
+pub use attachment::Attachment;
 pub use jitter::Jitter;
+pub use outcome::{Frontend, LinkSettings, LinkState, Loss, LossReason, Step};
 pub use sockets::{SendError, SocketEvent, SocketNews, Sockets};
 
 /// Which of the configured frontends: its place in the configuration.

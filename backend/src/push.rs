@@ -4,14 +4,14 @@
 //! is said to be not known (P9): a frontend that was not asked or did not answer makes the outcome `unconfirmed` (a push) or
 //! incomplete (a query), unless another one's answer decides.
 
-#![deny(clippy::disallowed_methods)]
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
+use holdfast_proto::DeviceId;
 use holdfast_proto::link::frames::{self, PushStatus as FrameStatus, QueryResult, SessionInfo};
 use holdfast_proto::link::session_id;
-use holdfast_proto::DeviceId;
 
 use crate::api::{PushCounts, PushResult, PushStatus, PushTarget};
 use crate::link::LinkIndex;
@@ -47,7 +47,10 @@ pub enum Outcome {
     /// Sessions that got it and did not, and how many *frontends* did not say.
     All(PushCounts),
     Presence(DeviceId, Presence),
-    Closed { sessions: u64, complete: bool },
+    Closed {
+        sessions: u64,
+        complete: bool,
+    },
 }
 
 /// What is asked for.
@@ -107,8 +110,18 @@ impl Tracker {
         }
         self.last += 1;
         let id = OperationId(self.last);
-        let Asked { links: waiting, missing } = asked;
-        let operation = Operation { ticket, question, waiting, missing, deadline, answers: Answers::default() };
+        let Asked {
+            links: waiting,
+            missing,
+        } = asked;
+        let operation = Operation {
+            ticket,
+            question,
+            waiting,
+            missing,
+            deadline,
+            answers: Answers::default(),
+        };
         self.operations.insert(id, operation);
         self.deadlines.insert((deadline, id));
         self.end_if_answered(id);
@@ -183,8 +196,12 @@ impl Tracker {
         id: OperationId,
         merge: impl FnOnce(&mut Operation) -> bool,
     ) -> bool {
-        let Some(operation) = self.operations.get_mut(&id) else { return false };
-        let Some(index) = operation.waiting.iter().position(|l| *l == link) else { return false };
+        let Some(operation) = self.operations.get_mut(&id) else {
+            return false;
+        };
+        let Some(index) = operation.waiting.iter().position(|l| *l == link) else {
+            return false;
+        };
         operation.waiting.swap_remove(index);
         if !merge(operation) {
             operation.missing += 1;
@@ -205,7 +222,12 @@ impl Tracker {
 
 impl Operation {
     fn outcome(self) -> Outcome {
-        let Answers { best, mut counts, sessions, closed } = self.answers;
+        let Answers {
+            best,
+            mut counts,
+            sessions,
+            closed,
+        } = self.answers;
         let complete = self.missing == 0;
         match self.question {
             Question::Push(PushTarget::All) => {
@@ -221,7 +243,10 @@ impl Operation {
                 Outcome::Push(target, result)
             }
             Question::Presence(device) => Outcome::Presence(device, Presence { sessions, complete }),
-            Question::Close => Outcome::Closed { sessions: closed, complete },
+            Question::Close => Outcome::Closed {
+                sessions: closed,
+                complete,
+            },
         }
     }
 }
@@ -243,7 +268,12 @@ impl Answers {
 }
 
 fn bare(status: PushStatus) -> PushResult {
-    PushResult { device: None, session: None, status, reason: None }
+    PushResult {
+        device: None,
+        session: None,
+        status,
+        reason: None,
+    }
 }
 
 /// `None` for a status that this version does not know.
@@ -258,8 +288,15 @@ fn read_push_result(result: frames::PushResult) -> Option<PushResult> {
         let end = result.reason.floor_char_boundary(MAX_REASON_BYTES);
         result.reason[..end].to_owned()
     });
-    let device = DeviceId::from_bytes(result.device).ok().map(|d| d.to_owned_bytes());
-    Some(PushResult { device, session: session_id(result.session).ok(), status, reason })
+    let device = DeviceId::from_bytes(result.device)
+        .ok()
+        .map(|d| d.to_owned_bytes());
+    Some(PushResult {
+        device,
+        session: session_id(result.session).ok(),
+        status,
+        reason,
+    })
 }
 
 #[cfg(test)]

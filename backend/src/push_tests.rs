@@ -10,11 +10,17 @@ fn device() -> DeviceId {
 }
 
 fn asked(links: &[LinkIndex], missing: usize) -> Asked {
-    Asked { links: links.to_vec(), missing }
+    Asked {
+        links: links.to_vec(),
+        missing,
+    }
 }
 
 fn begin(tracker: &mut Tracker, question: Question, asked: Asked, now: Instant) -> u64 {
-    tracker.begin(Ticket(9), question, asked, now + Duration::from_secs(5)).unwrap().0
+    tracker
+        .begin(Ticket(9), question, asked, now + Duration::from_secs(5))
+        .unwrap()
+        .0
 }
 
 fn push_device(tracker: &mut Tracker, asked: Asked, now: Instant) -> u64 {
@@ -22,7 +28,12 @@ fn push_device(tracker: &mut Tracker, asked: Asked, now: Instant) -> u64 {
 }
 
 fn result(number: u64, status: FrameStatus) -> frames::PushResult {
-    frames::PushResult { number, status: status as i32, reason: "because".into(), ..Default::default() }
+    frames::PushResult {
+        number,
+        status: status as i32,
+        reason: "because".into(),
+        ..Default::default()
+    }
 }
 
 fn status(tracker: &mut Tracker) -> Option<PushStatus> {
@@ -41,13 +52,19 @@ fn one_written_decides_and_all_offline_is_offline() {
         ([FrameStatus::Written, FrameStatus::Dropped], PushStatus::Written),
         ([FrameStatus::Dropped, FrameStatus::Offline], PushStatus::Dropped),
         ([FrameStatus::Offline, FrameStatus::Offline], PushStatus::Offline),
-        ([FrameStatus::Offline, FrameStatus::Unspecified], PushStatus::Unconfirmed),
+        (
+            [FrameStatus::Offline, FrameStatus::Unspecified],
+            PushStatus::Unconfirmed,
+        ),
     ] {
         let mut tracker = Tracker::default();
         let n = push_device(&mut tracker, asked(&[A, B], 0), now);
         assert!(tracker.handle_push_result(A, result(n, answers[0])));
         assert_eq!(status(&mut tracker), None);
-        assert!(!tracker.handle_push_result(A, result(n, answers[0])), "each frontend answers once");
+        assert!(
+            !tracker.handle_push_result(A, result(n, answers[0])),
+            "each frontend answers once"
+        );
         assert!(tracker.handle_push_result(B, result(n, answers[1])));
         assert_eq!(status(&mut tracker), Some(expected));
         assert_eq!((tracker.outstanding(), tracker.poll_timeout()), (0, None));
@@ -82,10 +99,34 @@ fn what_was_not_asked_or_not_answered_is_unconfirmed() {
 fn a_push_to_all_adds_up() {
     let now = Instant::now();
     let mut tracker = Tracker::default();
-    let n = begin(&mut tracker, Question::Push(PushTarget::All), asked(&[A, B], 1), now);
-    tracker.handle_push_result(A, frames::PushResult { number: n, written: 7, dropped: 1, ..Default::default() });
-    tracker.handle_push_result(B, frames::PushResult { number: n, written: 5, ..Default::default() });
-    let counts = PushCounts { written: 12, dropped: 1, unconfirmed: 1 };
+    let n = begin(
+        &mut tracker,
+        Question::Push(PushTarget::All),
+        asked(&[A, B], 1),
+        now,
+    );
+    tracker.handle_push_result(
+        A,
+        frames::PushResult {
+            number: n,
+            written: 7,
+            dropped: 1,
+            ..Default::default()
+        },
+    );
+    tracker.handle_push_result(
+        B,
+        frames::PushResult {
+            number: n,
+            written: 5,
+            ..Default::default()
+        },
+    );
+    let counts = PushCounts {
+        written: 12,
+        dropped: 1,
+        unconfirmed: 1,
+    };
     assert_eq!(tracker.poll_done(), Some((Ticket(9), Outcome::All(counts))));
 }
 
@@ -94,11 +135,29 @@ fn presence_lists_sessions_and_says_whether_all_answered() {
     let now = Instant::now();
     let mut tracker = Tracker::default();
     let n = begin(&mut tracker, Question::Presence(device()), asked(&[A, B], 0), now);
-    let sessions = vec![SessionInfo { since_ms: 3, ..Default::default() }; 2 * MAX_LISTED_SESSIONS];
-    assert!(tracker.handle_query_result(A, QueryResult { number: n, sessions, closed: 0 }));
+    let sessions = vec![
+        SessionInfo {
+            since_ms: 3,
+            ..Default::default()
+        };
+        2 * MAX_LISTED_SESSIONS
+    ];
+    assert!(tracker.handle_query_result(
+        A,
+        QueryResult {
+            number: n,
+            sessions,
+            closed: 0
+        }
+    ));
     tracker.handle_timeout(now + Duration::from_secs(5));
-    let Some((_, Outcome::Presence(_, presence))) = tracker.poll_done() else { panic!("it ended") };
-    assert_eq!((presence.sessions.len(), presence.complete), (MAX_LISTED_SESSIONS, false));
+    let Some((_, Outcome::Presence(_, presence))) = tracker.poll_done() else {
+        panic!("it ended")
+    };
+    assert_eq!(
+        (presence.sessions.len(), presence.complete),
+        (MAX_LISTED_SESSIONS, false)
+    );
 }
 
 #[test]
@@ -106,9 +165,32 @@ fn closes_add_up() {
     let now = Instant::now();
     let mut tracker = Tracker::default();
     let n = begin(&mut tracker, Question::Close, asked(&[A, B], 0), now);
-    tracker.handle_query_result(A, QueryResult { number: n, closed: 2, ..Default::default() });
-    tracker.handle_query_result(B, QueryResult { number: n, closed: 1, ..Default::default() });
-    assert_eq!(tracker.poll_done(), Some((Ticket(9), Outcome::Closed { sessions: 3, complete: true })));
+    tracker.handle_query_result(
+        A,
+        QueryResult {
+            number: n,
+            closed: 2,
+            ..Default::default()
+        },
+    );
+    tracker.handle_query_result(
+        B,
+        QueryResult {
+            number: n,
+            closed: 1,
+            ..Default::default()
+        },
+    );
+    assert_eq!(
+        tracker.poll_done(),
+        Some((
+            Ticket(9),
+            Outcome::Closed {
+                sessions: 3,
+                complete: true
+            }
+        ))
+    );
 }
 
 #[test]
@@ -116,7 +198,13 @@ fn an_answer_of_the_wrong_kind_counts_as_none() {
     let now = Instant::now();
     let mut tracker = Tracker::default();
     let n = push_device(&mut tracker, asked(&[A], 0), now);
-    tracker.handle_query_result(A, QueryResult { number: n, ..Default::default() });
+    tracker.handle_query_result(
+        A,
+        QueryResult {
+            number: n,
+            ..Default::default()
+        },
+    );
     assert_eq!(status(&mut tracker), Some(PushStatus::Unconfirmed));
     assert!(!tracker.handle_push_result(A, result(n + 1, FrameStatus::Written)));
 }
@@ -128,7 +216,10 @@ fn operations_are_bounded() {
     for _ in 0..MAX_OUTSTANDING {
         begin(&mut tracker, Question::Close, asked(&[A], 0), now);
     }
-    assert_eq!(tracker.begin(Ticket(1), Question::Close, asked(&[A], 0), now), Err(Question::Close));
+    assert_eq!(
+        tracker.begin(Ticket(1), Question::Close, asked(&[A], 0), now),
+        Err(Question::Close)
+    );
 }
 
 proptest! {

@@ -8,7 +8,7 @@
 //! Bytes of answers count from [`Sequencer::finish`] until [`Sequencer::on_sent`], whether they wait for a predecessor here
 //! or for credit in the link's queue.
 
-#![deny(clippy::disallowed_methods)]
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -107,7 +107,12 @@ impl Sequencer {
     /// `max_held_bytes` bounds the answers that have not left, over all sessions.
     pub fn new(links: usize, max_held_bytes: usize) -> Self {
         let links = (0..links).map(|_| LinkSessions::default()).collect();
-        Self { links, in_flight: 0, held_bytes: 0, max_held_bytes }
+        Self {
+            links,
+            in_flight: 0,
+            held_bytes: 0,
+            max_held_bytes,
+        }
     }
 
     /// Puts a request in its place. `floor` is the session's lowest unanswered sequence as the frontend knows it.
@@ -125,7 +130,10 @@ impl Sequencer {
 
     /// Whether the request was admitted and has no answer yet.
     pub fn is_in_flight(&self, key: RequestKey) -> bool {
-        self.links[key.link.get()].sessions.get(&key.session).is_some_and(|s| s.holds(key.sequence))
+        self.links[key.link.get()]
+            .sessions
+            .get(&key.session)
+            .is_some_and(|s| s.holds(key.sequence))
     }
 
     /// Takes a request's answer and appends what can leave now to `out`.
@@ -138,7 +146,9 @@ impl Sequencer {
             return Err(answer);
         }
         let link = &mut self.links[key.link.get()];
-        let Some(session) = link.sessions.get_mut(&key.session) else { return Ok(()) };
+        let Some(session) = link.sessions.get_mut(&key.session) else {
+            return Ok(());
+        };
         if !session.finish(key, answer, out) {
             return Ok(());
         }
@@ -191,7 +201,10 @@ impl Sequencer {
 impl Session {
     fn holds(&self, sequence: Sequence) -> bool {
         self.unordered.contains(&sequence)
-            || self.domains.iter().any(|(_, line)| line.waiting.iter().any(|w| w.sequence == sequence))
+            || self
+                .domains
+                .iter()
+                .any(|(_, line)| line.waiting.iter().any(|w| w.sequence == sequence))
     }
 
     fn is_idle(&self) -> bool {
@@ -204,23 +217,44 @@ impl Session {
             return;
         }
         self.forget_idle(floor);
-        let index = self.domains.iter().position(|(d, _)| *d == domain).unwrap_or_else(|| {
-            self.domains.push((domain, Line::default()));
-            self.domains.len() - 1
-        });
+        let index = self
+            .domains
+            .iter()
+            .position(|(d, _)| *d == domain)
+            .unwrap_or_else(|| {
+                self.domains.push((domain, Line::default()));
+                self.domains.len() - 1
+            });
         let line = &mut self.domains[index].1;
         let unwritten = line.last >= floor && line.last < sequence;
         let after = if unwritten { line.last } else { Sequence(0) };
-        line.waiting.push_back(Waiting { sequence, after, answer: None });
+        line.waiting.push_back(Waiting {
+            sequence,
+            after,
+            answer: None,
+        });
         line.last = sequence;
     }
 
     /// Drops domains of which nothing is in flight and whose last request the frontend has written, then the oldest ones.
     fn forget_idle(&mut self, floor: Sequence) {
-        self.domains.retain(|(_, line)| !line.waiting.is_empty() || line.last >= floor);
-        while self.domains.iter().filter(|(_, line)| line.waiting.is_empty()).count() > MAX_IDLE_DOMAINS {
-            let idle = self.domains.iter().enumerate().filter(|(_, (_, line))| line.waiting.is_empty());
-            let Some((oldest, _)) = idle.min_by_key(|(_, (_, line))| line.last) else { return };
+        self.domains
+            .retain(|(_, line)| !line.waiting.is_empty() || line.last >= floor);
+        while self
+            .domains
+            .iter()
+            .filter(|(_, line)| line.waiting.is_empty())
+            .count()
+            > MAX_IDLE_DOMAINS
+        {
+            let idle = self
+                .domains
+                .iter()
+                .enumerate()
+                .filter(|(_, (_, line))| line.waiting.is_empty());
+            let Some((oldest, _)) = idle.min_by_key(|(_, (_, line))| line.last) else {
+                return;
+            };
             self.domains.swap_remove(oldest);
         }
     }
@@ -229,11 +263,17 @@ impl Session {
     fn finish(&mut self, key: RequestKey, answer: Answer, out: &mut Vec<Release>) -> bool {
         if let Some(index) = self.unordered.iter().position(|s| *s == key.sequence) {
             self.unordered.swap_remove(index);
-            out.push(Release { key, after: Sequence(0), answer });
+            out.push(Release {
+                key,
+                after: Sequence(0),
+                answer,
+            });
             return true;
         }
         for (_, line) in &mut self.domains {
-            let Some(waiting) = line.waiting.iter_mut().find(|w| w.sequence == key.sequence) else { continue };
+            let Some(waiting) = line.waiting.iter_mut().find(|w| w.sequence == key.sequence) else {
+                continue;
+            };
             if waiting.answer.is_some() {
                 return false;
             }
@@ -248,8 +288,15 @@ impl Session {
 impl Line {
     fn release(&mut self, key: RequestKey, out: &mut Vec<Release>) {
         while let Some(front) = self.waiting.pop_front_if(|w| w.answer.is_some()) {
-            let key = RequestKey { sequence: front.sequence, ..key };
-            out.extend(front.answer.map(|answer| Release { key, after: front.after, answer }));
+            let key = RequestKey {
+                sequence: front.sequence,
+                ..key
+            };
+            out.extend(front.answer.map(|answer| Release {
+                key,
+                after: front.after,
+                answer,
+            }));
         }
     }
 }

@@ -16,15 +16,25 @@ fn session(slot: u32) -> SessionId {
 }
 
 fn key(slot: u32, sequence: u64) -> RequestKey {
-    RequestKey { link: LINK, session: session(slot), sequence: Sequence(sequence) }
+    RequestKey {
+        link: LINK,
+        session: session(slot),
+        sequence: Sequence(sequence),
+    }
 }
 
 fn answer(bytes: usize) -> Answer {
-    Answer { binary: false, silent: false, payload: vec![0; bytes].into() }
+    Answer {
+        binary: false,
+        silent: false,
+        payload: vec![0; bytes].into(),
+    }
 }
 
 fn admit(sequencer: &mut Sequencer, sequence: u64, floor: u64, domain: Domain) {
-    sequencer.admit(key(0, sequence), Sequence(floor), domain).unwrap();
+    sequencer
+        .admit(key(0, sequence), Sequence(floor), domain)
+        .unwrap();
 }
 
 fn finish(sequencer: &mut Sequencer, sequence: u64) -> Vec<(u64, u64)> {
@@ -75,7 +85,10 @@ fn a_request_in_flight_is_admitted_once() {
     admit(&mut s, 1, 1, Domain::Connection);
     admit(&mut s, 2, 1, Domain::Unordered);
     for n in [1, 2] {
-        assert_eq!(s.admit(key(0, n), Sequence(1), Domain::Connection), Err(Duplicate));
+        assert_eq!(
+            s.admit(key(0, n), Sequence(1), Domain::Connection),
+            Err(Duplicate)
+        );
     }
     finish(&mut s, 2);
     assert!(!s.is_in_flight(key(0, 2)));
@@ -106,7 +119,10 @@ fn held_bytes_are_bounded_and_short_answers_always_fit() {
     s.finish(key(0, 3), answer(ALWAYS_TAKEN_BYTES), &mut out).unwrap();
     assert!(out.is_empty());
     s.finish(key(0, 1), answer(0), &mut out).unwrap();
-    assert_eq!((out.len(), s.held_bytes(), s.in_flight(LINK)), (3, 9000 + ALWAYS_TAKEN_BYTES, 4));
+    assert_eq!(
+        (out.len(), s.held_bytes(), s.in_flight(LINK)),
+        (3, 9000 + ALWAYS_TAKEN_BYTES, 4)
+    );
     for release in out {
         s.on_sent(LINK, release.answer.payload.len());
     }
@@ -134,13 +150,21 @@ struct Model {
 
 impl Model {
     fn admit(&mut self, slot: u32, sequence: u64, floor: u64, domain: u8) {
-        let same = self.requests.iter().rev().find(|r| r.0 == slot && r.2 == domain && domain != 3);
+        let same = self
+            .requests
+            .iter()
+            .rev()
+            .find(|r| r.0 == slot && r.2 == domain && domain != 3);
         let after = same.map_or(0, |r| if r.1 >= floor { r.1 } else { 0 });
         self.requests.push((slot, sequence, domain, after, false, false));
     }
 
     fn finish(&mut self, slot: u32, sequence: u64) -> Vec<(u64, u64)> {
-        let index = self.requests.iter().position(|r| r.0 == slot && r.1 == sequence).unwrap();
+        let index = self
+            .requests
+            .iter()
+            .position(|r| r.0 == slot && r.1 == sequence)
+            .unwrap();
         self.requests[index].4 = true;
         let domain = self.requests[index].2;
         let mut out = Vec::new();
@@ -163,7 +187,12 @@ impl Model {
     }
 
     fn floor(&self, slot: u32, next: u64) -> u64 {
-        self.requests.iter().filter(|r| r.0 == slot && !r.5).map(|r| r.1).min().unwrap_or(next)
+        self.requests
+            .iter()
+            .filter(|r| r.0 == slot && !r.5)
+            .map(|r| r.1)
+            .min()
+            .unwrap_or(next)
     }
 }
 

@@ -20,7 +20,7 @@ pub use metrics::ShardMetrics;
 pub use session::{
     MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey,
 };
-pub use shard::{Goodbye, Output, Refusal, Shard, Stalled};
+pub use shard::{Goodbye, Output, Refusal, SessionUsage, Shard, ShardUsage, Stalled};
 pub use state::{CloseReason, IllegalTransition, State};
 pub use wheel::{TICK, Wheel};
 pub use window::{Answer, Dispatch, FinalReply, ReplyError, Window, WindowLimits};

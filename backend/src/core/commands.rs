@@ -17,7 +17,9 @@ impl Backend {
         let Incoming { command, charge } = incoming;
         let handled = match command {
             Command::TextMessage(request) => return self.handle_request(link, (request, false), charge, now),
-            Command::BinaryMessage(request) => return self.handle_request(link, (request, true), charge, now),
+            Command::BinaryMessage(request) => {
+                return self.handle_request(link, (request, true), charge, now);
+            }
             Command::Bind(bind) => self.handle_bind(link, bind),
             Command::Login(login) => self.handle_login(link, login, now),
             Command::Logout(logout) => self.lifecycle.handle_logout(logout).map(|(answer, reason)| {
@@ -52,8 +54,19 @@ impl Backend {
         self.give_back(link, charge);
     }
 
-    fn handle_request(&mut self, link: LinkIndex, (request, binary): (Request, bool), charge: Charge, now: Now) {
-        let arrival = Arrival { request, binary, charge, at: now.instant };
+    fn handle_request(
+        &mut self,
+        link: LinkIndex,
+        (request, binary): (Request, bool),
+        charge: Charge,
+        now: Now,
+    ) {
+        let arrival = Arrival {
+            request,
+            binary,
+            charge,
+            at: now.instant,
+        };
         self.requests.handle_arrival(link, arrival, now);
     }
 
@@ -97,7 +110,13 @@ impl Backend {
     fn handle_sync_page(&mut self, link: LinkIndex, page: &SyncPage) -> Result<(), Malformed> {
         self.lifecycle.note_seen(&page.sessions);
         if page.next_cursor != 0 && !self.is_draining() {
-            self.enqueue(link, Command::Sync(Sync { cursor: page.next_cursor }), None);
+            self.enqueue(
+                link,
+                Command::Sync(Sync {
+                    cursor: page.next_cursor,
+                }),
+                None,
+            );
         }
         Ok(())
     }

@@ -54,21 +54,49 @@ impl CoreMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
         m.requests.register(registry);
-        registry.register("link_attached", "Whether this frontend is attached", m.attached.clone());
-        registry.register("sessions_online", "Sessions that the frontend last reported", m.online.clone());
+        registry.register(
+            "link_attached",
+            "Whether this frontend is attached",
+            m.attached.clone(),
+        );
+        registry.register(
+            "sessions_online",
+            "Sessions that the frontend last reported",
+            m.online.clone(),
+        );
         registry.register("link_losses", "Links lost, by reason", m.losses.clone());
         registry.register("binds", "Devices admitted and denied", m.binds.clone());
         registry.register("logins", "Logins welcomed and denied", m.logins.clone());
         registry.register("logouts", "Logouts, by reason", m.logouts.clone());
         registry.register("fenced", "Epochs that a frontend gave up", m.fenced.clone());
         registry.register("stale_epoch", "Batches of another epoch", m.stale_epoch.clone());
-        registry.register("malformed_frames", "Frames other than requests that were dropped", m.malformed.clone());
-        registry.register("unexpected_answers", "Answers that nobody waited for", m.unanswered.clone());
-        registry.register("closes_dropped", "Closes of replaced sessions that found no room", m.closes_dropped.clone());
+        registry.register(
+            "malformed_frames",
+            "Frames other than requests that were dropped",
+            m.malformed.clone(),
+        );
+        registry.register(
+            "unexpected_answers",
+            "Answers that nobody waited for",
+            m.unanswered.clone(),
+        );
+        registry.register(
+            "closes_dropped",
+            "Closes of replaced sessions that found no room",
+            m.closes_dropped.clone(),
+        );
         registry.register("controls", "Control messages answered", m.controls.clone());
         registry.register("updates", "Updates answered", m.updates.clone());
-        registry.register("operations", "Pushes, queries and closes under way", m.operations.clone());
-        registry.register("credit_stalls", "How often frames began to wait for credit", m.credit_stalls.clone());
+        registry.register(
+            "operations",
+            "Pushes, queries and closes under way",
+            m.operations.clone(),
+        );
+        registry.register(
+            "credit_stalls",
+            "How often frames began to wait for credit",
+            m.credit_stalls.clone(),
+        );
         registry.register("link_frames_in", "Frames received", m.frames_in.clone());
         registry.register("link_frames_out", "Frames sent", m.frames_out.clone());
         registry.register("link_batches_in", "Batches received", m.batches_in.clone());
@@ -78,11 +106,19 @@ impl CoreMetrics {
 
     pub(super) fn set_link(&self, link: LinkIndex, state: LinkState) {
         let attached = matches!(state, LinkState::Attached | LinkState::Draining);
-        self.attached.get_or_create(&LinkLabels { link: link.get() as u16 }).set(attached.into());
+        self.attached
+            .get_or_create(&LinkLabels {
+                link: link.get() as u16,
+            })
+            .set(attached.into());
     }
 
     pub(super) fn set_online(&self, link: LinkIndex, sessions: u64) {
-        self.online.get_or_create(&LinkLabels { link: link.get() as u16 }).set(sessions as i64);
+        self.online
+            .get_or_create(&LinkLabels {
+                link: link.get() as u16,
+            })
+            .set(sessions as i64);
     }
 
     pub(super) fn count_loss(&self, reason: &'static str) {
@@ -90,11 +126,19 @@ impl CoreMetrics {
     }
 
     pub(super) fn count_bind(&self, admitted: bool) {
-        self.binds.get_or_create(&ResultLabels { result: if admitted { "admitted" } else { "denied" } }).inc();
+        self.binds
+            .get_or_create(&ResultLabels {
+                result: if admitted { "admitted" } else { "denied" },
+            })
+            .inc();
     }
 
     pub(super) fn count_login(&self, welcomed: bool) {
-        self.logins.get_or_create(&ResultLabels { result: if welcomed { "welcomed" } else { "denied" } }).inc();
+        self.logins
+            .get_or_create(&ResultLabels {
+                result: if welcomed { "welcomed" } else { "denied" },
+            })
+            .inc();
     }
 
     /// `reason` must come from a bounded set.

@@ -24,7 +24,10 @@ const MAX_ADDRESS_CHARS: usize = 64;
 /// What the API asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiRequest {
-    Push { target: PushTarget, message: PushMessage },
+    Push {
+        target: PushTarget,
+        message: PushMessage,
+    },
     Presence(DeviceId),
     Close(DeviceId),
 }
@@ -47,7 +50,10 @@ impl Backend {
             ApiRequest::Close(device) => self.begin_close(ticket, &device, now),
         };
         if let Err(error) = begun {
-            self.actions.push_back(Action::ApiDone { ticket, result: Err(error) });
+            self.actions.push_back(Action::ApiDone {
+                ticket,
+                result: Err(error),
+            });
         }
         self.after_input();
     }
@@ -77,11 +83,24 @@ impl Backend {
             PushTarget::All => push::Target::All(true),
         };
         let links = asked.links.clone();
-        let number = self.begin(ticket, Question::Push(target), asked, now + self.settings.push_timeout)?;
+        let number = self.begin(
+            ticket,
+            Question::Push(target),
+            asked,
+            now + self.settings.push_timeout,
+        )?;
         let bytes = payload.len();
-        let frame = Push { number, target: Some(frame_target), kind: kind as i32, payload };
+        let frame = Push {
+            number,
+            target: Some(frame_target),
+            kind: kind as i32,
+            payload,
+        };
         for link in links {
-            let origin = Origin { source: SOURCE_PUSH, ticket: bytes as u64 };
+            let origin = Origin {
+                source: SOURCE_PUSH,
+                ticket: bytes as u64,
+            };
             if self.enqueue(link, Command::Push(frame.clone()), Some(origin)) {
                 self.links[link.get()].push_bytes += bytes;
             }
@@ -93,9 +112,21 @@ impl Backend {
         let asked = self.ask_all()?;
         let links = asked.links.clone();
         let name = device.as_bytes().clone();
-        let number = self.begin(ticket, Question::Presence(device), asked, now + self.settings.query_timeout)?;
+        let number = self.begin(
+            ticket,
+            Question::Presence(device),
+            asked,
+            now + self.settings.query_timeout,
+        )?;
         for link in links {
-            self.enqueue(link, Command::Query(Query { number, device: name.clone() }), None);
+            self.enqueue(
+                link,
+                Command::Query(Query {
+                    number,
+                    device: name.clone(),
+                }),
+                None,
+            );
         }
         Ok(())
     }
@@ -116,7 +147,13 @@ impl Backend {
         Ok(())
     }
 
-    fn begin(&mut self, ticket: Ticket, question: Question, asked: Asked, until: Instant) -> Result<u64, GatewayError> {
+    fn begin(
+        &mut self,
+        ticket: Ticket,
+        question: Question,
+        asked: Asked,
+        until: Instant,
+    ) -> Result<u64, GatewayError> {
         let begun = self.tracker.begin(ticket, question, asked, until);
         begun.map(|id| id.0).map_err(|_| overloaded())
     }
@@ -125,11 +162,18 @@ impl Backend {
     /// backend is in charge already.
     fn ask_all(&self) -> Result<Asked, GatewayError> {
         let left = self.stop != Stop::No
-            && self.links.iter().any(|link| link.attachment.state() == LinkState::Finished);
-        let links: Vec<LinkIndex> =
-            self.link_indexes().filter(|link| self.links[link.get()].attachment.is_open()).collect();
+            && self
+                .links
+                .iter()
+                .any(|link| link.attachment.state() == LinkState::Finished);
+        let links: Vec<LinkIndex> = self
+            .link_indexes()
+            .filter(|link| self.links[link.get()].attachment.is_open())
+            .collect();
         if links.is_empty() || left {
-            return Err(GatewayError::Unavailable { retry_after: RETRY_AFTER });
+            return Err(GatewayError::Unavailable {
+                retry_after: RETRY_AFTER,
+            });
         }
         let missing = self.links.len() - links.len();
         Ok(Asked { links, missing })
@@ -143,29 +187,46 @@ impl Backend {
             let attachment = &self.links[link.get()].attachment;
             match attachment.frontend() {
                 Some(frontend) if frontend.id == owner && attachment.is_open() => {
-                    return Some(Asked { links: vec![link], missing: 0 });
+                    return Some(Asked {
+                        links: vec![link],
+                        missing: 0,
+                    });
                 }
                 Some(frontend) => unnamed |= frontend.id == owner,
                 None => unnamed = true,
             }
         }
-        unnamed.then(|| Asked { links: Vec::new(), missing: 1 })
+        unnamed.then(|| Asked {
+            links: Vec::new(),
+            missing: 1,
+        })
     }
 
     fn answer_unknown(&mut self, ticket: Ticket, session: SessionId) -> Result<(), GatewayError> {
-        let result = PushResult { device: None, session: Some(session), status: PushStatus::Unknown, reason: None };
+        let result = PushResult {
+            device: None,
+            session: Some(session),
+            status: PushStatus::Unknown,
+            reason: None,
+        };
         let answer = ApiAnswer::Push(PushReport::Results(vec![result]));
-        self.actions.push_back(Action::ApiDone { ticket, result: Ok(answer) });
+        self.actions.push_back(Action::ApiDone {
+            ticket,
+            result: Ok(answer),
+        });
         Ok(())
     }
 
     fn check_room(&self, asked: &Asked, bytes: usize) -> Result<(), GatewayError> {
         let waiting: usize = self.links.iter().map(|link| link.push_bytes).sum();
-        let full = |link: &LinkIndex| {
-            self.links[link.get()].attachment.queued(Class::Push) >= MAX_QUEUED_PUSHES
-        };
+        let full =
+            |link: &LinkIndex| self.links[link.get()].attachment.queued(Class::Push) >= MAX_QUEUED_PUSHES;
         let too_much = waiting > 0 && waiting + bytes * asked.links.len() > MAX_PUSH_BYTES;
-        if too_much || asked.links.iter().any(full) { Err(overloaded()) } else { Ok(()) }
+        if too_much || asked.links.iter().any(full) {
+            Err(overloaded())
+        } else {
+            Ok(())
+        }
     }
 
     /// An operation's outcome as the API says it.
@@ -176,10 +237,15 @@ impl Backend {
                 let result = self.name_target(target, result);
                 Ok(ApiAnswer::Push(PushReport::Results(vec![result])))
             }
-            Outcome::Presence(device, presence) => self.report_presence(device, presence).map(ApiAnswer::Presence),
-            Outcome::Closed { sessions: 0, complete: false } => {
-                Err(GatewayError::Unavailable { retry_after: RETRY_AFTER })
+            Outcome::Presence(device, presence) => {
+                self.report_presence(device, presence).map(ApiAnswer::Presence)
             }
+            Outcome::Closed {
+                sessions: 0,
+                complete: false,
+            } => Err(GatewayError::Unavailable {
+                retry_after: RETRY_AFTER,
+            }),
             Outcome::Closed { sessions, .. } => Ok(ApiAnswer::Closed(sessions)),
         }
     }
@@ -199,7 +265,8 @@ impl Backend {
     }
 
     fn report_presence(&self, device: DeviceId, presence: Presence) -> Result<api::Presence, GatewayError> {
-        let sessions: Vec<api::SessionInfo> = presence.sessions.into_iter().filter_map(session_info).collect();
+        let sessions: Vec<api::SessionInfo> =
+            presence.sessions.into_iter().filter_map(session_info).collect();
         let state = if !sessions.is_empty() {
             PresenceState::Online
         } else if !presence.complete {
@@ -209,7 +276,11 @@ impl Backend {
         } else {
             return Err(GatewayError::UnknownDevice);
         };
-        Ok(api::Presence { device, presence: state, sessions })
+        Ok(api::Presence {
+            device,
+            presence: state,
+            sessions,
+        })
     }
 }
 
@@ -230,5 +301,7 @@ fn session_info(info: frames::SessionInfo) -> Option<api::SessionInfo> {
 }
 
 fn overloaded() -> GatewayError {
-    GatewayError::Overloaded { retry_after: RETRY_AFTER }
+    GatewayError::Overloaded {
+        retry_after: RETRY_AFTER,
+    }
 }

@@ -15,9 +15,17 @@ const MAX_WORD_BYTES: usize = 32;
 pub fn handle_control(control: Control) -> Result<ControlReply, Malformed> {
     let id = session_id(control.session.and_then(|s| s.id))?;
     let (word, _) = split_control(&control.text).unwrap_or_default();
-    let code = if NOT_BUILT.contains(&word) { "unsupported" } else { "unknown_control" };
+    let code = if NOT_BUILT.contains(&word) {
+        "unsupported"
+    } else {
+        "unknown_control"
+    };
     let reply = control_error(word, code);
-    Ok(ControlReply { id: Some(id.into()), number: control.number, reply })
+    Ok(ControlReply {
+        id: Some(id.into()),
+        number: control.number,
+        reply,
+    })
 }
 
 /// `@error {"control":…,"code":…}`
@@ -30,7 +38,9 @@ pub fn control_error(word: &str, code: &str) -> Bytes {
 /// The word without its `@`, and what follows it without white space around. `None` unless it is text beginning with `@`.
 pub(super) fn split_control(text: &[u8]) -> Option<(&str, &str)> {
     let text = std::str::from_utf8(text).ok()?.strip_prefix('@')?;
-    let end = text.find(|c: char| c.is_ascii_whitespace() || c == '{').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| c.is_ascii_whitespace() || c == '{')
+        .unwrap_or(text.len());
     let (word, rest) = text.split_at(end);
     Some((word, rest.trim_ascii()))
 }
@@ -41,7 +51,12 @@ mod tests {
     use crate::dispatch::lifecycle::tests::session;
 
     fn reply(text: &str) -> String {
-        let control = Control { session: Some(session(1)), number: 7, text: Bytes::copy_from_slice(text.as_bytes()), attempt: 0 };
+        let control = Control {
+            session: Some(session(1)),
+            number: 7,
+            text: Bytes::copy_from_slice(text.as_bytes()),
+            attempt: 0,
+        };
         let reply = handle_control(control).unwrap();
         assert_eq!(reply.number, 7);
         String::from_utf8(reply.reply.to_vec()).unwrap()
@@ -49,11 +64,23 @@ mod tests {
 
     #[test]
     fn known_and_unknown_words_are_told_apart() {
-        assert_eq!(reply("@join {\"group\":\"g\"}"), r#"@error {"control":"join","code":"unsupported"}"#);
-        assert_eq!(reply("@ack{}"), r#"@error {"control":"ack","code":"unsupported"}"#);
-        assert_eq!(reply("@dance"), r#"@error {"control":"dance","code":"unknown_control"}"#);
+        assert_eq!(
+            reply("@join {\"group\":\"g\"}"),
+            r#"@error {"control":"join","code":"unsupported"}"#
+        );
+        assert_eq!(
+            reply("@ack{}"),
+            r#"@error {"control":"ack","code":"unsupported"}"#
+        );
+        assert_eq!(
+            reply("@dance"),
+            r#"@error {"control":"dance","code":"unknown_control"}"#
+        );
         assert_eq!(reply("@"), r#"@error {"control":"","code":"unknown_control"}"#);
-        assert!(reply(&format!("@{}", "é\"".repeat(100))).len() < 100, "a long word is cut");
+        assert!(
+            reply(&format!("@{}", "é\"".repeat(100))).len() < 100,
+            "a long word is cut"
+        );
     }
 
     #[test]

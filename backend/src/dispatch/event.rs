@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_proto::event::{
-    ErrorReply, HeaderError, ReplyHeader, parse_binary, parse_text, render_error, render_reply_binary, render_reply_text,
+    ErrorReply, HeaderError, ReplyHeader, parse_binary, parse_text, render_error, render_reply_binary,
+    render_reply_text,
 };
 use holdfast_proto::{ErrorCode, Sequence};
 
@@ -59,13 +60,22 @@ impl ReplyTo {
             reply_to: self.id.as_deref(),
             seq: self.sequence,
         };
-        let render = if self.binary { render_reply_binary } else { render_reply_text };
+        let render = if self.binary {
+            render_reply_binary
+        } else {
+            render_reply_text
+        };
         render(&header, payload).into()
     }
 
     pub(super) fn error(&self, code: ErrorCode) -> Bytes {
         let reply_to = self.id.as_deref();
-        let error = ErrorReply { reply_to, seq: self.sequence, code, message: code.message() };
+        let error = ErrorReply {
+            reply_to,
+            seq: self.sequence,
+            code,
+            message: code.message(),
+        };
         render_error(self.binary, &error).into()
     }
 }

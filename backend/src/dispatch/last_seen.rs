@@ -17,7 +17,11 @@ pub struct LastSeen {
 impl LastSeen {
     /// With a capacity of 0 nothing is remembered.
     pub fn new(capacity: usize) -> Self {
-        Self { young: HashSet::new(), old: HashSet::new(), half: capacity.div_ceil(2) }
+        Self {
+            young: HashSet::new(),
+            old: HashSet::new(),
+            half: capacity.div_ceil(2),
+        }
     }
 
     pub fn insert(&mut self, device: &DeviceId) {

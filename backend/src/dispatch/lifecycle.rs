@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_proto::link::Command;
 use holdfast_proto::link::frames::{
-    self, Admitted, Bind, Bound, Channel, Close, LoggedIn, LoggedOut, Login, LoginDenied, Logout, Ping, SessionInfo, Welcomed,
-    bound, close, logged_in,
+    self, Admitted, Bind, Bound, Channel, Close, LoggedIn, LoggedOut, Login, LoginDenied, Logout, Ping,
+    SessionInfo, Welcomed, bound, close, logged_in,
 };
 use holdfast_proto::link::session_id;
 use holdfast_proto::{CloseCode, DeviceId, SessionId};
@@ -70,19 +70,30 @@ impl Lifecycle {
     pub fn handle_bind(&mut self, link: LinkIndex, bind: Bind) -> Result<BindStep, Malformed> {
         let id = session_id(bind.id)?;
         if bind.attempt >= POISON_ATTEMPTS {
-            return Ok(BindStep::Answer(self.unavailable(id, "backend_failed", "the connection failed twice")));
+            return Ok(BindStep::Answer(self.unavailable(
+                id,
+                "backend_failed",
+                "the connection failed twice",
+            )));
         }
         if matches!(bind.channel(), Channel::Ws | Channel::Udp) {
             let denied = denied(400, "wrong_channel", "a bearer token is for wss only");
             return Ok(BindStep::Answer(bound(id, bound::Result::Denied(denied))));
         }
         if self.binds.len() >= MAX_AUTHENTICATIONS {
-            return Ok(BindStep::Answer(self.unavailable(id, "overloaded", "too many devices are connecting")));
+            return Ok(BindStep::Answer(self.unavailable(
+                id,
+                "overloaded",
+                "too many devices are connecting",
+            )));
         }
         self.last_bind += 1;
         let bind_id = BindId(self.last_bind);
         self.binds.insert(bind_id, (link, id));
-        Ok(BindStep::Authenticate { bind: bind_id, credential: Bytes::copy_from_slice(&bind.credential) })
+        Ok(BindStep::Authenticate {
+            bind: bind_id,
+            credential: Bytes::copy_from_slice(&bind.credential),
+        })
     }
 
     /// The answer to a BIND, unless its link was lost.
@@ -93,13 +104,18 @@ impl Lifecycle {
     ) -> Option<(LinkIndex, Command)> {
         let (link, id) = self.binds.remove(&bind)?;
         let result = match result {
-            Ok(Grant { device, principal }) => {
-                bound::Result::Admitted(Admitted { device: device.as_bytes().clone(), principal })
-            }
+            Ok(Grant { device, principal }) => bound::Result::Admitted(Admitted {
+                device: device.as_bytes().clone(),
+                principal,
+            }),
             Err(refusal) => {
                 let mut denied = denied(refusal.status.into(), refusal.code, &refusal.message);
                 denied.retryable = refusal.status >= 500;
-                denied.retry_after_ms = if denied.retryable { self.retry_after_ms() } else { 0 };
+                denied.retry_after_ms = if denied.retryable {
+                    self.retry_after_ms()
+                } else {
+                    0
+                };
                 bound::Result::Denied(denied)
             }
         };
@@ -124,8 +140,16 @@ impl Lifecycle {
         }
         self.last_login_ms = now_ms.max(self.last_login_ms + 1);
         self.last_seen.insert(&device);
-        let welcome = if login.hello.is_empty() { Bytes::new() } else { render_welcome(id, frontend) };
-        let welcomed = Welcomed { welcome, login_ms: self.last_login_ms, blob: None };
+        let welcome = if login.hello.is_empty() {
+            Bytes::new()
+        } else {
+            render_welcome(id, frontend)
+        };
+        let welcomed = Welcomed {
+            welcome,
+            login_ms: self.last_login_ms,
+            blob: None,
+        };
         let close = Close {
             number: 0,
             target: Some(close::Target::Device(device.to_owned_bytes().as_bytes().clone())),
@@ -146,8 +170,14 @@ impl Lifecycle {
         if let Ok(device) = DeviceId::from_bytes(session.device) {
             self.last_seen.insert(&device);
         }
-        let known = CloseCode::ALL.into_iter().map(CloseCode::label).find(|label| *label == logout.reason);
-        Ok((Command::LoggedOut(LoggedOut { id: Some(id.into()) }), known.unwrap_or("other")))
+        let known = CloseCode::ALL
+            .into_iter()
+            .map(CloseCode::label)
+            .find(|label| *label == logout.reason);
+        Ok((
+            Command::LoggedOut(LoggedOut { id: Some(id.into()) }),
+            known.unwrap_or("other"),
+        ))
     }
 
     /// Returns how many sessions are online.
@@ -158,7 +188,10 @@ impl Lifecycle {
 
     /// Notes the devices of these sessions as seen.
     pub fn note_seen(&mut self, sessions: &[SessionInfo]) {
-        for device in sessions.iter().filter_map(|s| DeviceId::from_bytes(s.device.clone()).ok()) {
+        for device in sessions
+            .iter()
+            .filter_map(|s| DeviceId::from_bytes(s.device.clone()).ok())
+        {
             self.last_seen.insert(&device);
         }
     }
@@ -189,26 +222,50 @@ impl Lifecycle {
 
     fn login_denied(&mut self, id: SessionId, code: &str, reconnect: bool) -> LoginStep {
         let retry_after_ms = if reconnect { self.retry_after_ms() } else { 0 };
-        let denied = LoginDenied { code: code.to_owned(), reconnect, retry_after_ms };
-        LoginStep { answer: logged_in(id, logged_in::Result::Denied(denied)), replace: None }
+        let denied = LoginDenied {
+            code: code.to_owned(),
+            reconnect,
+            retry_after_ms,
+        };
+        LoginStep {
+            answer: logged_in(id, logged_in::Result::Denied(denied)),
+            replace: None,
+        }
     }
 }
 
 fn bound(id: SessionId, result: bound::Result) -> Command {
-    Command::Bound(Bound { id: Some(id.into()), result: Some(result) })
+    Command::Bound(Bound {
+        id: Some(id.into()),
+        result: Some(result),
+    })
 }
 
 fn logged_in(id: SessionId, result: logged_in::Result) -> Command {
-    Command::LoggedIn(LoggedIn { id: Some(id.into()), result: Some(result) })
+    Command::LoggedIn(LoggedIn {
+        id: Some(id.into()),
+        result: Some(result),
+    })
 }
 
 fn denied(status: u32, code: &str, message: &str) -> frames::Denied {
     let (code, message) = (code.to_owned(), message.to_owned());
-    frames::Denied { status, code, message, retryable: false, retry_after_ms: 0 }
+    frames::Denied {
+        status,
+        code,
+        message,
+        retryable: false,
+        retry_after_ms: 0,
+    }
 }
 
 fn render_welcome(id: SessionId, frontend: &Frontend) -> Bytes {
-    let Frontend { heartbeat_ms, max_message_bytes, window_requests, .. } = frontend;
+    let Frontend {
+        heartbeat_ms,
+        max_message_bytes,
+        window_requests,
+        ..
+    } = frontend;
     format!(
         "@welcome {{\"session\":\"{id}\",\"heartbeat_ms\":{heartbeat_ms},\"max_message\":{max_message_bytes},\
          \"window\":{window_requests}}}"
@@ -221,11 +278,15 @@ fn is_good_hello(hello: &[u8]) -> bool {
     if hello.is_empty() {
         return true;
     }
-    let Some(("hello", json)) = split_control(hello).filter(|_| hello.len() <= MAX_HELLO_BYTES) else { return false };
+    let Some(("hello", json)) = split_control(hello).filter(|_| hello.len() <= MAX_HELLO_BYTES) else {
+        return false;
+    };
     if json.is_empty() {
         return true;
     }
-    let Ok(fields) = serde_json::from_str::<Map<String, Value>>(json) else { return false };
+    let Ok(fields) = serde_json::from_str::<Map<String, Value>>(json) else {
+        return false;
+    };
     let text_up_to = |field: &str, limit: usize| match fields.get(field) {
         None | Some(Value::Null) => true,
         Some(Value::String(text)) => text.len() <= limit,

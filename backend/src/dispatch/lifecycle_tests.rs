@@ -16,7 +16,11 @@ pub(crate) fn id(slot: u32) -> SessionId {
 }
 
 pub(crate) fn session(slot: u32) -> Session {
-    Session { id: Some(id(slot).into()), device: format!("device-{slot}").into(), ..Default::default() }
+    Session {
+        id: Some(id(slot).into()),
+        device: format!("device-{slot}").into(),
+        ..Default::default()
+    }
 }
 
 fn frontend() -> Frontend {
@@ -35,16 +39,31 @@ fn lifecycle() -> Lifecycle {
 }
 
 fn bind(slot: u32, attempt: u32) -> Bind {
-    Bind { id: Some(id(slot).into()), channel: Channel::Wss as i32, credential: "token".into(), attempt, ..Default::default() }
+    Bind {
+        id: Some(id(slot).into()),
+        channel: Channel::Wss as i32,
+        credential: "token".into(),
+        attempt,
+        ..Default::default()
+    }
 }
 
 fn login(hello: &str, attempt: u32) -> Login {
     let hello = Bytes::copy_from_slice(hello.as_bytes());
-    Login { session: Some(session(1)), hello, attempt, ..Default::default() }
+    Login {
+        session: Some(session(1)),
+        hello,
+        attempt,
+        ..Default::default()
+    }
 }
 
 fn denial(command: Command) -> frames::Denied {
-    let Command::Bound(Bound { result: Some(bound::Result::Denied(denied)), .. }) = command else {
+    let Command::Bound(Bound {
+        result: Some(bound::Result::Denied(denied)),
+        ..
+    }) = command
+    else {
         panic!("{command:?}")
     };
     denied
@@ -53,29 +72,57 @@ fn denial(command: Command) -> frames::Denied {
 #[test]
 fn a_bind_is_authenticated_and_answered() {
     let mut lifecycle = lifecycle();
-    let Ok(BindStep::Authenticate { bind, credential }) = lifecycle.handle_bind(LINK, bind(1, 0)) else { panic!() };
+    let Ok(BindStep::Authenticate { bind, credential }) = lifecycle.handle_bind(LINK, bind(1, 0)) else {
+        panic!()
+    };
     assert_eq!((&credential[..], lifecycle.binds_of(LINK)), (&b"token"[..], 1));
-    let grant = Grant { device: "lamp".parse().unwrap(), principal: "p".into() };
+    let grant = Grant {
+        device: "lamp".parse().unwrap(),
+        principal: "p".into(),
+    };
     let (link, command) = lifecycle.handle_authenticated(bind, Ok(grant.clone())).unwrap();
-    let admitted = Admitted { device: "lamp".into(), principal: "p".into() };
-    assert_eq!((link, command), (LINK, super::bound(id(1), bound::Result::Admitted(admitted))));
-    assert!(lifecycle.handle_authenticated(bind, Ok(grant)).is_none(), "answered once");
+    let admitted = Admitted {
+        device: "lamp".into(),
+        principal: "p".into(),
+    };
+    assert_eq!(
+        (link, command),
+        (LINK, super::bound(id(1), bound::Result::Admitted(admitted)))
+    );
+    assert!(
+        lifecycle.handle_authenticated(bind, Ok(grant)).is_none(),
+        "answered once"
+    );
 }
 
 #[test]
 fn refusals_of_the_authenticator_are_passed_on() {
     let mut lifecycle = lifecycle();
-    let Ok(BindStep::Authenticate { bind, .. }) = lifecycle.handle_bind(LINK, bind(1, 0)) else { panic!() };
-    let refusal = Denied { status: 401, code: "token_expired", message: "late".into() };
+    let Ok(BindStep::Authenticate { bind, .. }) = lifecycle.handle_bind(LINK, bind(1, 0)) else {
+        panic!()
+    };
+    let refusal = Denied {
+        status: 401,
+        code: "token_expired",
+        message: "late".into(),
+    };
     let denied = denial(lifecycle.handle_authenticated(bind, Err(refusal)).unwrap().1);
-    assert_eq!((denied.status, denied.code.as_str(), denied.retryable), (401, "token_expired", false));
+    assert_eq!(
+        (denied.status, denied.code.as_str(), denied.retryable),
+        (401, "token_expired", false)
+    );
 }
 
 #[test]
 fn a_bind_that_broke_two_backends_is_not_tried_again() {
-    let Ok(BindStep::Answer(answer)) = lifecycle().handle_bind(LINK, bind(1, 2)) else { panic!() };
+    let Ok(BindStep::Answer(answer)) = lifecycle().handle_bind(LINK, bind(1, 2)) else {
+        panic!()
+    };
     let denied = denial(answer);
-    assert_eq!((denied.status, denied.code.as_str(), denied.retryable), (503, "backend_failed", true));
+    assert_eq!(
+        (denied.status, denied.code.as_str(), denied.retryable),
+        (503, "backend_failed", true)
+    );
     assert!((2000..=4000).contains(&denied.retry_after_ms));
 }
 
@@ -83,29 +130,70 @@ fn a_bind_that_broke_two_backends_is_not_tried_again() {
 fn authentications_are_bounded_and_end_with_their_link() {
     let mut lifecycle = lifecycle();
     for slot in 0..MAX_AUTHENTICATIONS as u32 {
-        assert!(matches!(lifecycle.handle_bind(LINK, bind(slot, 0)), Ok(BindStep::Authenticate { .. })));
+        assert!(matches!(
+            lifecycle.handle_bind(LINK, bind(slot, 0)),
+            Ok(BindStep::Authenticate { .. })
+        ));
     }
-    let Ok(BindStep::Answer(answer)) = lifecycle.handle_bind(LINK, bind(5000, 0)) else { panic!() };
+    let Ok(BindStep::Answer(answer)) = lifecycle.handle_bind(LINK, bind(5000, 0)) else {
+        panic!()
+    };
     assert_eq!(denial(answer).code, "overloaded");
     lifecycle.remove_link(LINK);
     assert_eq!(lifecycle.binds_of(LINK), 0);
-    assert!(lifecycle.handle_authenticated(BindId(1), Err(Denied { status: 401, code: "x", message: String::new() })).is_none());
+    assert!(
+        lifecycle
+            .handle_authenticated(
+                BindId(1),
+                Err(Denied {
+                    status: 401,
+                    code: "x",
+                    message: String::new()
+                })
+            )
+            .is_none()
+    );
 }
 
 #[test]
 fn only_who_says_hello_is_welcomed_and_earlier_sessions_are_replaced() {
     let mut lifecycle = lifecycle();
-    let step = lifecycle.handle_login(login("@hello {\"instance\":\"tv\"}", 0), &frontend(), 5000).unwrap();
-    let Command::LoggedIn(LoggedIn { result: Some(logged_in::Result::Welcomed(welcomed)), .. }) = step.answer else { panic!() };
-    let text = format!("@welcome {{\"session\":\"{}\",\"heartbeat_ms\":30000,\"max_message\":1024,\"window\":32}}", id(1));
-    assert_eq!((welcomed.login_ms, &welcomed.welcome[..]), (5000, text.as_bytes()));
-    let Some(Command::Close(close)) = step.replace else { panic!() };
-    assert_eq!((close.before_ms, close.except, close.code, close.number), (5000, Some(id(1).into()), 4000, 0));
+    let step = lifecycle
+        .handle_login(login("@hello {\"instance\":\"tv\"}", 0), &frontend(), 5000)
+        .unwrap();
+    let Command::LoggedIn(LoggedIn {
+        result: Some(logged_in::Result::Welcomed(welcomed)),
+        ..
+    }) = step.answer
+    else {
+        panic!()
+    };
+    let text = format!(
+        "@welcome {{\"session\":\"{}\",\"heartbeat_ms\":30000,\"max_message\":1024,\"window\":32}}",
+        id(1)
+    );
+    assert_eq!(
+        (welcomed.login_ms, &welcomed.welcome[..]),
+        (5000, text.as_bytes())
+    );
+    let Some(Command::Close(close)) = step.replace else {
+        panic!()
+    };
+    assert_eq!(
+        (close.before_ms, close.except, close.code, close.number),
+        (5000, Some(id(1).into()), 4000, 0)
+    );
     assert!(lifecycle.was_seen(&"device-1".parse().unwrap()));
 
     // The wall clock went back: the later login still is the newer one.
     let step = lifecycle.handle_login(login("", 0), &frontend(), 4000).unwrap();
-    let Command::LoggedIn(LoggedIn { result: Some(logged_in::Result::Welcomed(welcomed)), .. }) = step.answer else { panic!() };
+    let Command::LoggedIn(LoggedIn {
+        result: Some(logged_in::Result::Welcomed(welcomed)),
+        ..
+    }) = step.answer
+    else {
+        panic!()
+    };
     assert_eq!((welcomed.login_ms, welcomed.welcome.is_empty()), (5001, true));
 }
 
@@ -122,25 +210,57 @@ fn bad_hellos_and_poisonous_logins_are_denied() {
         (&huge, 0, "bad_hello", false),
         ("@hello {}", 2, "backend_failed", true),
     ] {
-        let step = lifecycle().handle_login(login(hello, attempt), &frontend(), 1).unwrap();
-        let Command::LoggedIn(LoggedIn { result: Some(logged_in::Result::Denied(denied)), .. }) = step.answer else {
+        let step = lifecycle()
+            .handle_login(login(hello, attempt), &frontend(), 1)
+            .unwrap();
+        let Command::LoggedIn(LoggedIn {
+            result: Some(logged_in::Result::Denied(denied)),
+            ..
+        }) = step.answer
+        else {
             panic!("{hello}")
         };
-        assert_eq!((denied.code.as_str(), denied.reconnect, step.replace), (code, reconnect, None));
+        assert_eq!(
+            (denied.code.as_str(), denied.reconnect, step.replace),
+            (code, reconnect, None)
+        );
         assert_eq!(denied.retry_after_ms > 0, reconnect);
     }
     for hello in ["@hello", "@hello{}", "@hello {\"ticket\":null,\"later\":[1]}"] {
-        assert!(lifecycle().handle_login(login(hello, 1), &frontend(), 1).unwrap().replace.is_some(), "{hello}");
+        assert!(
+            lifecycle()
+                .handle_login(login(hello, 1), &frontend(), 1)
+                .unwrap()
+                .replace
+                .is_some(),
+            "{hello}"
+        );
     }
 }
 
 #[test]
 fn logouts_are_always_answered_and_reasons_are_bounded() {
     let mut lifecycle = lifecycle();
-    for (reason, label) in [("normal", "normal"), ("replaced", "replaced"), ("whatever", "other")] {
-        let logout = Logout { session: Some(session(3)), reason: reason.into(), attempt: 7 };
+    for (reason, label) in [
+        ("normal", "normal"),
+        ("replaced", "replaced"),
+        ("whatever", "other"),
+    ] {
+        let logout = Logout {
+            session: Some(session(3)),
+            reason: reason.into(),
+            attempt: 7,
+        };
         let (command, got) = lifecycle.handle_logout(logout).unwrap();
-        assert_eq!((command, got), (Command::LoggedOut(LoggedOut { id: Some(id(3).into()) }), label));
+        assert_eq!(
+            (command, got),
+            (
+                Command::LoggedOut(LoggedOut {
+                    id: Some(id(3).into())
+                }),
+                label
+            )
+        );
     }
     assert!(lifecycle.was_seen(&"device-3".parse().unwrap()));
 }
@@ -149,7 +269,10 @@ fn logouts_are_always_answered_and_reasons_are_bounded() {
 fn frames_with_bad_ids_are_malformed() {
     let mut lifecycle = lifecycle();
     assert_eq!(lifecycle.handle_bind(LINK, Bind::default()), Err(Malformed));
-    assert_eq!(lifecycle.handle_login(Login::default(), &frontend(), 1), Err(Malformed));
+    assert_eq!(
+        lifecycle.handle_login(Login::default(), &frontend(), 1),
+        Err(Malformed)
+    );
     let mut bad = login("", 0);
     bad.session.as_mut().unwrap().device = "a b".into();
     assert_eq!(lifecycle.handle_login(bad, &frontend(), 1), Err(Malformed));

@@ -53,14 +53,42 @@ impl Default for RequestMetrics {
 impl RequestMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("requests", "Requests answered, by outcome", self.requests.clone());
-        registry.register("replays", "Requests that a lost backend had before", self.replays.clone());
-        registry.register("duplicates", "Requests that came again while in flight", self.duplicates.clone());
-        registry.register("poison", "Requests answered unread: two backends were lost with them", self.poison.clone());
-        registry.register("malformed_requests", "Request frames that were dropped", self.malformed.clone());
-        registry.register("requests_cancelled", "Requests given up with their link", self.cancelled.clone());
-        registry.register("in_flight", "Requests taken and not answered to the link", self.in_flight.clone());
+        registry.register(
+            "replays",
+            "Requests that a lost backend had before",
+            self.replays.clone(),
+        );
+        registry.register(
+            "duplicates",
+            "Requests that came again while in flight",
+            self.duplicates.clone(),
+        );
+        registry.register(
+            "poison",
+            "Requests answered unread: two backends were lost with them",
+            self.poison.clone(),
+        );
+        registry.register(
+            "malformed_requests",
+            "Request frames that were dropped",
+            self.malformed.clone(),
+        );
+        registry.register(
+            "requests_cancelled",
+            "Requests given up with their link",
+            self.cancelled.clone(),
+        );
+        registry.register(
+            "in_flight",
+            "Requests taken and not answered to the link",
+            self.in_flight.clone(),
+        );
         registry.register("waiting", "Requests left on their credit", self.waiting.clone());
-        registry.register("held_reply_bytes", "Replies waiting for order or credit", self.held_bytes.clone());
+        registry.register(
+            "held_reply_bytes",
+            "Replies waiting for order or credit",
+            self.held_bytes.clone(),
+        );
     }
 
     /// How often requests were answered with this error.

@@ -3,29 +3,28 @@
 //! A request is taken while fewer than `max_in_flight` are under way; others stay on their credit, so that the frontend
 //! stops sending. Once taken it gets exactly one answer, unless its link is lost: then it is somebody else's.
 
+mod plan;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_proto::link::frames::{self, MessageKind};
+use holdfast_proto::link::frames;
 use holdfast_proto::link::{Class, session_id};
 use holdfast_proto::{DeviceId, ErrorCode, Sequence};
 use rustc_hash::FxHashMap;
 
-use super::event::{Event, ReplyTo};
-use super::lifecycle::POISON_ATTEMPTS;
+use super::arrival::{Arrival, SMALL_PAYLOAD_BYTES, reply_frame};
+use super::event::ReplyTo;
 use super::metrics::RequestMetrics;
 use super::routes::{Ending, Place, RouteStates};
 use super::{Malformed, Now};
 use crate::link::LinkIndex;
 use crate::route::breaker::{Admission, BreakerSettings};
-use crate::route::{Order, Route, RouteKey, RouteTable};
-use crate::sequence::{Answer, Domain, Release, RequestKey, Sequencer};
+use crate::route::{Route, RouteKey, RouteTable};
+use crate::sequence::{Answer, RequestKey, Sequencer};
 use crate::service::{CallOutcome, ServiceRequest};
-
-/// Payloads up to this size are copied out of the batch that they came in, which they would otherwise keep alive.
-pub const SMALL_PAYLOAD_BYTES: usize = 8 * 1024;
 
 /// A call to a service, or one that waits for its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,23 +41,23 @@ pub struct RequestSettings {
     pub breaker: BreakerSettings,
 }
 
-/// A request frame, as it came.
-#[derive(Debug, Clone)]
-pub struct Arrival {
-    pub request: frames::Request,
-    pub binary: bool,
-    pub charge: Option<(Class, u32)>,
-    pub at: Instant,
-}
-
 /// What is to be done, in this order.
 #[derive(Debug, Clone)]
 pub enum RequestOutput {
-    Call { call: CallId, request: Box<ServiceRequest> },
+    Call {
+        call: CallId,
+        request: Box<ServiceRequest>,
+    },
     Cancel(CallId),
-    Reply { link: LinkIndex, reply: frames::Reply },
+    Reply {
+        link: LinkIndex,
+        reply: frames::Reply,
+    },
     /// The credit of a frame returns.
-    Release { link: LinkIndex, charge: (Class, u32) },
+    Release {
+        link: LinkIndex,
+        charge: (Class, u32),
+    },
 }
 
 /// See the module's documentation.
@@ -91,14 +90,6 @@ struct Call {
 enum Stage {
     Waiting(Box<ServiceRequest>),
     Running { admission: Admission, since: Instant },
-}
-
-/// What a request's header led to.
-struct Plan {
-    domain: Domain,
-    silent: bool,
-    reply_to: ReplyTo,
-    step: Result<(Arc<Route>, Event), ErrorCode>,
 }
 
 impl Requests {
@@ -138,7 +129,10 @@ impl Requests {
     pub fn handle_call_done(&mut self, id: CallId, outcome: CallOutcome, now: Now) {
         let Some(call) = self.remove_call(id) else { return };
         let ending = match &outcome {
-            CallOutcome::Failed { transport_failure: true, .. } => Ending::Unreachable,
+            CallOutcome::Failed {
+                transport_failure: true,
+                ..
+            } => Ending::Unreachable,
             _ => Ending::Answered,
         };
         if let Stage::Running { admission, .. } = call.stage {
@@ -164,9 +158,13 @@ impl Requests {
     pub fn handle_timeout(&mut self, now: Now) {
         self.expire_calls(now.instant);
         self.drain_backlog(now);
-        self.metrics.in_flight.set(self.sequencer.total_in_flight() as i64);
+        self.metrics
+            .in_flight
+            .set(self.sequencer.total_in_flight() as i64);
         self.metrics.held_bytes.set(self.sequencer.held_bytes() as i64);
-        self.metrics.waiting.set(self.backlog.iter().map(VecDeque::len).sum::<usize>() as i64);
+        self.metrics
+            .waiting
+            .set(self.backlog.iter().map(VecDeque::len).sum::<usize>() as i64);
     }
 
     /// A reply with a payload of so many bytes was handed to its socket.
@@ -191,7 +189,10 @@ impl Requests {
             RequestOutput::Reply { link: of, .. } | RequestOutput::Release { link: of, .. } => *of != link,
             RequestOutput::Call { .. } | RequestOutput::Cancel(_) => true,
         });
-        self.states.keys().iter().for_each(|key| self.advance(key, now.instant));
+        self.states
+            .keys()
+            .iter()
+            .for_each(|key| self.advance(key, now.instant));
     }
 
     pub fn poll_output(&mut self) -> Option<RequestOutput> {
@@ -201,7 +202,13 @@ impl Requests {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let call = self.deadlines.first().map(|(deadline, _)| *deadline);
         let waiting = self.backlog.iter().filter_map(VecDeque::front);
-        let backlog = waiting.filter_map(|arrival| if self.is_full() { arrival.expires() } else { Some(arrival.at) });
+        let backlog = waiting.filter_map(|arrival| {
+            if self.is_full() {
+                arrival.expires()
+            } else {
+                Some(arrival.at)
+            }
+        });
         call.into_iter().chain(backlog).min()
     }
 
@@ -224,14 +231,21 @@ impl Requests {
         while let Some(&(deadline, id)) = self.deadlines.first()
             && deadline <= now
         {
-            let Some(call) = self.remove_call(id) else { continue };
+            let Some(call) = self.remove_call(id) else {
+                continue;
+            };
             let ran_long = |since: Instant| now >= since + call.route.timeout / 2;
             let ending = match &call.stage {
                 Stage::Running { since, .. } if ran_long(*since) => Ending::Unreachable,
                 _ => Ending::Abandoned,
             };
             self.give_up(id, &call, ending, now);
-            self.answer(call.key, &call.reply_to, call.route.one_way, Err(ErrorCode::UpstreamTimeout));
+            self.answer(
+                call.key,
+                &call.reply_to,
+                call.route.one_way,
+                Err(ErrorCode::UpstreamTimeout),
+            );
             if keys.last() != Some(&call.route.key) {
                 keys.push(call.route.key.clone());
             }
@@ -258,7 +272,9 @@ impl Requests {
     }
 
     fn take(&mut self, link: LinkIndex, arrival: Arrival, now: Now) {
-        let release = arrival.charge.map(|charge| RequestOutput::Release { link, charge });
+        let release = arrival
+            .charge
+            .map(|charge| RequestOutput::Release { link, charge });
         self.output.extend(release);
         if self.begin(link, arrival, now).is_err() {
             self.metrics.malformed.inc();
@@ -271,14 +287,22 @@ impl Requests {
         let Arrival { request, binary, .. } = arrival;
         let session = request.session.ok_or(Malformed)?;
         let sequence = Sequence(request.sequence);
-        let key = RequestKey { link, session: session_id(session.id)?, sequence };
+        let key = RequestKey {
+            link,
+            session: session_id(session.id)?,
+            sequence,
+        };
         let device = DeviceId::from_bytes(session.device)?;
         if sequence == Sequence(0) {
             return Err(Malformed);
         }
         let expired = remaining == Some(Duration::ZERO);
         let plan = self.plan(sequence, binary, request.attempt, &request.payload);
-        if self.sequencer.admit(key, Sequence(request.floor), plan.domain).is_err() {
+        if self
+            .sequencer
+            .admit(key, Sequence(request.floor), plan.domain)
+            .is_err()
+        {
             self.metrics.duplicates.inc();
             return Ok(());
         }
@@ -310,30 +334,17 @@ impl Requests {
             received_at: now.wall_before(age),
         };
         let stage = Stage::Waiting(Box::new(service_request));
-        self.enter(Call { key, reply_to: plan.reply_to, route, deadline: now.instant + limit, stage }, now.instant);
+        self.enter(
+            Call {
+                key,
+                reply_to: plan.reply_to,
+                route,
+                deadline: now.instant + limit,
+                stage,
+            },
+            now.instant,
+        );
         Ok(())
-    }
-
-    /// Reads the header, in arrival order, before anything is done. A request that may be poison is not read at all.
-    fn plan(&self, sequence: Sequence, binary: bool, attempt: u32, payload: &Bytes) -> Plan {
-        let reply_to = ReplyTo { binary, sequence, ..ReplyTo::default() };
-        let failed = |code, reply_to| Plan { domain: Domain::Connection, silent: false, reply_to, step: Err(code) };
-        if attempt >= POISON_ATTEMPTS {
-            self.metrics.poison.inc();
-            return failed(ErrorCode::BackendFailed, reply_to);
-        }
-        let Ok(event) = Event::read(binary, payload) else { return failed(ErrorCode::BadRequest, reply_to) };
-        let Event { namespace, name, id, .. } = event.clone();
-        let reply_to = ReplyTo { namespace, name, id, ..reply_to };
-        let Some(route) = self.table.lookup(&event.namespace, &event.name) else {
-            return failed(ErrorCode::NoRoute, reply_to);
-        };
-        let domain = match route.order {
-            Order::Connection => Domain::Connection,
-            Order::Namespace => Domain::Namespace(event.namespace.as_str().into()),
-            Order::None => Domain::Unordered,
-        };
-        Plan { domain, silent: route.one_way, reply_to, step: Ok((route.clone(), event)) }
     }
 
     fn enter(&mut self, call: Call, now: Instant) {
@@ -352,8 +363,13 @@ impl Requests {
     }
 
     fn start(&mut self, id: CallId, admission: Admission, now: Instant) {
-        let Some(call) = self.calls.get_mut(&id) else { return };
-        let running = Stage::Running { admission, since: now };
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        let running = Stage::Running {
+            admission,
+            since: now,
+        };
         if let Stage::Waiting(request) = std::mem::replace(&mut call.stage, running) {
             self.output.push_back(RequestOutput::Call { call: id, request });
         }
@@ -396,51 +412,36 @@ impl Requests {
         };
         let mut outcome = body.map(|_| silent);
         let mut out = Vec::new();
-        if self.sequencer.finish(key, Answer { binary, silent, payload }, &mut out).is_err() {
+        if self
+            .sequencer
+            .finish(
+                key,
+                Answer {
+                    binary,
+                    silent,
+                    payload,
+                },
+                &mut out,
+            )
+            .is_err()
+        {
             outcome = Err(ErrorCode::Overloaded);
-            let short = Answer { binary, silent, payload: reply_to.error(ErrorCode::Overloaded) };
+            let short = Answer {
+                binary,
+                silent,
+                payload: reply_to.error(ErrorCode::Overloaded),
+            };
             let taken = self.sequencer.finish(key, short, &mut out);
             debug_assert!(taken.is_ok(), "an error reply is short");
         }
         self.metrics.count(outcome);
-        self.output.extend(out.into_iter().map(|release| RequestOutput::Reply {
-            link: release.key.link,
-            reply: reply_frame(release),
-        }));
-    }
-}
-
-impl Arrival {
-    fn age(&self, now: Instant) -> Duration {
-        Duration::from_millis(self.request.age_ms.into()) + now.saturating_duration_since(self.at)
-    }
-
-    /// `None` when the request has no deadline.
-    fn remaining(&self, now: Instant) -> Option<Duration> {
-        let limit = Duration::from_millis(self.request.deadline_ms.into());
-        (limit > Duration::ZERO).then(|| limit.saturating_sub(self.age(now)))
-    }
-
-    fn expires(&self) -> Option<Instant> {
-        self.remaining(self.at).map(|left| self.at + left)
-    }
-}
-
-fn reply_frame(release: Release) -> frames::Reply {
-    let Release { key, after, answer } = release;
-    let kind = if answer.binary { MessageKind::Binary } else { MessageKind::Text };
-    frames::Reply {
-        id: Some(key.session.into()),
-        sequence: key.sequence.0,
-        index: 0,
-        r#final: true,
-        after: after.0,
-        kind: kind as i32,
-        silent: answer.silent,
-        payload: answer.payload,
+        self.output
+            .extend(out.into_iter().map(|release| RequestOutput::Reply {
+                link: release.key.link,
+                reply: reply_frame(release),
+            }));
     }
 }
 
 #[cfg(test)]
-#[path = "requests_tests.rs"]
 pub(super) mod tests;

@@ -44,7 +44,10 @@ struct RouteState {
 
 impl RouteStates {
     pub(super) fn new(settings: BreakerSettings) -> Self {
-        Self { settings, states: FxHashMap::default() }
+        Self {
+            settings,
+            states: FxHashMap::default(),
+        }
     }
 
     /// Finds a place for a new call.
@@ -61,7 +64,9 @@ impl RouteStates {
 
     /// A running call ended: its place is free.
     pub(super) fn leave(&mut self, route: &RouteKey, admission: Admission, ending: Ending, now: Instant) {
-        let Some(state) = self.states.get_mut(route) else { return };
+        let Some(state) = self.states.get_mut(route) else {
+            return;
+        };
         state.running = state.running.saturating_sub(1);
         match ending {
             Ending::Answered => state.breaker.on_success(admission),
@@ -101,7 +106,8 @@ impl RouteStates {
             }
         }
         let known = |key: &RouteKey| table.routes().iter().any(|r| r.key == *key);
-        self.states.retain(|key, state| state.running > 0 || !state.waiting.is_empty() || known(key));
+        self.states
+            .retain(|key, state| state.running > 0 || !state.waiting.is_empty() || known(key));
         self.keys()
     }
 

@@ -53,11 +53,22 @@ pub fn handle_update(update: Update) -> Result<Updated, Malformed> {
         Ok(blob) => {
             let version = session.blob_version.wrapping_add(1);
             let reply = format!("@updated {{\"version\":{version}}}").into();
-            (reply, Some(BlobWrite { blob, base_version: session.blob_version }))
+            (
+                reply,
+                Some(BlobWrite {
+                    blob,
+                    base_version: session.blob_version,
+                }),
+            )
         }
         Err(error) => (control_error("update", error.code()), None),
     };
-    Ok(Updated { id: Some(id.into()), number: update.number, reply, blob })
+    Ok(Updated {
+        id: Some(id.into()),
+        number: update.number,
+        reply,
+        blob,
+    })
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -79,7 +90,11 @@ pub fn apply_update(blob: &[u8], text: &[u8]) -> Result<Bytes, UpdateError> {
     if change.attributes.len() > MAX_ATTRIBUTES {
         return Err(UpdateError::TooMany);
     }
-    if !change.attributes.values().all(|v| v.is_string() || v.is_number() || v.is_boolean()) {
+    if !change
+        .attributes
+        .values()
+        .all(|v| v.is_string() || v.is_number() || v.is_boolean())
+    {
         return Err(UpdateError::Invalid);
     }
     state.attributes.extend(change.attributes);
@@ -88,7 +103,11 @@ pub fn apply_update(blob: &[u8], text: &[u8]) -> Result<Bytes, UpdateError> {
     }
     let mut written = vec![FORMAT_JSON];
     serde_json::to_writer(&mut written, &state).map_err(|_| UpdateError::Invalid)?;
-    if written.len() > MAX_BLOB_BYTES { Err(UpdateError::TooLarge) } else { Ok(written.into()) }
+    if written.len() > MAX_BLOB_BYTES {
+        Err(UpdateError::TooLarge)
+    } else {
+        Ok(written.into())
+    }
 }
 
 fn read_blob(blob: &[u8]) -> Result<State, UpdateError> {
@@ -114,8 +133,14 @@ mod tests {
         let one = apply(b"", r#"{"attributes":{"room":"kitchen","volume":3}}"#).unwrap();
         assert_eq!(one[0], FORMAT_JSON);
         let two = apply(&one, r#"{"attributes":{"volume":4,"muted":true}}"#).unwrap();
-        assert_eq!(&two[1..], br#"{"attributes":{"muted":true,"room":"kitchen","volume":4}}"#);
-        assert_eq!(apply(&[FORMAT_EMPTY, 9, 9], r#"{"attributes":{}}"#).unwrap()[0], FORMAT_JSON);
+        assert_eq!(
+            &two[1..],
+            br#"{"attributes":{"muted":true,"room":"kitchen","volume":4}}"#
+        );
+        assert_eq!(
+            apply(&[FORMAT_EMPTY, 9, 9], r#"{"attributes":{}}"#).unwrap()[0],
+            FORMAT_JSON
+        );
     }
 
     #[test]
@@ -125,27 +150,52 @@ mod tests {
             ("[]", UpdateError::Invalid),
             (r#"{"attributes":{"a":null}}"#, UpdateError::Invalid),
             (r#"{"attributes":{"a":{}}}"#, UpdateError::Invalid),
-            (&format!(r#"{{"attributes":{{"a":"{}"}}}}"#, "x".repeat(1024)), UpdateError::TooLarge),
+            (
+                &format!(r#"{{"attributes":{{"a":"{}"}}}}"#, "x".repeat(1024)),
+                UpdateError::TooLarge,
+            ),
         ] {
             assert_eq!(apply(b"", json), Err(expected), "{json}");
         }
         let many: Vec<String> = (0..17).map(|n| format!("\"a{n}\":1")).collect();
         let (all, most) = (many.join(","), many[..16].join(","));
-        assert_eq!(apply(b"", &format!("{{\"attributes\":{{{all}}}}}")), Err(UpdateError::TooMany));
+        assert_eq!(
+            apply(b"", &format!("{{\"attributes\":{{{all}}}}}")),
+            Err(UpdateError::TooMany)
+        );
         let full = apply(b"", &format!("{{\"attributes\":{{{most}}}}}")).unwrap();
-        assert_eq!(apply(&full, r#"{"attributes":{"b":1}}"#), Err(UpdateError::TooMany));
-        assert_eq!(apply(&[7], r#"{"attributes":{"b":1}}"#), Err(UpdateError::Unreadable));
+        assert_eq!(
+            apply(&full, r#"{"attributes":{"b":1}}"#),
+            Err(UpdateError::TooMany)
+        );
+        assert_eq!(
+            apply(&[7], r#"{"attributes":{"b":1}}"#),
+            Err(UpdateError::Unreadable)
+        );
     }
 
     #[test]
     fn an_update_is_answered_with_the_next_version_or_an_error() {
-        let mut update = Update { session: Some(session(1)), number: 3, ..Default::default() };
+        let mut update = Update {
+            session: Some(session(1)),
+            number: 3,
+            ..Default::default()
+        };
         update.session.as_mut().unwrap().blob_version = 4;
         let bad = handle_update(update.clone()).unwrap();
-        assert_eq!((&bad.reply[..], bad.blob), (&br#"@error {"control":"update","code":"invalid_update"}"#[..], None));
+        assert_eq!(
+            (&bad.reply[..], bad.blob),
+            (
+                &br#"@error {"control":"update","code":"invalid_update"}"#[..],
+                None
+            )
+        );
         update.text = Bytes::from_static(b"@update {\"attributes\":{\"a\":1}}");
         let good = handle_update(update).unwrap();
-        assert_eq!((&good.reply[..], good.blob.unwrap().base_version), (&br#"@updated {"version":5}"#[..], 4));
+        assert_eq!(
+            (&good.reply[..], good.blob.unwrap().base_version),
+            (&br#"@updated {"version":5}"#[..], 4)
+        );
         assert_eq!(handle_update(Update::default()), Err(Malformed));
     }
 

@@ -3,7 +3,7 @@
 //! Pure. Every socket is a new epoch. What a lost epoch still owed is nobody's business any more: the frontend gives it to
 //! another backend, so the owner cancels it and nothing late is sent.
 
-#![deny(clippy::disallowed_methods)]
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,101 +11,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use holdfast_proto::link::frames::{Done, Draining, Hello, Ready, Sync};
 use holdfast_proto::link::{
-    Class, Command, Epoch, Incoming, Lane, LaneConfig, LaneError, LaneStats, Origin, PROTOCOL_VERSIONS, UNKNOWN_EPOCH,
+    Class, Command, Epoch, Incoming, Lane, LaneError, LaneStats, Origin, PROTOCOL_VERSIONS, UNKNOWN_EPOCH,
     common_version, decode_batch, read_notice,
 };
 use holdfast_proto::{FrontendEpoch, FrontendId};
 
 use super::Jitter;
+use super::outcome::{Frontend, LinkSettings, LinkState, Loss, LossReason, Step};
 
 /// Longest pause between two attempts to attach.
 const MAX_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause after a refusal: it usually takes a person to change that.
 const MAX_REFUSED_RETRY: Duration = Duration::from_secs(5);
-
-/// What all links of a process have in common.
-#[derive(Debug, Clone)]
-pub struct LinkSettings {
-    /// This backend's name, at most 64 bytes.
-    pub name: String,
-    pub build: String,
-    /// New with each start of the process.
-    pub boot: u128,
-    pub lane: LaneConfig,
-    /// First pause before a lost link is tried again; doubles up to 1 s, after refusals up to 5 s.
-    pub retry: Duration,
-}
-
-/// What a frontend said of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frontend {
-    pub id: FrontendId,
-    pub epoch: FrontendEpoch,
-    pub heartbeat_ms: u32,
-    pub max_message_bytes: u32,
-    pub window_requests: u32,
-    pub build: String,
-}
-
-/// What a batch did to the state of the link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Its frames, if any, were handed out.
-    Taken,
-    /// The same, and the handshake is complete.
-    Attached,
-    /// It belonged to another epoch and was dropped.
-    Stale,
-}
-
-/// The link was lost: cancel its work and open another socket at the time given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loss {
-    pub reason: LossReason,
-    pub retry_at: Instant,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LossReason {
-    #[error("the socket is gone")]
-    Disconnected,
-    #[error("the frontend did not answer in time")]
-    NoAnswer,
-    #[error("nothing was heard from the frontend in time")]
-    Silent,
-    #[error("the frontend gave this epoch up")]
-    Fenced,
-    #[error("the frontend refused: {code}: {reason}")]
-    Refused { code: String, reason: String },
-    #[error("the frontend broke the protocol: {0}")]
-    Protocol(&'static str),
-    #[error(transparent)]
-    Lane(LaneError),
-}
-
-impl LossReason {
-    /// Bounded, for metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Disconnected => "disconnected",
-            Self::NoAnswer => "no_answer",
-            Self::Silent => "silent",
-            Self::Fenced => "fenced",
-            Self::Refused { .. } => "refused",
-            Self::Protocol(_) | Self::Lane(_) => "protocol",
-        }
-    }
-}
-
-/// Where a link is, for readiness, metrics and logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkState {
-    Detached,
-    Greeting,
-    Attached,
-    Draining,
-    Finished,
-}
 
 /// See the module's documentation. One turn is: inputs, `handle_timeout`, `poll_transmit` until `None`, `end_turn`.
 #[derive(Debug)]
@@ -128,7 +45,7 @@ enum State {
     /// Without a socket. Legal: `handle_connected`. Next: `Greeting`.
     Detached,
     /// Our Hello is out. Legal: `handle_batch`, `handle_timeout`. Next: `Attached`, `Detached`.
-    Greeting { lane: Lane, deadline: Instant },
+    Greeting { lane: Box<Lane>, deadline: Instant },
     /// The frontend's Hello came. Next: `Detached`, `Finished`.
     Attached { lane: Box<Lane>, drain: Drain },
     /// Drained, or stopped before it was attached. Final.
@@ -176,7 +93,10 @@ impl Attachment {
 
     /// The ZeroMQ identity of the next socket: never used twice, so that no old peer is mistaken for it.
     pub fn next_identity(&self) -> String {
-        let epoch = Epoch { boot: self.settings.boot, attach: self.attach };
+        let epoch = Epoch {
+            boot: self.settings.boot,
+            attach: self.attach,
+        };
         format!("{}/{epoch}", self.settings.name)
     }
 
@@ -214,7 +134,9 @@ impl Attachment {
         if !self.is_open() {
             return false;
         }
-        let State::Attached { lane, .. } = &mut self.state else { return false };
+        let State::Attached { lane, .. } = &mut self.state else {
+            return false;
+        };
         lane.enqueue(command, origin);
         true
     }
@@ -232,12 +154,18 @@ impl Attachment {
         if matches!(self.state, State::Finished) {
             return;
         }
-        let local = Epoch { boot: self.settings.boot, attach: self.attach };
+        let local = Epoch {
+            boot: self.settings.boot,
+            attach: self.attach,
+        };
         self.attach += 1;
-        let mut lane = Lane::new(self.settings.lane, local, UNKNOWN_EPOCH, now);
+        let mut lane = Box::new(Lane::new(self.settings.lane, local, UNKNOWN_EPOCH, now));
         lane.enqueue(Command::Hello(self.hello()), None);
         self.turn = Turn::default();
-        self.state = State::Greeting { lane, deadline: now + self.settings.lane.timeout };
+        self.state = State::Greeting {
+            lane,
+            deadline: now + self.settings.lane.timeout,
+        };
     }
 
     /// The socket could not be connected, or is gone.
@@ -253,8 +181,15 @@ impl Attachment {
     }
 
     /// Takes a batch; the frames that concern the owner are appended to `out`.
-    pub fn handle_batch(&mut self, now: Instant, batch: Bytes, out: &mut Vec<Incoming>) -> Result<Step, Loss> {
-        let Some(lane) = self.lane() else { return Ok(Step::Stale) };
+    pub fn handle_batch(
+        &mut self,
+        now: Instant,
+        batch: Bytes,
+        out: &mut Vec<Incoming>,
+    ) -> Result<Step, Loss> {
+        let Some(lane) = self.lane() else {
+            return Ok(Step::Stale);
+        };
         let local = lane.local();
         let Ok((header, frames)) = decode_batch(batch) else {
             return Err(self.lose(now, LossReason::Lane(LaneError::Malformed)));
@@ -264,13 +199,15 @@ impl Attachment {
         }
         if let State::Greeting { lane, .. } = &mut self.state
             && lane.remote() == UNKNOWN_EPOCH
-            && header.to.clone().map(Epoch::from) == Some(local)
-            && let Some(from) = header.from.clone()
+            && header.to.map(Epoch::from) == Some(local)
+            && let Some(from) = header.from
         {
             lane.set_remote(from.into());
         }
         let first = out.len();
-        let Some(lane) = self.lane_mut() else { return Ok(Step::Stale) };
+        let Some(lane) = self.lane_mut() else {
+            return Ok(Step::Stale);
+        };
         match lane.handle_batch(now, (header, frames), out) {
             Err(error) if error.is_fatal() => return Err(self.lose(now, LossReason::Lane(error))),
             Err(_) => return Ok(Step::Stale),
@@ -325,8 +262,7 @@ impl Attachment {
     ) -> Option<Bytes> {
         let heartbeat = self.settings.lane.heartbeat;
         let lane = match &mut self.state {
-            State::Greeting { lane, .. } => lane,
-            State::Attached { lane, .. } => &mut **lane,
+            State::Greeting { lane, .. } | State::Attached { lane, .. } => lane,
             State::Detached | State::Finished => return None,
         };
         let turn = &mut self.turn;
@@ -351,7 +287,10 @@ impl Attachment {
     /// Asks the frontend for no more work. A link that is not attached is finished at once.
     pub fn start_draining(&mut self) {
         match &mut self.state {
-            State::Attached { lane, drain: drain @ Drain::No } => {
+            State::Attached {
+                lane,
+                drain: drain @ Drain::No,
+            } => {
                 lane.enqueue(Command::Draining(Draining {}), None);
                 *drain = Drain::Asked;
             }
@@ -362,7 +301,9 @@ impl Attachment {
 
     /// Goes on with draining. `idle` says that nothing of this link is being worked on.
     pub fn advance_drain(&mut self, idle: bool) {
-        let State::Attached { lane, drain } = &mut self.state else { return };
+        let State::Attached { lane, drain } = &mut self.state else {
+            return;
+        };
         match *drain {
             Drain::Marked(last) if idle && lane.is_flushed() && lane.last_received_frame() >= last => {
                 // The frame that says so is itself the last one.
@@ -379,7 +320,10 @@ impl Attachment {
         match notice {
             Command::Refused(refused) => {
                 let clip = |text: String| text.chars().take(200).collect();
-                let reason = LossReason::Refused { code: clip(refused.code), reason: clip(refused.reason) };
+                let reason = LossReason::Refused {
+                    code: clip(refused.code),
+                    reason: clip(refused.reason),
+                };
                 self.lose(now, reason)
             }
             _ => self.lose(now, LossReason::Fenced),
@@ -410,7 +354,8 @@ impl Attachment {
             return Err(LossReason::Protocol("a second Hello"));
         }
         common_version(&hello).ok_or(LossReason::Protocol("no common protocol version"))?;
-        let id = u16::try_from(hello.frontend_id).map_err(|_| LossReason::Protocol("a frontend id over 65535"))?;
+        let id =
+            u16::try_from(hello.frontend_id).map_err(|_| LossReason::Protocol("a frontend id over 65535"))?;
         let State::Greeting { mut lane, .. } = std::mem::replace(&mut self.state, State::Detached) else {
             return Err(LossReason::Protocol("a second Hello"));
         };
@@ -425,31 +370,52 @@ impl Attachment {
         lane.enqueue(Command::Ready(Ready {}), None);
         lane.enqueue(Command::Sync(Sync { cursor: 0 }), None);
         self.failures = 0;
-        self.state = State::Attached { lane: Box::new(lane), drain: Drain::No };
+        self.state = State::Attached {
+            lane,
+            drain: Drain::No,
+        };
         Ok(())
     }
 
     fn on_mark(&mut self, last_frame: u64) {
-        if let State::Attached { drain: drain @ Drain::Asked, .. } = &mut self.state {
+        if let State::Attached {
+            drain: drain @ Drain::Asked,
+            ..
+        } = &mut self.state
+        {
             *drain = Drain::Marked(last_frame);
         }
     }
 
     fn lose(&mut self, now: Instant, reason: LossReason) -> Loss {
         let draining = self.state() == LinkState::Draining;
-        self.state = if draining { State::Finished } else { State::Detached };
+        self.state = if draining {
+            State::Finished
+        } else {
+            State::Detached
+        };
         self.turn = Turn::default();
         let long = matches!(reason, LossReason::Refused { .. } | LossReason::Protocol(_));
         let at_once = reason == LossReason::Fenced
             && self.last_at_once.is_none_or(|at| now >= at + self.settings.retry);
         if at_once {
             self.last_at_once = Some(now);
-            return Loss { reason, retry_at: now };
+            return Loss {
+                reason,
+                retry_at: now,
+            };
         }
         let longest = if long { MAX_REFUSED_RETRY } else { MAX_RETRY };
-        let pause = self.settings.retry.saturating_mul(1 << self.failures.min(16)).min(longest);
+        let pause = self
+            .settings
+            .retry
+            .saturating_mul(1 << self.failures.min(16))
+            .min(longest);
         self.failures += 1;
-        Loss { reason, retry_at: now + self.jitter.spread(pause) }
+        Loss {
+            reason,
+            retry_at: now + self.jitter.spread(pause),
+        }
     }
 
     fn hello(&self) -> Hello {
@@ -464,16 +430,14 @@ impl Attachment {
 
     fn lane(&self) -> Option<&Lane> {
         match &self.state {
-            State::Greeting { lane, .. } => Some(lane),
-            State::Attached { lane, .. } => Some(lane),
+            State::Greeting { lane, .. } | State::Attached { lane, .. } => Some(lane),
             State::Detached | State::Finished => None,
         }
     }
 
     fn lane_mut(&mut self) -> Option<&mut Lane> {
         match &mut self.state {
-            State::Greeting { lane, .. } => Some(lane),
-            State::Attached { lane, .. } => Some(lane),
+            State::Greeting { lane, .. } | State::Attached { lane, .. } => Some(lane),
             State::Detached | State::Finished => None,
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use holdfast_proto::link::frames::{DrainMark, Fenced, Logout, Refused, Reply};
-use holdfast_proto::link::{Gone, encode_notice};
+use holdfast_proto::link::{Gone, LaneConfig, encode_notice};
 
 const FRONTEND: Epoch = Epoch { boot: 77, attach: 5 };
 
@@ -33,7 +33,12 @@ fn ms(ms: u64) -> Duration {
 
 impl Pair {
     fn new() -> Self {
-        Self { now: Instant::now(), link: Attachment::new(settings(), 1), peer: None, received: Vec::new() }
+        Self {
+            now: Instant::now(),
+            link: Attachment::new(settings(), 1),
+            peer: None,
+            received: Vec::new(),
+        }
     }
 
     fn connected() -> Self {
@@ -61,7 +66,10 @@ impl Pair {
         let mut out = Vec::new();
         if let Some(peer) = &mut self.peer {
             let lane = &mut peer.lane;
-            while let Some(batch) = lane.poll_batch(now, 0, |_, _| {}).or_else(|| lane.poll_header(now, 0)) {
+            while let Some(batch) = lane
+                .poll_batch(now, 0, |_, _| {})
+                .or_else(|| lane.poll_header(now, 0))
+            {
                 if let Err(loss) = self.link.handle_batch(now, batch, &mut out) {
                     return Some(loss);
                 }
@@ -78,10 +86,12 @@ impl Pair {
         let mut got = Vec::new();
         while let Some(batch) = self.link.poll_transmit(now, 0, |_, _| {}) {
             let decoded = decode_batch(batch).unwrap();
-            let from: Epoch = decoded.0.from.clone().unwrap().into();
+            let from: Epoch = decoded.0.from.unwrap().into();
             let peer = self.peer.get_or_insert_with(|| {
                 assert!(decoded.0.to.is_none(), "the first batch cannot know us");
-                Peer { lane: Lane::new(LaneConfig::default(), FRONTEND, from, now) }
+                Peer {
+                    lane: Lane::new(LaneConfig::default(), FRONTEND, from, now),
+                }
             });
             peer.lane.handle_batch(now, decoded, &mut got).unwrap();
         }
@@ -106,7 +116,13 @@ impl Pair {
 }
 
 fn hello() -> Hello {
-    Hello { version_min: 1, version_max: 1, frontend_id: 9, heartbeat_ms: 30_000, ..Default::default() }
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        frontend_id: 9,
+        heartbeat_ms: 30_000,
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -132,7 +148,11 @@ fn no_identity_is_used_twice() {
         pair.link.handle_disconnected(pair.now).unwrap();
     }
     assert!(seen.contains("b/00000000000000000000000000000001.1"));
-    let long = LinkSettings { name: "x".repeat(64), boot: u128::MAX, ..(*settings()).clone() };
+    let long = LinkSettings {
+        name: "x".repeat(64),
+        boot: u128::MAX,
+        ..(*settings()).clone()
+    };
     assert!(Attachment::new(Arc::new(long), 1).next_identity().len() <= 255);
 }
 
@@ -154,7 +174,10 @@ fn who_does_not_answer_is_tried_again_with_growing_pauses() {
     }
     let mut pair = Pair::attached();
     let loss = pair.link.handle_disconnected(pair.now).unwrap();
-    assert!(loss.retry_at - pair.now <= ms(100), "being attached once starts the pauses anew");
+    assert!(
+        loss.retry_at - pair.now <= ms(100),
+        "being attached once starts the pauses anew"
+    );
 }
 
 #[test]
@@ -163,10 +186,18 @@ fn a_refusal_is_told_and_tried_again_slowly() {
     let mut longest = Duration::ZERO;
     for attach in 1..=8 {
         pair.link.handle_connected(pair.now);
-        let refused = Command::Refused(Refused { code: "version".into(), reason: "too old".into() });
+        let refused = Command::Refused(Refused {
+            code: "version".into(),
+            reason: "too old".into(),
+        });
         let notice = encode_notice(FRONTEND, Epoch { boot: 1, attach }, refused);
-        let loss = pair.link.handle_batch(pair.now, notice, &mut Vec::new()).unwrap_err();
-        let LossReason::Refused { code, .. } = &loss.reason else { panic!("{loss:?}") };
+        let loss = pair
+            .link
+            .handle_batch(pair.now, notice, &mut Vec::new())
+            .unwrap_err();
+        let LossReason::Refused { code, .. } = &loss.reason else {
+            panic!("{loss:?}")
+        };
         assert_eq!(code, "version");
         longest = loss.retry_at - pair.now;
     }
@@ -177,9 +208,21 @@ fn a_refusal_is_told_and_tried_again_slowly() {
 fn a_fenced_link_attaches_anew_at_once_but_not_in_a_loop() {
     let mut pair = Pair::attached();
     let fence = |pair: &mut Pair, from: u128| {
-        let to = Epoch { boot: 1, attach: pair.link.next_attach() - 1 };
-        let notice = encode_notice(Epoch { boot: from, attach: 1 }, to, Command::Fenced(Fenced {}));
-        pair.link.handle_batch(pair.now, notice, &mut Vec::new()).unwrap_err()
+        let to = Epoch {
+            boot: 1,
+            attach: pair.link.next_attach() - 1,
+        };
+        let notice = encode_notice(
+            Epoch {
+                boot: from,
+                attach: 1,
+            },
+            to,
+            Command::Fenced(Fenced {}),
+        );
+        pair.link
+            .handle_batch(pair.now, notice, &mut Vec::new())
+            .unwrap_err()
     };
     let loss = fence(&mut pair, 12345);
     assert_eq!((loss.reason, loss.retry_at), (LossReason::Fenced, pair.now));
@@ -212,7 +255,10 @@ fn heartbeats_keep_both_ends_alive() {
         assert_ne!(pair.peer().lane.check(now), Some(Gone::Silent));
     }
     let stats = pair.link.stats();
-    assert!((190..=220).contains(&stats.batches_sent), "one per 250 ms: {stats:?}");
+    assert!(
+        (190..=220).contains(&stats.batches_sent),
+        "one per 250 ms: {stats:?}"
+    );
 }
 
 #[test]
@@ -225,11 +271,20 @@ fn a_header_goes_alone_only_after_a_turn_that_moved_nothing() {
     let mut out = Vec::new();
     pair.link.handle_batch(now, batch, &mut out).unwrap();
     pair.link.release(out[0].charge.unwrap());
-    assert!(pair.link.poll_transmit(now, 0, |_, _| {}).is_none(), "the answer may come in this turn");
+    assert!(
+        pair.link.poll_transmit(now, 0, |_, _| {}).is_none(),
+        "the answer may come in this turn"
+    );
     pair.link.end_turn();
-    assert!(pair.link.poll_timeout().unwrap() <= now, "the next turn is due at once");
+    assert!(
+        pair.link.poll_timeout().unwrap() <= now,
+        "the next turn is due at once"
+    );
     let header = pair.link.poll_transmit(now, 0, |_, _| {}).unwrap();
-    assert_eq!(decode_batch(header).unwrap().0.acknowledged, pair.link.lane().unwrap().last_received_frame());
+    assert_eq!(
+        decode_batch(header).unwrap().0.acknowledged,
+        pair.link.lane().unwrap().last_received_frame()
+    );
     assert!(pair.link.poll_transmit(now, 0, |_, _| {}).is_none());
 }
 
@@ -241,20 +296,40 @@ fn draining_ends_with_done_and_its_acknowledgement() {
     pair.turn();
     assert!(matches!(pair.received.last(), Some(Command::Draining(_))));
     pair.link.advance_drain(true);
-    assert_eq!(pair.link.state(), LinkState::Draining, "the frontend has not said that there is no more");
+    assert_eq!(
+        pair.link.state(),
+        LinkState::Draining,
+        "the frontend has not said that there is no more"
+    );
     let last_frame = pair.peer().lane.last_frame() + 1;
-    pair.peer().lane.enqueue(Command::DrainMark(DrainMark { last_frame }), None);
+    pair.peer()
+        .lane
+        .enqueue(Command::DrainMark(DrainMark { last_frame }), None);
     pair.turn();
     pair.link.advance_drain(false);
-    assert!(pair.link.enqueue(Command::Reply(Reply::default()), None), "work is still answered");
+    assert!(
+        pair.link.enqueue(Command::Reply(Reply::default()), None),
+        "work is still answered"
+    );
     pair.link.advance_drain(true);
     pair.turn();
-    assert!(matches!(pair.received.last(), Some(Command::Reply(_))), "replies go before DONE");
+    assert!(
+        matches!(pair.received.last(), Some(Command::Reply(_))),
+        "replies go before DONE"
+    );
     pair.link.advance_drain(true);
-    assert!(!pair.link.enqueue(Command::Reply(Reply::default()), None), "DONE is the last frame");
+    assert!(
+        !pair.link.enqueue(Command::Reply(Reply::default()), None),
+        "DONE is the last frame"
+    );
     pair.receive();
-    let Some(Command::Done(done)) = pair.received.last() else { panic!("{:?}", pair.received) };
-    assert_eq!(done.last_frame, pair.peer.as_ref().unwrap().lane.last_received_frame());
+    let Some(Command::Done(done)) = pair.received.last() else {
+        panic!("{:?}", pair.received)
+    };
+    assert_eq!(
+        done.last_frame,
+        pair.peer.as_ref().unwrap().lane.last_received_frame()
+    );
     pair.link.advance_drain(true);
     assert_eq!(pair.link.state(), LinkState::Draining, "not acknowledged yet");
     pair.turn();
@@ -269,7 +344,9 @@ fn a_mark_ahead_of_its_frames_is_waited_for() {
     pair.link.start_draining();
     pair.turn();
     let last_frame = pair.peer().lane.last_frame() + 2;
-    pair.peer().lane.enqueue(Command::DrainMark(DrainMark { last_frame }), None);
+    pair.peer()
+        .lane
+        .enqueue(Command::DrainMark(DrainMark { last_frame }), None);
     pair.turn();
     pair.link.advance_drain(true);
     pair.receive();
@@ -296,27 +373,52 @@ fn a_link_that_is_not_attached_has_nothing_to_drain() {
 fn batches_of_other_epochs_are_dropped() {
     let mut pair = Pair::attached();
     let to = pair.link.lane().unwrap().local();
-    for (from, to) in [(Epoch { boot: 77, attach: 6 }, to), (FRONTEND, Epoch { boot: 1, attach: 99 })] {
+    for (from, to) in [
+        (Epoch { boot: 77, attach: 6 }, to),
+        (FRONTEND, Epoch { boot: 1, attach: 99 }),
+    ] {
         let mut stray = Lane::new(LaneConfig::default(), from, to, pair.now);
         let batch = stray.poll_header(pair.now, 0).unwrap();
-        assert_eq!(pair.link.handle_batch(pair.now, batch, &mut Vec::new()), Ok(Step::Stale));
+        assert_eq!(
+            pair.link.handle_batch(pair.now, batch, &mut Vec::new()),
+            Ok(Step::Stale)
+        );
     }
 }
 
 #[test]
 fn a_frontend_that_breaks_the_protocol_is_left() {
     let mut pair = Pair::attached();
-    let loss = pair.link.handle_batch(pair.now, Bytes::from_static(b"\x0a\xff"), &mut Vec::new()).unwrap_err();
+    let loss = pair
+        .link
+        .handle_batch(pair.now, Bytes::from_static(b"\x0a\xff"), &mut Vec::new())
+        .unwrap_err();
     assert_eq!(loss.reason, LossReason::Lane(LaneError::Malformed));
 
     let mut pair = Pair::attached();
     pair.peer().lane.enqueue(Command::Hello(hello()), None);
-    assert_eq!(pair.turn().unwrap().reason, LossReason::Protocol("a second Hello"));
+    assert_eq!(
+        pair.turn().unwrap().reason,
+        LossReason::Protocol("a second Hello")
+    );
 
     for (command, reason) in [
         (Command::Ready(Ready {}), "a frame before Hello"),
-        (Command::Hello(Hello { version_min: 2, version_max: 3, ..hello() }), "no common protocol version"),
-        (Command::Hello(Hello { frontend_id: 65_536, ..hello() }), "a frontend id over 65535"),
+        (
+            Command::Hello(Hello {
+                version_min: 2,
+                version_max: 3,
+                ..hello()
+            }),
+            "no common protocol version",
+        ),
+        (
+            Command::Hello(Hello {
+                frontend_id: 65_536,
+                ..hello()
+            }),
+            "a frontend id over 65535",
+        ),
     ] {
         let mut pair = Pair::connected();
         pair.turn();

@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 use tracing::debug;
 use zeromq::util::PeerIdentity;
 use zeromq::{
-    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketEvent as MonitorEvent, SocketOptions, SocketRecv, SocketSend,
-    ZmqError,
+    DealerRecvHalf, DealerSendHalf, DealerSocket, Socket, SocketEvent as MonitorEvent, SocketOptions,
+    SocketRecv, SocketSend, ZmqError,
 };
 
 use super::{LinkIndex, SendError, SocketEvent, SocketNews, Sockets};
@@ -49,7 +49,15 @@ impl ZmqSockets {
     pub fn new(endpoints: Vec<String>, connect_timeout: Duration) -> (Self, mpsc::Receiver<SocketNews>) {
         let (news, receiver) = mpsc::channel(NEWS_CAPACITY);
         let links = endpoints.iter().map(|_| None).collect();
-        (Self { endpoints, connect_timeout, news, links }, receiver)
+        (
+            Self {
+                endpoints,
+                connect_timeout,
+                news,
+                links,
+            },
+            receiver,
+        )
     }
 }
 
@@ -67,7 +75,11 @@ impl Sockets for ZmqSockets {
         // The old socket goes first: its task is aborted when it is dropped.
         self.links[link.get()] = None;
         let task = tokio::spawn(task.run(at, half)).abort_handle();
-        self.links[link.get()] = Some(Live { task, sender: None, arriving });
+        self.links[link.get()] = Some(Live {
+            task,
+            sender: None,
+            arriving,
+        });
     }
 
     fn send(&mut self, link: LinkIndex, batch: Bytes) -> Result<(), SendError> {
@@ -153,7 +165,14 @@ impl SocketTask {
 
     /// The link thread outlives its sockets; should it be gone, there is nobody to tell.
     async fn tell(&self, event: SocketEvent) {
-        let _ = self.news.send(SocketNews { link: self.link, attach: self.attach, event }).await;
+        let _ = self
+            .news
+            .send(SocketNews {
+                link: self.link,
+                attach: self.attach,
+                event,
+            })
+            .await;
     }
 }
 

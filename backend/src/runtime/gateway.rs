@@ -46,14 +46,24 @@ pub struct HubGateway {
 }
 
 impl HubGateway {
-    pub fn new(commands: mpsc::Sender<ApiCommand>, snapshot: Arc<ArcSwap<Snapshot>>, backend: BackendStats) -> Self {
-        Self { commands, snapshot, backend }
+    pub fn new(
+        commands: mpsc::Sender<ApiCommand>,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        backend: BackendStats,
+    ) -> Self {
+        Self {
+            commands,
+            snapshot,
+            backend,
+        }
     }
 
     async fn ask(&self, request: ApiRequest) -> ApiResult {
         let (reply, result) = oneshot::channel();
         let sent = self.commands.try_send(ApiCommand { request, reply });
-        sent.map_err(|_| GatewayError::Overloaded { retry_after: RETRY_AFTER })?;
+        sent.map_err(|_| GatewayError::Overloaded {
+            retry_after: RETRY_AFTER,
+        })?;
         result.await.unwrap_or(Err(unavailable()))
     }
 }
@@ -61,7 +71,13 @@ impl HubGateway {
 #[async_trait]
 impl Gateway for HubGateway {
     async fn push(&self, request: PushRequest) -> Result<PushReport, GatewayError> {
-        match self.ask(ApiRequest::Push { target: request.target, message: request.message }).await? {
+        match self
+            .ask(ApiRequest::Push {
+                target: request.target,
+                message: request.message,
+            })
+            .await?
+        {
             ApiAnswer::Push(report) => Ok(report),
             ApiAnswer::Presence(_) | ApiAnswer::Closed(_) => Err(unavailable()),
         }
@@ -101,7 +117,9 @@ impl Gateway for HubGateway {
 }
 
 fn unavailable() -> GatewayError {
-    GatewayError::Unavailable { retry_after: RETRY_AFTER }
+    GatewayError::Unavailable {
+        retry_after: RETRY_AFTER,
+    }
 }
 
 /// The link thread's side: who waits for which result. Bounded by the core's bound on operations.

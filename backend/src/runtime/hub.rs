@@ -53,7 +53,13 @@ enum Woken {
 }
 
 impl<S: Sockets> Hub<S> {
-    pub fn new(core: Backend, sockets: S, workers: Workers, links: usize, snapshot: Arc<ArcSwap<Snapshot>>) -> Self {
+    pub fn new(
+        core: Backend,
+        sockets: S,
+        workers: Workers,
+        links: usize,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+    ) -> Self {
         Self {
             core,
             sockets,
@@ -120,12 +126,16 @@ impl<S: Sockets> Hub<S> {
             self.on_news(news);
         }
         for _ in 0..INPUTS_PER_TURN {
-            let Ok(result) = inputs.results.try_recv() else { break };
+            let Ok(result) = inputs.results.try_recv() else {
+                break;
+            };
             moved = true;
             self.on_result(result);
         }
         for _ in 0..INPUTS_PER_TURN {
-            let Ok(command) = inputs.commands.try_recv() else { break };
+            let Ok(command) = inputs.commands.try_recv() else {
+                break;
+            };
             moved = true;
             self.on_command(command);
         }
@@ -181,7 +191,12 @@ impl<S: Sockets> Hub<S> {
                 Action::Call { call, request } => self.workers.call(call, request)?,
                 Action::CancelCall(call) => self.workers.cancel(call)?,
                 Action::ApiDone { ticket, result } => self.waiters.finish(ticket, result),
-                Action::Reconnect { link, attach, identity, at } => {
+                Action::Reconnect {
+                    link,
+                    attach,
+                    identity,
+                    at,
+                } => {
                     self.attach[link.get()] = attach;
                     self.sockets.open(link, attach, identity, at);
                 }
@@ -220,7 +235,12 @@ impl<S: Sockets> Hub<S> {
         if due || current.ready != ready || current.draining != draining {
             let in_flight = self.core.in_flight() as u64;
             let frontends = self.core.frontends();
-            self.snapshot.store(Arc::new(Snapshot { ready, draining, in_flight, frontends }));
+            self.snapshot.store(Arc::new(Snapshot {
+                ready,
+                draining,
+                in_flight,
+                frontends,
+            }));
             self.published = Some(Instant::now());
         }
     }
@@ -228,9 +248,14 @@ impl<S: Sockets> Hub<S> {
 
 /// Both clocks. A wall clock before 1970 counts as 1970.
 fn now() -> Now {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_else(|error| {
-        error!(%error, "the wall clock is before 1970");
-        Duration::ZERO
-    });
-    Now { instant: Instant::now(), unix_ms: since_1970.as_millis() as u64 }
+    let since_1970 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_else(|error| {
+            error!(%error, "the wall clock is before 1970");
+            Duration::ZERO
+        });
+    Now {
+        instant: Instant::now(),
+        unix_ms: since_1970.as_millis() as u64,
+    }
 }

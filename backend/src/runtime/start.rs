@@ -33,7 +33,10 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("the API cannot listen on {address}: {error}")]
-    Listen { address: std::net::SocketAddr, error: io::Error },
+    Listen {
+        address: std::net::SocketAddr,
+        error: io::Error,
+    },
     #[error("threads cannot be started: {0}")]
     Threads(#[from] io::Error),
     /// The process must end: it cannot do its work.
@@ -74,15 +77,21 @@ pub async fn run(config: &Config, stop: watch::Receiver<bool>) -> Result<(), Sta
     let link = LinkThread {
         config: config.clone(),
         boot: Uuid::new_v4(),
-        workers: WorkerSettings { services, authenticator },
+        workers: WorkerSettings {
+            services,
+            authenticator,
+        },
         metrics: core_metrics,
         routes,
         commands: api_commands,
         stop: stop.clone(),
         snapshot: Arc::default(),
     };
-    let backend =
-        BackendStats { name: config.name.clone(), version: BUILD.to_owned(), epoch: link.boot.to_string() };
+    let backend = BackendStats {
+        name: config.name.clone(),
+        version: BUILD.to_owned(),
+        epoch: link.boot.to_string(),
+    };
     let gateway = HubGateway::new(commands, link.snapshot.clone(), backend);
     let state = ApiState::new(Arc::new(gateway), keys, Arc::new(registry), api_metrics);
     let address = listener.local_addr()?;
@@ -101,7 +110,10 @@ pub async fn run(config: &Config, stop: watch::Receiver<bool>) -> Result<(), Sta
 }
 
 fn listen(config: &Config) -> Result<TcpListener, StartError> {
-    listen_or_inherit(config.api).map_err(|error| StartError::Listen { address: config.api, error })
+    listen_or_inherit(config.api).map_err(|error| StartError::Listen {
+        address: config.api,
+        error,
+    })
 }
 
 /// Resolves when the value is true, or when nobody can make it so any more.
@@ -124,8 +136,11 @@ struct LinkThread {
 impl LinkThread {
     /// Starts the workers and the thread; the receiver tells how it ended.
     fn start(self) -> io::Result<oneshot::Receiver<Result<(), WorkerStuck>>> {
-        let (workers, results) = Workers::start(self.config.workers, self.config.max_in_flight, &self.workers)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (workers, results) =
+            Workers::start(self.config.workers, self.config.max_in_flight, &self.workers)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let (ended, end) = oneshot::channel();
         thread::Builder::new().name("link".to_owned()).spawn(move || {
             let result = runtime.block_on(async move {
@@ -135,8 +150,16 @@ impl LinkThread {
                 let table = self.routes.borrow().clone();
                 let core = Backend::new(settings, table, self.metrics, Instant::now());
                 let (commands, routes, stop) = (self.commands, self.routes, self.stop);
-                let inputs = HubInputs { news, results, commands, routes, stop };
-                Hub::new(core, sockets, workers, links, self.snapshot).run(inputs).await
+                let inputs = HubInputs {
+                    news,
+                    results,
+                    commands,
+                    routes,
+                    stop,
+                };
+                Hub::new(core, sockets, workers, links, self.snapshot)
+                    .run(inputs)
+                    .await
             });
             // The receiver is gone only when the process ends.
             let _ = ended.send(result);
@@ -146,8 +169,11 @@ impl LinkThread {
 }
 
 fn core_settings(config: &Config, boot: Uuid) -> CoreSettings {
-    let lane =
-        LaneConfig { heartbeat: config.link.heartbeat.get(), timeout: config.link.timeout.get(), ..LaneConfig::default() };
+    let lane = LaneConfig {
+        heartbeat: config.link.heartbeat.get(),
+        timeout: config.link.timeout.get(),
+        ..LaneConfig::default()
+    };
     let link = LinkSettings {
         name: config.name.clone(),
         build: BUILD.to_owned(),

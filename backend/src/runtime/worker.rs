@@ -26,16 +26,28 @@ const JOBS_PER_TURN: usize = 32;
 /// What a worker is given.
 #[derive(Debug)]
 pub enum Job {
-    Authenticate { bind: BindId, credential: Bytes },
-    Call { call: CallId, request: Box<ServiceRequest> },
+    Authenticate {
+        bind: BindId,
+        credential: Bytes,
+    },
+    Call {
+        call: CallId,
+        request: Box<ServiceRequest>,
+    },
     Cancel(CallId),
 }
 
 /// What it gives back.
 #[derive(Debug)]
 pub enum JobResult {
-    Authenticated { bind: BindId, result: Result<Grant, Denied> },
-    CallDone { call: CallId, outcome: CallOutcome },
+    Authenticated {
+        bind: BindId,
+        result: Result<Grant, Denied>,
+    },
+    CallDone {
+        call: CallId,
+        outcome: CallOutcome,
+    },
 }
 
 /// What all workers have in common.
@@ -76,7 +88,14 @@ impl Workers {
         let (results, receiver) = mpsc::channel(capacity);
         let workers = (0..count).map(|n| Worker::start(n, capacity, settings.clone(), results.clone()));
         let workers = workers.collect::<io::Result<Vec<_>>>()?;
-        Ok((Self { workers, calls: HashMap::new(), turn: 0 }, receiver))
+        Ok((
+            Self {
+                workers,
+                calls: HashMap::new(),
+                turn: 0,
+            },
+            receiver,
+        ))
     }
 
     /// The calls of one session go to one worker: its requests to a service share warm connections.
@@ -105,7 +124,11 @@ impl Workers {
 
     /// Grows while every worker works.
     pub fn progress(&self) -> u64 {
-        self.workers.iter().map(|w| w.progress.load(Ordering::Relaxed)).min().unwrap_or_default()
+        self.workers
+            .iter()
+            .map(|w| w.progress.load(Ordering::Relaxed))
+            .min()
+            .unwrap_or_default()
     }
 
     fn worker_of(&self, session: SessionId) -> usize {
@@ -128,13 +151,21 @@ impl Worker {
     ) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel(capacity);
         let progress = Arc::new(AtomicU64::new(0));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let counter = progress.clone();
-        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            let local = LocalSet::new();
-            runtime.block_on(local.run_until(work(settings, queue, results, counter)));
-        })?;
-        Ok(Self { jobs, progress, _thread: thread })
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let local = LocalSet::new();
+                runtime.block_on(local.run_until(work(settings, queue, results, counter)));
+            })?;
+        Ok(Self {
+            jobs,
+            progress,
+            _thread: thread,
+        })
     }
 }
 
@@ -160,8 +191,14 @@ async fn work(
         match job {
             None => return,
             Some(Job::Authenticate { bind, credential }) => {
-                let result = settings.authenticator.authenticate(&credential, SystemTime::now());
-                if results.send(JobResult::Authenticated { bind, result }).await.is_err() {
+                let result = settings
+                    .authenticator
+                    .authenticate(&credential, SystemTime::now());
+                if results
+                    .send(JobResult::Authenticated { bind, result })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

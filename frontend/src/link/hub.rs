@@ -5,6 +5,9 @@
 mod attach;
 mod query;
 mod shards;
+mod usage;
+
+pub use usage::{HubUsage, PeerUsage};
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

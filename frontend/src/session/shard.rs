@@ -6,7 +6,10 @@ mod frames_in;
 mod peers;
 mod push;
 mod timers;
+mod usage;
 mod write;
+
+pub use usage::{SessionUsage, ShardUsage};
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -99,6 +99,19 @@ pub struct LaneStats {
     pub credit_stalls: u64,
 }
 
+/// How much of its bounds a lane uses, per class, indexed by `Class as usize`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneUsage {
+    /// Frames that wait for credit or for their turn.
+    pub queued: [usize; 4],
+    /// What was received and not yet released.
+    pub outstanding: [Grant; 4],
+    /// Frames that need no credit and wait for their turn.
+    pub free: usize,
+    /// Frames handed out and not yet acknowledged.
+    pub unacknowledged: u64,
+}
+
 #[derive(Debug)]
 struct Queued {
     frame: Frame,
@@ -206,6 +219,15 @@ impl Lane {
     /// What was received of `class` and not yet released.
     pub fn outstanding(&self, class: Class) -> Grant {
         self.granting[class as usize].outstanding()
+    }
+
+    pub fn usage(&self) -> LaneUsage {
+        LaneUsage {
+            queued: Class::ALL.map(|class| self.queued(class)),
+            outstanding: Class::ALL.map(|class| self.outstanding(class)),
+            free: self.free.len(),
+            unacknowledged: self.sent - self.sent_acknowledged,
+        }
     }
 
     pub fn enqueue(&mut self, command: Command, origin: Option<Origin>) {

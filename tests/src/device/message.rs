@@ -66,7 +66,7 @@ impl Event {
 struct TextEvent<'a> {
     header: TextHeader,
     #[serde(borrow)]
-    payload: Option<&'a RawValue>,
+    payload: &'a RawValue,
 }
 
 #[derive(Deserialize, Default)]
@@ -91,8 +91,7 @@ pub(super) fn classify(message: Message) -> Incoming {
         Message::Text(text) if text.starts_with('@') => control(text.as_str()),
         Message::Text(text) => match serde_json::from_str::<TextEvent<'_>>(text.as_str()) {
             Ok(event) => {
-                let payload = event.payload.map_or("", RawValue::get);
-                let payload = Bytes::copy_from_slice(payload.as_bytes());
+                let payload = Bytes::copy_from_slice(event.payload.get().as_bytes());
                 let TextHeader {
                     namespace,
                     name,

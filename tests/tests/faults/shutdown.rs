@@ -145,3 +145,17 @@ async fn a_bad_config_is_one_clear_line_and_exit_code_2() {
         }
     }
 }
+#[tokio::test(flavor = "multi_thread")]
+async fn probe() {
+    let service = Service::start().await;
+    let mut gateway = Gateway::start(&service).await;
+    let mut device = gateway.device("d").await;
+    device.request(ECHO, "x", &json!({"hold": true})).await;
+    service.wait_for_calls(1).await;
+    gateway.backends[0].signal(Signal::SIGTERM);
+    for _ in 0..10 {
+        let a = holdfast_tests::http::Http::default().get(&format!("{}/ready", gateway.backends[0].url)).await;
+        eprintln!("PROBE {a:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}

@@ -23,7 +23,15 @@ pub(super) struct ScriptedFrontend {
 impl ScriptedFrontend {
     pub(super) fn new(id: u16) -> Self {
         let received = Vec::new();
-        Self { id, reachable: true, alive: true, lane: None, attach: 0, notices: Vec::new(), received }
+        Self {
+            id,
+            reachable: true,
+            alive: true,
+            lane: None,
+            attach: 0,
+            notices: Vec::new(),
+            received,
+        }
     }
 
     pub(super) fn send(&mut self, command: Command) {
@@ -32,7 +40,8 @@ impl ScriptedFrontend {
 
     pub(super) fn notify(&mut self, command: Command) {
         let lane = self.lane.take().expect("it is attached");
-        self.notices.push(encode_notice(lane.local(), lane.remote(), command));
+        self.notices
+            .push(encode_notice(lane.local(), lane.remote(), command));
     }
 
     pub(super) fn handle(&mut self, now: Instant, batch: Bytes) {
@@ -40,10 +49,13 @@ impl ScriptedFrontend {
             return;
         }
         let decoded = decode_batch(batch).unwrap();
-        let from: Epoch = decoded.0.from.clone().unwrap().into();
+        let from: Epoch = decoded.0.from.unwrap().into();
         if decoded.0.to.is_none() {
             self.attach += 1;
-            let epoch = Epoch { boot: 100 + u128::from(self.id), attach: self.attach };
+            let epoch = Epoch {
+                boot: 100 + u128::from(self.id),
+                attach: self.attach,
+            };
             self.lane = Some(Lane::new(LaneConfig::default(), epoch, from, now));
         }
         let Some(lane) = &mut self.lane else { return };
@@ -63,7 +75,10 @@ impl ScriptedFrontend {
     pub(super) fn poll(&mut self, now: Instant) -> Vec<Bytes> {
         let mut out = std::mem::take(&mut self.notices);
         if let Some(lane) = self.lane.as_mut().filter(|_| self.alive) {
-            while let Some(batch) = lane.poll_batch(now, 0, |_, _| {}).or_else(|| lane.poll_header(now, 0)) {
+            while let Some(batch) = lane
+                .poll_batch(now, 0, |_, _| {})
+                .or_else(|| lane.poll_header(now, 0))
+            {
                 out.push(batch);
             }
         }
@@ -78,16 +93,27 @@ impl ScriptedFrontend {
             Command::Close(Close { number, .. }) if *number > 0 => Some(*number),
             _ => None,
         };
-        self.received.iter().rev().find_map(number).expect("something was asked")
+        self.received
+            .iter()
+            .rev()
+            .find_map(number)
+            .expect("something was asked")
     }
 
     pub(super) fn answer_push(&mut self, status: PushStatus) {
-        let result = PushResult { number: self.asked(), status: status as i32, ..Default::default() };
+        let result = PushResult {
+            number: self.asked(),
+            status: status as i32,
+            ..Default::default()
+        };
         self.send(Command::PushResult(result));
     }
 
     pub(super) fn answer_query(&mut self, result: QueryResult) {
-        self.send(Command::QueryResult(QueryResult { number: self.asked(), ..result }));
+        self.send(Command::QueryResult(QueryResult {
+            number: self.asked(),
+            ..result
+        }));
     }
 }
 

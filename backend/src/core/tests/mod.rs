@@ -32,7 +32,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(links: usize) -> Self {
-        let now = Now { instant: Instant::now(), unix_ms: 1_000_000 };
+        let now = Now {
+            instant: Instant::now(),
+            unix_ms: 1_000_000,
+        };
         let metrics = CoreMetrics::default();
         let settings = CoreSettings {
             link: LinkSettings {
@@ -95,7 +98,12 @@ impl World {
 
     fn turn(&mut self) {
         let now = self.now;
-        let due: Vec<LinkIndex> = self.sockets.iter().filter(|s| s.1 <= now.instant).map(|s| s.0).collect();
+        let due: Vec<LinkIndex> = self
+            .sockets
+            .iter()
+            .filter(|s| s.1 <= now.instant)
+            .map(|s| s.0)
+            .collect();
         self.sockets.retain(|s| s.1 > now.instant);
         for link in due {
             if self.frontends[link.get()].reachable {
@@ -135,7 +143,11 @@ impl World {
     }
 
     pub(super) fn answer(&mut self, ticket: u64) -> Result<ApiAnswer, GatewayError> {
-        let index = self.api.iter().position(|a| a.0 == Ticket(ticket)).expect("it ended");
+        let index = self
+            .api
+            .iter()
+            .position(|a| a.0 == Ticket(ticket))
+            .expect("it ended");
         self.api.swap_remove(index).1
     }
 

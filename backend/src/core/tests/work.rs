@@ -4,7 +4,8 @@ use super::*;
 use crate::api::{PresenceState, PushMessage, PushTarget};
 use crate::dispatch::tests::{event, id, request, session};
 use holdfast_proto::link::frames::{
-    self, Bind, Control, Login, Logout, Ping, PushResult, PushStatus as FrameStatus, QueryResult, Ready, SessionInfo, Update,
+    self, Bind, Control, Login, Logout, Ping, PushResult, PushStatus as FrameStatus, QueryResult, Ready,
+    SessionInfo, Update,
 };
 
 fn last(world: &World, link: usize) -> &Command {
@@ -12,7 +13,10 @@ fn last(world: &World, link: usize) -> &Command {
 }
 
 fn push(target: PushTarget) -> ApiRequest {
-    ApiRequest::Push { target, message: PushMessage::Text(Bytes::from_static(b"{}")) }
+    ApiRequest::Push {
+        target,
+        message: PushMessage::Text(Bytes::from_static(b"{}")),
+    }
 }
 
 fn lamp() -> PushTarget {
@@ -22,24 +26,42 @@ fn lamp() -> PushTarget {
 #[test]
 fn a_device_is_bound_and_logged_in_and_its_older_sessions_are_closed_elsewhere() {
     let mut world = World::attached(3);
-    let bind = Bind { id: Some(id(1).into()), credential: "token".into(), ..Default::default() };
+    let bind = Bind {
+        id: Some(id(1).into()),
+        credential: "token".into(),
+        ..Default::default()
+    };
     world.send(0, Command::Bind(bind));
     let (bind, credential) = world.binds.remove(0);
     assert_eq!(&credential[..], b"token");
-    let grant = Grant { device: "device-1".parse().unwrap(), principal: Bytes::new() };
+    let grant = Grant {
+        device: "device-1".parse().unwrap(),
+        principal: Bytes::new(),
+    };
     world.core.handle_authenticated(bind, Ok(grant));
     world.run(ms(1));
     assert!(matches!(last(&world, 0), Command::Bound(_)));
-    let login = Login { session: Some(session(1)), hello: "@hello {}".into(), ..Default::default() };
+    let login = Login {
+        session: Some(session(1)),
+        hello: "@hello {}".into(),
+        ..Default::default()
+    };
     world.send(0, Command::Login(login));
-    let Command::LoggedIn(frames::LoggedIn { result: Some(frames::logged_in::Result::Welcomed(welcomed)), .. }) =
-        last(&world, 0)
+    let Command::LoggedIn(frames::LoggedIn {
+        result: Some(frames::logged_in::Result::Welcomed(welcomed)),
+        ..
+    }) = last(&world, 0)
     else {
         panic!()
     };
     for link in 1..3 {
-        let Command::Close(close) = last(&world, link) else { panic!() };
-        assert_eq!((close.before_ms, close.code, close.except), (welcomed.login_ms, 4000, Some(id(1).into())));
+        let Command::Close(close) = last(&world, link) else {
+            panic!()
+        };
+        assert_eq!(
+            (close.before_ms, close.code, close.except),
+            (welcomed.login_ms, 4000, Some(id(1).into()))
+        );
     }
 }
 
@@ -47,18 +69,55 @@ fn a_device_is_bound_and_logged_in_and_its_older_sessions_are_closed_elsewhere()
 fn every_lifecycle_frame_is_answered_and_its_credit_returns() {
     let mut world = World::attached(1);
     let session = Some(session(1));
-    world.send(0, Command::Logout(Logout { session: session.clone(), reason: "normal".into(), ..Default::default() }));
+    world.send(
+        0,
+        Command::Logout(Logout {
+            session: session.clone(),
+            reason: "normal".into(),
+            ..Default::default()
+        }),
+    );
     assert!(matches!(last(&world, 0), Command::LoggedOut(_)));
-    world.send(0, Command::Control(Control { session: session.clone(), text: "@join".into(), ..Default::default() }));
+    world.send(
+        0,
+        Command::Control(Control {
+            session: session.clone(),
+            text: "@join".into(),
+            ..Default::default()
+        }),
+    );
     assert!(matches!(last(&world, 0), Command::ControlReply(_)));
-    world.send(0, Command::Update(Update { session, text: "@update".into(), ..Default::default() }));
+    world.send(
+        0,
+        Command::Update(Update {
+            session,
+            text: "@update".into(),
+            ..Default::default()
+        }),
+    );
     assert!(matches!(last(&world, 0), Command::Updated(_)));
-    world.send(0, Command::Ping(Ping { online: 7, ..Default::default() }));
+    world.send(
+        0,
+        Command::Ping(Ping {
+            online: 7,
+            ..Default::default()
+        }),
+    );
     assert_eq!(world.core.frontends()[0].sessions, 7);
     for _ in 0..2000 {
-        world.send(0, Command::Logout(Logout { session: Some(crate::dispatch::tests::session(2)), ..Default::default() }));
+        world.send(
+            0,
+            Command::Logout(Logout {
+                session: Some(crate::dispatch::tests::session(2)),
+                ..Default::default()
+            }),
+        );
     }
-    let answers = world.frontends[0].received.iter().filter(|c| matches!(c, Command::LoggedOut(_))).count();
+    let answers = world.frontends[0]
+        .received
+        .iter()
+        .filter(|c| matches!(c, Command::LoggedOut(_)))
+        .count();
     assert_eq!(answers, 2001, "more than the credit in all");
 }
 
@@ -76,8 +135,20 @@ fn malformed_frames_are_counted_and_the_link_goes_on() {
         world.send(0, command);
     }
     assert_eq!(world.metrics.malformed.get(), 6);
-    world.send(0, Command::PushResult(PushResult { number: 99, ..Default::default() }));
-    world.send(0, Command::QueryResult(QueryResult { number: 99, ..Default::default() }));
+    world.send(
+        0,
+        Command::PushResult(PushResult {
+            number: 99,
+            ..Default::default()
+        }),
+    );
+    world.send(
+        0,
+        Command::QueryResult(QueryResult {
+            number: 99,
+            ..Default::default()
+        }),
+    );
     assert_eq!(world.metrics.unanswered.get(), 2);
     assert!(world.core.is_ready());
 }
@@ -93,10 +164,14 @@ fn replies_travel_in_order() {
         world.core.handle_call_done(call, CallOutcome::Empty, world.now);
     }
     world.run(ms(5));
-    let sequences: Vec<u64> = world.frontends[0].received.iter().filter_map(|c| match c {
-        Command::Reply(reply) => Some(reply.sequence),
-        _ => None,
-    }).collect();
+    let sequences: Vec<u64> = world.frontends[0]
+        .received
+        .iter()
+        .filter_map(|c| match c {
+            Command::Reply(reply) => Some(reply.sequence),
+            _ => None,
+        })
+        .collect();
     assert_eq!(sequences, (1..=50).collect::<Vec<_>>());
     assert_eq!(world.core.in_flight(), 0);
 }
@@ -113,14 +188,23 @@ fn a_push_reports_what_the_frontends_say() {
     assert_eq!(world.push_status(1), PushStatus::Written);
 
     world.ask(2, push(lamp()));
-    world.frontends.iter_mut().for_each(|f| f.answer_push(FrameStatus::Offline));
+    world
+        .frontends
+        .iter_mut()
+        .for_each(|f| f.answer_push(FrameStatus::Offline));
     world.run(ms(2));
     assert_eq!(world.push_status(2), PushStatus::Unknown, "never seen");
-    let mut login = Login { session: Some(session(1)), ..Default::default() };
+    let mut login = Login {
+        session: Some(session(1)),
+        ..Default::default()
+    };
     login.session.as_mut().unwrap().device = "lamp".into();
     world.send(0, Command::Login(login));
     world.ask(3, push(lamp()));
-    world.frontends.iter_mut().for_each(|f| f.answer_push(FrameStatus::Offline));
+    world
+        .frontends
+        .iter_mut()
+        .for_each(|f| f.answer_push(FrameStatus::Offline));
     world.run(ms(2));
     assert_eq!(world.push_status(3), PushStatus::Offline);
 }
@@ -129,7 +213,10 @@ fn a_push_reports_what_the_frontends_say() {
 fn a_push_to_a_session_goes_to_its_frontend_only() {
     let mut world = World::attached(2);
     world.ask(1, push(PushTarget::Session(id(1))));
-    assert!(world.frontends[0].received.is_empty(), "the uuid names frontend 1");
+    assert!(
+        world.frontends[0].received.is_empty(),
+        "the uuid names frontend 1"
+    );
     world.frontends[1].answer_push(FrameStatus::Written);
     world.run(ms(2));
     assert_eq!(world.push_status(1), PushStatus::Written);
@@ -139,7 +226,11 @@ fn a_push_to_a_session_goes_to_its_frontend_only() {
     assert_eq!(world.push_status(2), PushStatus::Unconfirmed);
     let mut world = World::attached(1);
     world.ask(3, push(PushTarget::Session(id(1))));
-    assert_eq!(world.push_status(3), PushStatus::Unknown, "no frontend of ours has this number");
+    assert_eq!(
+        world.push_status(3),
+        PushStatus::Unknown,
+        "no frontend of ours has this number"
+    );
 }
 
 #[test]
@@ -168,11 +259,20 @@ fn pushes_that_find_no_room_or_no_frontend_are_refused() {
     world.frontends[0].alive = false;
     let message = || PushMessage::Text(vec![0; 1 << 20].into());
     for ticket in 0..80 {
-        let request = ApiRequest::Push { target: lamp(), message: message() };
+        let request = ApiRequest::Push {
+            target: lamp(),
+            message: message(),
+        };
         world.core.handle_api(Ticket(ticket), request, world.now.instant);
     }
     world.act();
-    assert!(world.api.iter().all(|a| matches!(a.1, Err(GatewayError::Overloaded { .. }))) && world.api.len() == 16);
+    assert!(
+        world
+            .api
+            .iter()
+            .all(|a| matches!(a.1, Err(GatewayError::Overloaded { .. })))
+            && world.api.len() == 16
+    );
 }
 
 #[test]
@@ -180,25 +280,48 @@ fn presence_is_what_all_frontends_know() {
     let mut world = World::attached(2);
     let ask = |world: &mut World, ticket| world.ask(ticket, ApiRequest::Presence("lamp".parse().unwrap()));
     ask(&mut world, 1);
-    world.frontends.iter_mut().for_each(|f| f.answer_query(QueryResult::default()));
+    world
+        .frontends
+        .iter_mut()
+        .for_each(|f| f.answer_query(QueryResult::default()));
     world.run(ms(2));
     assert_eq!(world.answer(1), Err(GatewayError::UnknownDevice));
     ask(&mut world, 2);
     world.frontends[0].answer_query(QueryResult::default());
     world.run(ms(301));
-    let Ok(ApiAnswer::Presence(presence)) = world.answer(2) else { panic!() };
+    let Ok(ApiAnswer::Presence(presence)) = world.answer(2) else {
+        panic!()
+    };
     assert_eq!(presence.presence, PresenceState::Unknown);
     ask(&mut world, 3);
-    let info = SessionInfo { id: Some(id(1).into()), device: "lamp".into(), channel: 1, ..Default::default() };
-    world.frontends[0].answer_query(QueryResult { sessions: vec![info], ..Default::default() });
+    let info = SessionInfo {
+        id: Some(id(1).into()),
+        device: "lamp".into(),
+        channel: 1,
+        ..Default::default()
+    };
+    world.frontends[0].answer_query(QueryResult {
+        sessions: vec![info],
+        ..Default::default()
+    });
     world.frontends[1].answer_query(QueryResult::default());
     world.run(ms(2));
-    let Ok(ApiAnswer::Presence(presence)) = world.answer(3) else { panic!() };
-    assert_eq!((presence.presence, presence.sessions[0].channel.as_str()), (PresenceState::Online, "wss"));
+    let Ok(ApiAnswer::Presence(presence)) = world.answer(3) else {
+        panic!()
+    };
+    assert_eq!(
+        (presence.presence, presence.sessions[0].channel.as_str()),
+        (PresenceState::Online, "wss")
+    );
     ask(&mut world, 4);
-    world.frontends.iter_mut().for_each(|f| f.answer_query(QueryResult::default()));
+    world
+        .frontends
+        .iter_mut()
+        .for_each(|f| f.answer_query(QueryResult::default()));
     world.run(ms(2));
-    let Ok(ApiAnswer::Presence(presence)) = world.answer(4) else { panic!() };
+    let Ok(ApiAnswer::Presence(presence)) = world.answer(4) else {
+        panic!()
+    };
     assert_eq!(presence.presence, PresenceState::Offline, "it was seen");
 }
 
@@ -207,7 +330,10 @@ fn closes_count_sessions_and_say_when_they_do_not_know() {
     let mut world = World::attached(2);
     let close = || ApiRequest::Close("lamp".parse().unwrap());
     world.ask(1, close());
-    world.frontends[0].answer_query(QueryResult { closed: 1, ..Default::default() });
+    world.frontends[0].answer_query(QueryResult {
+        closed: 1,
+        ..Default::default()
+    });
     world.frontends[1].answer_query(QueryResult::default());
     world.run(ms(2));
     assert_eq!(world.answer(1), Ok(ApiAnswer::Closed(1)));

@@ -1,7 +1,13 @@
 //! The real binary: its command line, its health, its link over ZeroMQ, its end.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used)]
+
+mod frontend;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command as Process, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -10,10 +16,10 @@ use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::EncodePublicKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use holdfast_proto::link::frames::{DrainMark, Hello, Request, Session};
-use holdfast_proto::link::{Command, Epoch, Lane, LaneConfig, decode_batch};
+use frontend::Frontend;
+use holdfast_proto::link::Command;
+use holdfast_proto::link::frames::{DrainMark, Request, Session};
 use holdfast_proto::{FrontendEpoch, FrontendId, Generation, SessionId, SessionParts, ShardId, Slot};
-use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_holdfast-backend");
 /// How long anything may take on a busy machine.
@@ -27,13 +33,23 @@ struct Fixture {
 impl Fixture {
     fn new(routes: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let key = SigningKey::from_bytes(&[7; 32]).verifying_key().to_public_key_pem(LineEnding::LF).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let key = SigningKey::from_bytes(&[7; 32])
+            .verifying_key()
+            .to_public_key_pem(LineEnding::LF)
+            .unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        };
         write("token_keys.pem", &key);
         write("signing.key", &"ab".repeat(32));
         write("routes.toml", routes);
         let secret = format!("hf_{}", "s".repeat(40));
-        write("api_keys.toml", &format!("[[key]]\nid = \"ops\"\nsecret = \"{secret}\"\nscopes = [\"push\", \"read\"]\n"));
+        write(
+            "api_keys.toml",
+            &format!("[[key]]\nid = \"ops\"\nsecret = \"{secret}\"\nscopes = [\"push\", \"read\"]\n"),
+        );
         let at = |name: &str| dir.path().join(name).display().to_string();
         let config = format!(
             "frontends = [\"ipc://{}\"]\napi = \"127.0.0.1:0\"\nworkers = 1\napi_keys = \"{}\"\ntoken_keys = \"{}\"\n\
@@ -56,6 +72,7 @@ impl Fixture {
         let mut child = Process::new(BINARY)
             .args(["--log-format", "json", "--config"])
             .arg(self.path("backend.toml"))
+            .env_remove("HOLDFAST_LOG")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -63,13 +80,20 @@ impl Fixture {
         let mut line = String::new();
         let api = loop {
             line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "it ended before it was running");
+            assert!(
+                log.read_line(&mut line).unwrap() > 0,
+                "it ended before it was running"
+            );
             let value: serde_json::Value = serde_json::from_str(&line).unwrap();
             if let Some(api) = value["fields"]["api"].as_str() {
                 break api.to_owned();
             }
         };
-        Backend { child, api, _log: log }
+        Backend {
+            child,
+            api,
+            _log: log,
+        }
     }
 }
 
@@ -86,14 +110,21 @@ impl Backend {
     fn get(&self, path: &str) -> u16 {
         let mut stream = TcpStream::connect(&self.api).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
     fn signal(&self, name: &str) {
-        let done = Process::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        let done = Process::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(done.success());
     }
 
@@ -128,7 +159,10 @@ fn path(path: &Path) -> &str {
 fn the_command_line_explains_itself() {
     let help = run(&["--help"]);
     let text = String::from_utf8(help.stdout).unwrap();
-    assert!(help.status.success() && text.contains("--config") && text.contains("--check"), "{text}");
+    assert!(
+        help.status.success() && text.contains("--config") && text.contains("--check"),
+        "{text}"
+    );
     assert_eq!(run(&[]).status.code(), Some(2));
 }
 
@@ -141,13 +175,18 @@ fn a_bad_configuration_is_one_line_and_exit_code_2() {
         let output = run(arguments);
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains(wanted) && text.trim().lines().count() == 1, "{text}");
+        assert!(
+            text.contains(wanted) && text.trim().lines().count() == 1,
+            "{text}"
+        );
     };
     expect(&["--config", "/nowhere.toml"], "/nowhere.toml");
     std::fs::write(fixture.path("routes.toml"), "[[route]]\nnamespace = 1\n").unwrap();
     expect(&["--check", "--config", path(&config)], "routes.toml");
     expect(&["--config", path(&config)], "routes.toml");
-    let text = std::fs::read_to_string(&config).unwrap().replace("workers = 1", "workers = 0");
+    let text = std::fs::read_to_string(&config)
+        .unwrap()
+        .replace("workers = 1", "workers = 0");
     std::fs::write(&config, text).unwrap();
     expect(&["--config", path(&config)], "workers = 0");
 }
@@ -157,85 +196,16 @@ fn without_a_frontend_it_lives_but_is_not_ready_and_stops_at_once() {
     let fixture = Fixture::new("");
     for signal in ["-TERM", "-INT"] {
         let mut backend = fixture.start();
-        assert_eq!((backend.get("/live"), backend.get("/ready"), backend.get("/metrics")), (200, 503, 200));
+        assert_eq!(
+            (
+                backend.get("/live"),
+                backend.get("/ready"),
+                backend.get("/metrics")
+            ),
+            (200, 503, 200)
+        );
         backend.signal(signal);
         assert_eq!(backend.wait().code(), Some(0));
-    }
-}
-
-/// The frontend's end of the link over a real ROUTER.
-struct Frontend {
-    router: RouterSocket,
-    identity: Bytes,
-    lane: Option<Lane>,
-    attached: u32,
-}
-
-impl Frontend {
-    async fn bind(fixture: &Fixture) -> Self {
-        let mut router = RouterSocket::new();
-        router.bind(&format!("ipc://{}", path(&fixture.path("frontend.sock")))).await.unwrap();
-        Self { router, identity: Bytes::new(), lane: None, attached: 0 }
-    }
-
-    /// Commands as they come, until `wanted` says that all are there.
-    async fn until(&mut self, mut wanted: impl FnMut(&Command) -> bool) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            self.flush().await;
-            let heartbeat = tokio::time::sleep(Duration::from_millis(50));
-            let message = tokio::select! {
-                message = self.router.recv() => message.unwrap(),
-                () = heartbeat => {
-                    assert!(tokio::time::Instant::now() < deadline, "it never came");
-                    continue;
-                }
-            };
-            if self.handle(message, &mut wanted) {
-                self.flush().await;
-                return;
-            }
-        }
-    }
-
-    fn handle(&mut self, message: ZmqMessage, wanted: &mut impl FnMut(&Command) -> bool) -> bool {
-        let batch = decode_batch(message.get(1).unwrap().clone()).unwrap();
-        let from: Epoch = batch.0.from.clone().unwrap().into();
-        if batch.0.to.is_none() {
-            self.attached += 1;
-            self.identity = message.get(0).unwrap().clone();
-            let text = String::from_utf8(self.identity.to_vec()).unwrap();
-            assert_eq!(text, format!("backend/{from}"), "the identity names the epoch");
-            let local = Epoch { boot: 9, attach: self.attached };
-            let mut lane = Lane::new(LaneConfig::default(), local, from, Instant::now());
-            let hello = Hello { version_min: 1, version_max: 1, frontend_id: 1, ..Default::default() };
-            lane.enqueue(Command::Hello(hello), None);
-            self.lane = Some(lane);
-        }
-        let lane = self.lane.as_mut().unwrap();
-        let mut incoming = Vec::new();
-        lane.handle_batch(Instant::now(), batch, &mut incoming).unwrap();
-        let mut found = false;
-        for frame in incoming {
-            frame.charge.into_iter().for_each(|charge| lane.release(charge));
-            found |= wanted(&frame.command);
-        }
-        found
-    }
-
-    async fn send(&mut self, command: Command) {
-        self.lane.as_mut().unwrap().enqueue(command, None);
-        self.flush().await;
-    }
-
-    async fn flush(&mut self) {
-        let Some(lane) = &mut self.lane else { return };
-        let now = Instant::now();
-        while let Some(batch) = lane.poll_batch(now, 0, |_, _| {}).or_else(|| lane.poll_header(now, 0)) {
-            let message: ZmqMessage = vec![self.identity.clone(), batch].try_into().unwrap();
-            // A backend that is just going away is noticed by what it does next.
-            let _ = self.router.send(message).await;
-        }
     }
 }
 
@@ -248,7 +218,11 @@ fn request(sequence: u64) -> Command {
         generation: Generation(1),
     });
     Command::TextMessage(Request {
-        session: Some(Session { id: Some(id.unwrap().into()), device: "lamp".into(), ..Default::default() }),
+        session: Some(Session {
+            id: Some(id.unwrap().into()),
+            device: "lamp".into(),
+            ..Default::default()
+        }),
         sequence,
         floor: 1,
         deadline_ms: 10_000,
@@ -263,8 +237,10 @@ async fn it_attaches_works_and_drains_without_losing_a_reply() {
     let url = format!("http://{}/", service.local_addr().unwrap());
     let app = axum::Router::new().route("/", axum::routing::post(|| async { "{\"done\":true}" }));
     tokio::spawn(async move { axum_serve(service, app).await });
-    let fixture = Fixture::new(&format!("[[route]]\nnamespace = \"N\"\nname = \"*\"\nurl = \"{url}\"\n"));
-    let mut frontend = Frontend::bind(&fixture).await;
+    let fixture = Fixture::new(&format!(
+        "[[route]]\nnamespace = \"N\"\nname = \"*\"\nurl = \"{url}\"\n"
+    ));
+    let mut frontend = Frontend::bind(&fixture.path("frontend.sock")).await;
     let mut backend = fixture.start();
     frontend.until(|c| matches!(c, Command::Ready(_))).await;
     assert_eq!(backend.get("/ready"), 200);
@@ -279,7 +255,11 @@ async fn it_attaches_works_and_drains_without_losing_a_reply() {
         .until(|command| {
             match command {
                 Command::Reply(reply) => {
-                    assert!(std::str::from_utf8(&reply.payload).unwrap().contains(r#""payload":{"done":true}"#));
+                    assert!(
+                        std::str::from_utf8(&reply.payload)
+                            .unwrap()
+                            .contains(r#""payload":{"done":true}"#)
+                    );
                     replies.push(reply.sequence);
                 }
                 Command::Draining(_) => draining = true,
@@ -290,7 +270,16 @@ async fn it_attaches_works_and_drains_without_losing_a_reply() {
         .await;
     // The last of the requests may still wait for credit: the mark follows them.
     while !frontend.lane.as_ref().unwrap().is_flushed() {
-        frontend.until(|c| if let Command::Reply(r) = c { replies.push(r.sequence); true } else { false }).await;
+        frontend
+            .until(|c| {
+                if let Command::Reply(r) = c {
+                    replies.push(r.sequence);
+                    true
+                } else {
+                    false
+                }
+            })
+            .await;
     }
     let last_frame = frontend.lane.as_ref().unwrap().last_frame();
     frontend.send(Command::DrainMark(DrainMark { last_frame })).await;
@@ -312,7 +301,7 @@ async fn it_attaches_anew_when_the_frontend_comes_back() {
     let fixture = Fixture::new("");
     let mut backend = fixture.start();
     for _ in 0..3 {
-        let mut frontend = Frontend::bind(&fixture).await;
+        let mut frontend = Frontend::bind(&fixture.path("frontend.sock")).await;
         frontend.until(|c| matches!(c, Command::Ready(_))).await;
         assert_eq!(backend.get("/ready"), 200);
         drop(frontend);
@@ -334,7 +323,9 @@ async fn axum_serve(listener: tokio::net::TcpListener, app: axum::Router) {
         let (stream, _) = listener.accept().await.unwrap();
         let service = TowerToHyperService::new(app.clone());
         tokio::spawn(async move {
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }

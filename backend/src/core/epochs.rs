@@ -1,0 +1,111 @@
+//! What begins and ends with a link's epoch, and how all of it ends.
+
+use std::time::Instant;
+
+use holdfast_proto::link::LaneStats;
+use tracing::{debug, error, info, warn};
+
+use super::{Action, Backend, Now, Stop};
+use crate::link::{LinkIndex, LinkState, Loss, LossReason, Step};
+
+impl Backend {
+    pub(super) fn on_step(&mut self, link: LinkIndex, step: Step, now: Now) {
+        match step {
+            Step::Taken => {}
+            Step::Stale => {
+                self.metrics.stale_epoch.inc();
+            }
+            Step::Attached => {
+                let attachment = &mut self.links[link.get()].attachment;
+                if let Some(frontend) = attachment.frontend() {
+                    info!(
+                        link = link.get(),
+                        frontend = frontend.id.0,
+                        build = frontend.build,
+                        "attached"
+                    );
+                }
+                if self.stop != Stop::No {
+                    attachment.start_draining();
+                }
+                self.metrics.set_link(link, LinkState::Attached);
+                self.again = Some(now.instant);
+            }
+        }
+    }
+
+    /// The epoch is over: nothing of it may have an effect any more.
+    pub(super) fn on_loss(&mut self, link: LinkIndex, loss: &Loss, now: Now) {
+        match &loss.reason {
+            LossReason::Refused { .. } | LossReason::Protocol(_) | LossReason::Lane(_) => {
+                error!(link = link.get(), reason = %loss.reason, "link lost");
+            }
+            LossReason::Disconnected | LossReason::NoAnswer => {
+                debug!(link = link.get(), reason = %loss.reason, "link lost");
+            }
+            LossReason::Fenced | LossReason::Silent => {
+                warn!(link = link.get(), reason = %loss.reason, "link lost")
+            }
+        }
+        self.metrics
+            .fenced
+            .inc_by(u64::from(loss.reason == LossReason::Fenced));
+        self.metrics.count_loss(loss.reason.label());
+        self.forget_link(link, now);
+        if self.stop == Stop::No {
+            self.reconnect(link, loss.retry_at);
+        } else {
+            self.links[link.get()].attachment.start_draining();
+        }
+        self.metrics.set_link(link, self.link_state(link));
+        self.after_input();
+    }
+
+    fn forget_link(&mut self, link: LinkIndex, now: Now) {
+        self.requests.remove_link(link, now);
+        self.lifecycle.remove_link(link);
+        self.tracker.handle_link_lost(link);
+        let state = &mut self.links[link.get()];
+        state.held_back.clear();
+        (state.push_bytes, state.counted) = (0, LaneStats::default());
+    }
+
+    pub(super) fn reconnect(&mut self, link: LinkIndex, at: Instant) {
+        let attachment = &self.links[link.get()].attachment;
+        let (attach, identity) = (attachment.next_attach(), attachment.next_identity());
+        self.actions.push_back(Action::Reconnect {
+            link,
+            attach,
+            identity,
+            at,
+        });
+    }
+
+    pub(super) fn advance_stop(&mut self, now: Now) {
+        let Stop::Draining { until } = self.stop else {
+            return;
+        };
+        let quiet = self.tracker.outstanding() == 0;
+        for link in self.link_indexes() {
+            let idle = quiet && self.requests.is_idle(link) && self.lifecycle.binds_of(link) == 0;
+            self.links[link.get()].attachment.advance_drain(idle);
+        }
+        let finished = self
+            .links
+            .iter()
+            .all(|link| link.attachment.state() == LinkState::Finished);
+        if finished && quiet {
+            info!("drained");
+        } else if now.instant >= until {
+            let (requests, operations) = (self.requests.in_flight(), self.tracker.outstanding());
+            warn!(
+                requests,
+                operations, "the grace is over: leaving with work undone"
+            );
+        } else {
+            return;
+        }
+        self.stop = Stop::Exited;
+        self.actions.push_back(Action::Exit);
+    }
+}
