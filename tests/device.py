@@ -116,11 +116,11 @@ async def a_browser_s_sub_protocol_token_is_taken(gateway):
 async def text_is_echoed(gateway):
     async with dial(gateway, gateway["token"]) as socket:
         device = await hello(socket)
-        await device.send("Demo", "Echo", "t-1", {"text": "grüße", "n": [1, 2.5, None]})
+        await device.send("Demo", "Echo", "t-1", {"words": "grüße", "n": [1, 2.5, None]})
         header, payload = await device.event()
         expected = {"namespace": "Demo", "name": "Echo.Reply", "id": "r-1", "reply_to": "t-1", "seq": 1}
         assert header == expected, header
-        assert payload == {"text": "grüße", "n": [1, 2.5, None]}, payload
+        assert payload == {"words": "grüße", "n": [1, 2.5, None]}, payload
 
 
 async def binary_is_echoed(gateway):

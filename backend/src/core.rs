@@ -10,6 +10,7 @@ mod commands;
 mod epochs;
 mod metrics;
 mod operations;
+mod usage;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::service::{CallOutcome, ServiceRequest};
 pub use crate::dispatch::Now;
 pub use metrics::CoreMetrics;
 pub use operations::{ApiAnswer, ApiRequest};
+pub use usage::BackendUsage;
 
 /// Bytes of replies that wait for their turn or for credit, over all sessions.
 pub const MAX_HELD_REPLY_BYTES: usize = 64 * 1024 * 1024;

@@ -60,9 +60,7 @@ pub enum ToHub {
     Release { peer: PeerId, charge: (Class, u32) },
     /// After this the shard sends no more work to a draining peer.
     Drained { peer: PeerId },
-    /// A login took effect: the newest session of a device holds its index entry.
-    Online(Presence),
-    /// A session that was online is over.
+    /// A session is over that was online or tried to be.
     Offline { device: DeviceId, session: SessionId },
     /// How a push to one session ended.
     PushDone { peer: PeerId, result: PushResult },

@@ -221,6 +221,16 @@ impl Requests {
         self.sequencer.total_in_flight()
     }
 
+    /// Requests left on their credit.
+    pub fn waiting(&self) -> usize {
+        self.backlog.iter().map(VecDeque::len).sum()
+    }
+
+    /// Bytes of replies that have not left.
+    pub fn held_bytes(&self) -> usize {
+        self.sequencer.held_bytes()
+    }
+
     fn is_full(&self) -> bool {
         self.sequencer.total_in_flight() >= self.max_in_flight
     }

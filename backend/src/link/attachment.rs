@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use holdfast_proto::link::frames::{Done, Draining, Hello, Ready, Sync};
 use holdfast_proto::link::{
-    Class, Command, Epoch, Incoming, Lane, LaneError, LaneStats, Origin, PROTOCOL_VERSIONS, UNKNOWN_EPOCH,
-    common_version, decode_batch, read_notice,
+    Class, Command, Epoch, Incoming, Lane, LaneError, LaneStats, LaneUsage, Origin, PROTOCOL_VERSIONS,
+    UNKNOWN_EPOCH, common_version, decode_batch, read_notice,
 };
 use holdfast_proto::{FrontendEpoch, FrontendId};
 
@@ -122,6 +122,11 @@ impl Attachment {
 
     pub fn stats(&self) -> LaneStats {
         self.lane().map(Lane::stats).unwrap_or_default()
+    }
+
+    /// How much of its bounds the link uses; nothing while it has no socket.
+    pub fn usage(&self) -> LaneUsage {
+        self.lane().map(Lane::usage).unwrap_or_default()
     }
 
     /// Frames of `class` waiting for credit.

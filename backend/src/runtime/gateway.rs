@@ -38,6 +38,13 @@ pub struct Snapshot {
     pub frontends: Vec<Frontend>,
 }
 
+impl Snapshot {
+    /// It leaves, and no device's request is with it any more.
+    pub fn is_quiet(&self) -> bool {
+        self.draining && self.in_flight == 0
+    }
+}
+
 /// [`Gateway`] over a queue to the link thread.
 pub struct HubGateway {
     commands: mpsc::Sender<ApiCommand>,

@@ -232,8 +232,9 @@ impl<S: Sockets> Hub<S> {
         let (ready, draining) = (self.core.is_ready(), self.core.is_draining());
         let current = self.snapshot.load();
         let due = self.published.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP);
-        if due || current.ready != ready || current.draining != draining {
-            let in_flight = self.core.in_flight() as u64;
+        let in_flight = self.core.in_flight() as u64;
+        let quiet = draining && in_flight == 0 && !current.is_quiet();
+        if due || quiet || current.ready != ready || current.draining != draining {
             let frontends = self.core.frontends();
             self.snapshot.store(Arc::new(Snapshot {
                 ready,

@@ -4,7 +4,7 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use holdfast_proto::link::LaneConfig;
@@ -95,11 +95,18 @@ pub async fn run(config: &Config, stop: watch::Receiver<bool>) -> Result<(), Sta
     let gateway = HubGateway::new(commands, link.snapshot.clone(), backend);
     let state = ApiState::new(Arc::new(gateway), keys, Arc::new(registry), api_metrics);
     let address = listener.local_addr()?;
-    let api = tokio::spawn(serve(listener, router(state), until(stop.clone()), stop.clone()));
+    let snapshot = link.snapshot.clone();
+    let quiet = until_quiet(stop.clone(), snapshot.clone());
+    let api = tokio::spawn(serve(listener, router(state), quiet, stop.clone()));
     tokio::spawn(watcher.run());
     info!(api = %address, frontends = config.frontends.len(), workers = config.workers, "the backend is running");
 
     link.start()?.await.map_err(|_| StartError::LinkEnded)??;
+    // Also when the grace was over before the work was.
+    snapshot.store(Arc::new(Snapshot {
+        draining: true,
+        ..Snapshot::default()
+    }));
     // The API has stopped accepting; what it was asked is answered by now, or never will be.
     match api.await {
         Ok(Ok(())) => {}
@@ -116,9 +123,17 @@ fn listen(config: &Config) -> Result<TcpListener, StartError> {
     })
 }
 
-/// Resolves when the value is true, or when nobody can make it so any more.
-async fn until(mut stop: watch::Receiver<bool>) {
+/// How often a leaving backend looks whether its devices' work is done.
+const QUIET_POLL: Duration = Duration::from_millis(20);
+
+/// Resolves when the backend was told to stop and its devices' work is done: until then the API goes on, and tells callers
+/// to come back elsewhere; from then on no further call may hold the backend up.
+async fn until_quiet(mut stop: watch::Receiver<bool>, snapshot: Arc<ArcSwap<Snapshot>>) {
+    // An error means that nobody can stop it any more, which is a stop too.
     let _ = stop.wait_for(|stop| *stop).await;
+    while !snapshot.load().is_quiet() {
+        tokio::time::sleep(QUIET_POLL).await;
+    }
 }
 
 /// Everything that moves to the link thread.

@@ -147,6 +147,10 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return Poll::Ready(Step::Over);
         };
+        // What a peer did not read until then is not waited for.
+        if connection.stage == Stage::Over {
+            return Poll::Ready(Step::Over);
+        }
         if !connection.outbox.is_empty() {
             return match ready!(connection.stream.poll_write_ready(cx)) {
                 Ok(()) => Poll::Ready(self.write_pending(now, id)),

@@ -42,11 +42,16 @@ impl Shard {
     /// Sends this message and those for the same session right behind it; gives the first other output.
     fn on_send(&mut self, now: Instant, key: SessionKey, first: (MessageKind, Bytes)) -> Option<Output> {
         let id = self.connection_of(key)?;
+        if !self.connections.get(id.index())?.channel.is_open() {
+            // The peer broke a rule: of what is still queued for it, only the close is said.
+            return None;
+        }
         let (mut message, mut queued) = (first, 0);
         loop {
             let connection = self.connections.get_mut(id.index())?;
             if let Err(error) = connection.channel.send(&mut self.scratch, message.0, &message.1) {
                 tracing::debug!(%error, "a message could not be queued");
+                self.scratch.reset();
                 self.lost(now, id);
                 return None;
             }

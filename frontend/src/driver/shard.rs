@@ -195,6 +195,9 @@ async fn flush(
     loop {
         wakes.hub.notified().await;
         let messages = shard.borrow_mut().sessions.take_to_hub(Vec::new());
+        if messages.is_empty() {
+            continue;
+        }
         if to_hub.send((id, messages)).is_err() {
             return;
         }
@@ -231,8 +234,9 @@ async fn turns(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
         while shard.borrow().sessions.has_turn() {
             {
                 let mut shard = shard.borrow_mut();
-                shard.sessions.handle_turn();
-                shard.pump(Instant::now());
+                let now = Instant::now();
+                shard.sessions.handle_turn(now);
+                shard.pump(now);
                 shard.end_turn();
             }
             tokio::task::yield_now().await;

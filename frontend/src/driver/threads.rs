@@ -189,7 +189,10 @@ fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartEr
 
 fn current_thread() -> std::io::Result<tokio::runtime::Runtime> {
     // A `LocalSet` counts as one task however much it runs: sockets are looked at after every few of its turns.
-    tokio::runtime::Builder::new_current_thread().enable_all().event_interval(4).build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(4)
+        .build()
 }
 
 /// Runs `f` on a thread of its own and waits until it says how its start went.

@@ -162,6 +162,11 @@ struct Link {
 impl Link {
     async fn run(&mut self, mut inputs: Inputs) {
         loop {
+            // Also a loop that never waits hears of the stop.
+            if self.stopping.is_none() && *inputs.stop.borrow() {
+                self.stopping = Some(Instant::now());
+                self.hub.handle_stop();
+            }
             let mut moved = self.drain(&mut inputs);
             let now = Instant::now();
             if now >= self.hub.poll_timeout() {
@@ -218,16 +223,17 @@ impl Link {
     }
 
     async fn wait(&mut self, inputs: &mut Inputs) {
-        let due = self.hub.poll_timeout();
+        let mut due = self.hub.poll_timeout();
+        let goodbyes = self.stopping.map(|since| since + GOODBYE_TIME);
+        if let Some(at) = goodbyes.filter(|at| *at > Instant::now()) {
+            due = due.min(at);
+        }
         let mut sleep = pin!(tokio::time::sleep_until(due.into()));
         tokio::select! {
             received = inputs.receiver.recv() => self.on_received(received),
             Some(event) = inputs.events.next() => self.on_event(event),
             Some((shard, messages)) = inputs.from_shards.recv() => self.on_shard(shard, messages),
-            Ok(()) = inputs.stop.changed(), if self.stopping.is_none() => {
-                self.stopping = Some(Instant::now());
-                self.hub.handle_stop();
-            }
+            Ok(()) = inputs.stop.changed(), if self.stopping.is_none() => {}
             () = &mut sleep => {}
         }
     }

@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod attach;
+mod logins;
 mod query;
 mod shards;
 mod usage;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::frames::{Frame, Header};
-use holdfast_proto::link::{Command, Epoch, Gone, Incoming, LaneConfig, Origin, decode_batch};
+use holdfast_proto::link::{Command, Epoch, Gone, Incoming, LaneConfig, decode_batch};
 use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
 use rustc_hash::FxHashMap;
 
@@ -63,6 +64,8 @@ pub struct Hub {
     next_peer: u32,
     next_attach: u32,
     index: DeviceIndex,
+    /// Logins that backends have not answered.
+    logins: FxHashMap<holdfast_proto::SessionId, logins::Login>,
     to_shards: VecDeque<(ShardId, ToShard)>,
     /// Batches outside any lane.
     notices: VecDeque<(Bytes, Bytes)>,
@@ -94,6 +97,7 @@ impl Hub {
             next_peer: 0,
             next_attach: 0,
             index: DeviceIndex::default(),
+            logins: FxHashMap::default(),
             to_shards: VecDeque::new(),
             notices: VecDeque::new(),
             turn: 0,
@@ -133,6 +137,10 @@ impl Hub {
         match taken {
             Ok(()) => {
                 for frame in incoming.drain(..) {
+                    // A frame may have ended the attachment: what follows it is dropped.
+                    if !self.peers.iter().any(|p| p.id == id && p.stage != Stage::Done) {
+                        break;
+                    }
                     self.handle_frame(now, id, frame);
                 }
             }
@@ -165,7 +173,14 @@ impl Hub {
             }
             command => match session_of(command) {
                 Some(Ok(session)) if session.parts().frontend == self.config.frontend => {
+                    let superseded = match command {
+                        Command::LoggedIn(answer) => self.on_login_answer(id, answer),
+                        _ => None,
+                    };
                     self.tell_shard_of(session, ToShard::Frame { peer: id, incoming });
+                    if let Some(session) = superseded {
+                        self.close(session, holdfast_proto::CloseCode::Replaced);
+                    }
                 }
                 _ => {
                     self.metrics.malformed.inc();
@@ -230,9 +245,8 @@ impl Hub {
         for offset in 0..self.peers.len() {
             let index = (self.turn + offset) % self.peers.len();
             let peer = &mut self.peers[index];
-            let (lane, sent) = (&mut peer.lane, &mut peer.sent);
-            let note = |class, Origin { source, ticket }| Peer::note_sent(sent, class, source, ticket);
-            if let Some(batch) = lane.poll_batch(now, 0, note) {
+            let (lane, outgoing) = (&mut peer.lane, &mut peer.outgoing);
+            if let Some(batch) = lane.poll_batch(now, 0, |class, origin| outgoing.on_sent(class, origin)) {
                 self.turn = index + 1;
                 let identity = peer.identity.clone();
                 self.count(index);

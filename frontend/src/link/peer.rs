@@ -1,7 +1,7 @@
 //! One attachment of one backend.
 
 use bytes::Bytes;
-use holdfast_proto::link::{Class, Lane, LaneStats};
+use holdfast_proto::link::{Class, Lane, LaneStats, Origin};
 use rustc_hash::FxHashMap;
 
 use crate::exchange::{PeerId, SentTickets, Ticket};
@@ -29,12 +29,59 @@ pub(super) struct Peer {
     pub(super) stage: Stage,
     pub(super) name: String,
     pub(super) build: String,
-    /// By shard: what had gone out.
-    pub(super) sent: Vec<SentTickets>,
+    pub(super) outgoing: Outgoing,
     /// Pushes to all whose shards have not all reported.
     pub(super) broadcasts: FxHashMap<u64, Broadcast>,
     /// What of the lane's statistics was counted already.
     pub(super) counted: LaneStats,
+}
+
+/// What was given to the lane.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// By shard: what had gone out.
+    pub(super) sent: Vec<SentTickets>,
+    /// Bytes of answers that wait for the backend's credit.
+    answers: u64,
+}
+
+/// Bytes of answers that may wait for a backend's credit. Work is bounded by the sessions' windows; answers are asked for by
+/// the backend itself, whose own credit comes back before it takes them.
+pub(super) const MAX_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
+/// What an answer weighs at most, and what each session that it lists adds, in bytes.
+const ANSWER_BYTES: u64 = 256;
+const LISTED_BYTES: u64 = 384;
+/// The source of answers: no shard has this number.
+const ANSWERS: u8 = u8::MAX;
+
+impl Outgoing {
+    pub(super) fn new(shards: u8) -> Self {
+        Self {
+            sent: vec![SentTickets::default(); usize::from(shards)],
+            answers: 0,
+        }
+    }
+
+    /// Marks an answer that lists so many sessions; `None` when too much waits already.
+    pub(super) fn begin_answer(&mut self, listed: usize) -> Option<Origin> {
+        let bytes = ANSWER_BYTES + LISTED_BYTES * listed as u64;
+        if self.answers + bytes > MAX_ANSWER_BYTES {
+            return None;
+        }
+        self.answers += bytes;
+        Some(Origin {
+            source: ANSWERS,
+            ticket: bytes,
+        })
+    }
+
+    pub(super) fn on_sent(&mut self, class: Class, Origin { source, ticket }: Origin) {
+        if source == ANSWERS {
+            self.answers = self.answers.saturating_sub(ticket);
+        } else if let Some(tickets) = self.sent.get_mut(usize::from(source)) {
+            tickets.note(class, Ticket(ticket));
+        }
+    }
 }
 
 /// A push to all, as its shards report.
@@ -54,12 +101,6 @@ impl Peer {
     pub(super) fn seed(&self) -> u64 {
         let boot = self.lane.remote().boot;
         (boot >> 64) as u64 ^ boot as u64
-    }
-
-    pub(super) fn note_sent(sent: &mut [SentTickets], class: Class, source: u8, ticket: u64) {
-        if let Some(tickets) = sent.get_mut(usize::from(source)) {
-            tickets.note(class, Ticket(ticket));
-        }
     }
 
     /// No frame that carries work waits to go out.

@@ -101,6 +101,12 @@ impl ShardMetrics {
     }
 
     pub(super) fn push_dropped(&self, reason: &'static str) {
-        self.pushes_dropped.get_or_create(&ReasonLabel { reason }).inc();
+        self.pushes_dropped(reason, 1);
+    }
+
+    pub(super) fn pushes_dropped(&self, reason: &'static str, count: u64) {
+        self.pushes_dropped
+            .get_or_create(&ReasonLabel { reason })
+            .inc_by(count);
     }
 }

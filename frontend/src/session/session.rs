@@ -45,6 +45,8 @@ pub struct Session {
     pub(super) pinged: bool,
     /// A message waits at the channel until the window has room.
     pub(super) stalled: bool,
+    /// It is in the shard's queue of those that starve.
+    pub(super) starved: bool,
     pub(super) active: Option<Box<Active>>,
 }
 
@@ -101,6 +103,7 @@ impl Session {
             heard: now,
             pinged: false,
             stalled: false,
+            starved: false,
             active: None,
         }
     }

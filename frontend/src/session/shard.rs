@@ -101,13 +101,14 @@ pub struct Shard {
     free: Vec<u32>,
     roster: Roster,
     wheel: Wheel,
-    /// Unanswered request bytes over all sessions.
+    /// Bytes of unanswered requests and control messages over all sessions.
     window_bytes: usize,
     /// Handed to channels and not yet written, over all sessions.
     out_bytes: usize,
     /// Sessions that wait for a backend before they are online.
     waiting: u32,
-    /// Sessions whose message waits for room in the total of all windows.
+    online: u32,
+    /// Sessions whose message waits for room in the total of all windows, each at most once, and some that are over.
     starved: VecDeque<SessionKey>,
     broadcasts: VecDeque<push::Broadcast>,
     #[allow(clippy::vec_box, reason = "the boxes themselves are what is reused")]
@@ -141,6 +142,7 @@ impl Shard {
             window_bytes: 0,
             out_bytes: 0,
             waiting: 0,
+            online: 0,
             starved: VecDeque::new(),
             broadcasts: VecDeque::new(),
             spare: Vec::new(),
@@ -154,7 +156,12 @@ impl Shard {
     /// A connection was accepted. `None` when the shard is full or stopping: close it.
     pub fn accept(&mut self, now: Instant, address: SocketAddr) -> Option<SessionKey> {
         if self.stopping || self.live >= self.config.max_sessions {
-            self.metrics.refused("sessions_full");
+            let reason = if self.stopping {
+                "stopping"
+            } else {
+                "sessions_full"
+            };
+            self.metrics.refused(reason);
             return None;
         }
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
@@ -280,8 +287,12 @@ impl Shard {
         self.waiting -= u32::from(before_online);
         self.metrics.closed(reason.label());
         self.drop_active(key.slot);
-        if was_online && let Some(device) = device {
+        if was_online {
+            self.online -= 1;
             self.metrics.online.dec();
+        }
+        // The hub may know of its login before this shard does.
+        if let (true, Some(device)) = (was_online || before_online, device) {
             self.to_hub.push(ToHub::Offline { device, session: id });
         }
         if owes_logout {
@@ -299,7 +310,12 @@ impl Shard {
             self.free.push(slot);
             self.live -= 1;
             self.metrics.sessions.dec();
+            self.say_if_stopped();
         }
+    }
+
+    /// The hub counts shards that stopped: each says so once.
+    fn say_if_stopped(&mut self) {
         if self.stopping && self.live == 0 {
             self.to_hub.push(ToHub::Stopped);
         }

@@ -126,8 +126,8 @@ impl Wheel {
 
     /// When to poll next, or earlier; `None` when no timer is set.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let ticks = u32::try_from(self.earliest).unwrap_or(u32::MAX);
-        (self.armed > 0 && self.earliest != u64::MAX).then(|| self.start + TICK * ticks)
+        let after = || Duration::from_millis(self.earliest.saturating_mul(TICK.as_millis() as u64));
+        (self.armed > 0 && self.earliest != u64::MAX).then(|| self.start + after())
     }
 }
 
@@ -180,6 +180,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    impl Wheel {
+        pub(crate) fn is_set(&self, slot: u32) -> bool {
+            self.links.get(slot as usize).is_some_and(|l| l.bucket != NONE)
+        }
+    }
+
+    #[test]
+    fn deadlines_hold_after_years() {
+        let start = Instant::now();
+        let years = Duration::from_secs(4 * 366 * 86_400);
+        let mut wheel = Wheel::new(start);
+        assert_eq!(wheel.poll(start + years), None);
+        wheel.set(1, start + years + Duration::from_secs(1));
+        let next = wheel.next_deadline().unwrap();
+        assert!(next > start + years && next <= start + years + Duration::from_secs(1) + TICK);
     }
 
     #[test]

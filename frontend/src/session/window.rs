@@ -210,7 +210,7 @@ impl Window {
         let FinalReply {
             sequence,
             after,
-            answer,
+            mut answer,
         } = reply;
         if sequence.0 <= self.before {
             return Err(ReplyError::Duplicate);
@@ -226,6 +226,10 @@ impl Window {
         }
         if predecessor_open && held_bytes > limits.held_bytes {
             return Err(ReplyError::Full);
+        }
+        if predecessor_open {
+            // It waits: in a buffer of its own, so that it does not keep the whole batch that it came in.
+            answer.payload = Bytes::copy_from_slice(&answer.payload);
         }
         self.bytes -= std::mem::take(&mut entry.payload).len();
         self.out -= 1;

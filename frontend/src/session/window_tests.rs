@@ -233,3 +233,36 @@ proptest! {
         prop_assert!(w.is_empty() && w.bytes() == 0);
     }
 }
+
+impl Window {
+    /// Recounts everything that is kept as a total.
+    pub(crate) fn assert_consistent(&self, next: Sequence) {
+        let open = |e: &&Entry| matches!(e.progress, Progress::Open);
+        let held = self.entries.iter().filter_map(|e| match &e.progress {
+            Progress::Held { answer, .. } => Some(answer.payload.len()),
+            _ => None,
+        });
+        let (count, bytes) = held.fold((0, 0), |(n, b), len| (n + 1, b + len));
+        assert_eq!((self.held, self.held_bytes), (count, bytes), "held");
+        assert_eq!(
+            self.bytes,
+            self.entries.iter().map(|e| e.payload.len()).sum::<usize>(),
+            "bytes"
+        );
+        let unsent = self
+            .entries
+            .iter()
+            .filter(open)
+            .filter(|e| e.delivery.with.is_none())
+            .count();
+        assert_eq!(self.unsent, unsent, "unsent");
+        assert_eq!(self.out + unsent, self.entries.iter().filter(open).count(), "out");
+        assert!(
+            !matches!(self.entries.front(), Some(e) if matches!(e.progress, Progress::Done)),
+            "what is done leaves"
+        );
+        if !self.entries.is_empty() {
+            assert_eq!(self.before + self.entries.len() as u64 + 1, next.0, "sequence");
+        }
+    }
+}

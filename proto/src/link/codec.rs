@@ -81,9 +81,12 @@ pub fn decode_batch(mut batch: Bytes) -> Result<(Header, Vec<(Frame, u32)>), pro
     let mut frames = Vec::new();
     while batch.has_remaining() {
         let (field, wire) = decode_key(&mut batch)?;
-        if wire != WireType::LengthDelimited {
+        if !matches!(field, HEADER_FIELD | FRAME_FIELD) {
             prost::encoding::skip_field(wire, field, &mut batch, prost::encoding::DecodeContext::default())?;
             continue;
+        }
+        if wire != WireType::LengthDelimited {
+            return Err(malformed("a field of another type"));
         }
         let len = usize::try_from(decode_varint(&mut batch)?).unwrap_or(usize::MAX);
         if len > batch.remaining() {
@@ -91,13 +94,13 @@ pub fn decode_batch(mut batch: Bytes) -> Result<(Header, Vec<(Frame, u32)>), pro
         }
         let body = batch.split_to(len);
         match field {
+            HEADER_FIELD if header.is_some() => return Err(malformed("two headers")),
             HEADER_FIELD => header = Some(Header::decode(body)?),
             FRAME_FIELD if frames.len() == MAX_BATCH_FRAMES => return Err(malformed("too many frames")),
-            FRAME_FIELD => {
+            _ => {
                 let frame_len = u32::try_from(len).map_err(|_| malformed("a frame is too long"))?;
                 frames.push((Frame::decode(body)?, frame_len));
             }
-            _ => {}
         }
     }
     Ok((

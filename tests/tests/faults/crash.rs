@@ -97,7 +97,8 @@ async fn a_poison_request_is_answered_backend_failed_after_two_deaths() {
     gateway.backends[0].start();
     let error = poisoner.next_error().await;
     assert_eq!((error.code.as_str(), error.retryable), ("backend_failed", false));
-    assert_eq!((error.reply_to.as_str(), error.seq), ("poison", 1));
+    // By number alone: the third backend did not even read its header.
+    assert_eq!(error.seq, 1);
     gateway.backends[0]
         .wait_for_metric("holdfast_backend_poison_total", |n| n >= 1.0)
         .await;

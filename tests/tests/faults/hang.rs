@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_tests::gateway::Gateway;
+use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::{Log, Service};
 use serde_json::json;
 use tokio::time::sleep;
@@ -122,7 +122,9 @@ async fn a_hung_frontend_comes_back_with_every_device() {
 async fn credits_bound_what_a_hung_backend_is_sent() {
     const DEVICES: usize = 60;
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut route = Route::new("Demo", service.url("/demo"));
+    route.queue = Some(DEVICES as u32 * 32);
+    let mut gateway = Gateway::builder(&service).routes(vec![route]).start().await;
     let mut devices = Vec::new();
     for n in 0..DEVICES {
         devices.push(gateway.device(&format!("d{n}")).await);

@@ -42,7 +42,9 @@ async fn a_leaving_backend_finishes_what_it_has() {
     service.wait_for_calls(REQUESTS).await;
     gateway.add_backend().await;
     gateway.backends[0].signal(Signal::SIGTERM);
-    gateway.backends[0].wait_for_status("/ready", 503).await;
+    gateway.frontends[0]
+        .wait_for_metric("holdfast_link_backends_active", |n| n == 1.0)
+        .await;
     let mut other = gateway.device("other").await;
     other.request(ECHO, "new", &json!({})).await;
     other.next_reply().await;
@@ -58,6 +60,23 @@ async fn a_leaving_backend_finishes_what_it_has() {
         once && service.calls().len() == REQUESTS + 2,
         "each request reached its service once"
     );
+}
+
+/// Its API stays until it is done: who asks is told, and sent elsewhere by `Connection: close`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_backend_says_that_it_drains() {
+    let service = Service::start().await;
+    let mut gateway = Gateway::start(&service).await;
+    let mut device = gateway.device("d").await;
+    device.request(ECHO, "held", &json!({"hold": true})).await;
+    service.wait_for_calls(1).await;
+    gateway.backends[0].signal(Signal::SIGTERM);
+    gateway.backends[0].wait_for_status("/ready", 503).await;
+    let answer = gateway.api(http::Method::GET, "/v1/devices/d", None).await;
+    assert_eq!(answer.header("connection"), "close");
+    service.release();
+    assert_eq!(device.next_reply().await.reply_to, "held");
+    assert_eq!(gateway.backends[0].wait_exit().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,19 +162,5 @@ async fn a_bad_config_is_one_clear_line_and_exit_code_2() {
             let name = path.file_name().unwrap().to_str().unwrap();
             assert!(stderr.contains(name), "{binary} does not name the file: {stderr}");
         }
-    }
-}
-#[tokio::test(flavor = "multi_thread")]
-async fn probe() {
-    let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
-    let mut device = gateway.device("d").await;
-    device.request(ECHO, "x", &json!({"hold": true})).await;
-    service.wait_for_calls(1).await;
-    gateway.backends[0].signal(Signal::SIGTERM);
-    for _ in 0..10 {
-        let a = holdfast_tests::http::Http::default().get(&format!("{}/ready", gateway.backends[0].url)).await;
-        eprintln!("PROBE {a:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }

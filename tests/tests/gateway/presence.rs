@@ -104,6 +104,20 @@ async fn a_second_login_replaces_the_first() {
     second.next_push().await;
 }
 
+/// P9: who has been welcomed is online for everyone else too, from that moment on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_is_reachable_as_soon_as_it_is_welcomed() {
+    let service = Service::start().await;
+    let gateway = Gateway::start(&service).await;
+    for n in 0..200 {
+        let id = format!("d{n}");
+        let mut device = gateway.device(&id).await;
+        let answer = gateway.push(json!({"device": &id}), json!(n)).await;
+        assert_eq!(answer["results"][0]["status"], "written", "device {n}: {answer}");
+        assert_eq!(device.next_push().await.json(), n);
+    }
+}
+
 /// A hundred logins of one device at once: one session stays, and it is the one that presence names.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_logins_at_once_one_stays() {

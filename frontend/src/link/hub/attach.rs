@@ -9,8 +9,8 @@ use holdfast_proto::link::{
 };
 
 use super::{Hub, MAX_BOOTS, MAX_NOTICES};
-use crate::exchange::{PeerId, SentTickets, ToShard};
-use crate::link::peer::{Peer, Stage};
+use crate::exchange::{PeerId, ToShard};
+use crate::link::peer::{Outgoing, Peer, Stage};
 
 /// Longest name or build of a backend that is kept, in bytes.
 const MAX_NAME_BYTES: usize = 128;
@@ -119,7 +119,7 @@ impl Hub {
             stage: Stage::Greeted,
             name: shorten(hello.name),
             build: shorten(hello.build),
-            sent: vec![SentTickets::default(); usize::from(self.config.shards)],
+            outgoing: Outgoing::new(self.config.shards),
             broadcasts: Default::default(),
             counted: LaneStats::default(),
         });
@@ -212,7 +212,7 @@ impl Hub {
             return self.fence(id, "protocol");
         }
         peer.stage = Stage::Done;
-        let sent = peer.sent.clone();
+        let sent = peer.outgoing.sent.clone();
         self.metrics.drained.inc();
         self.tell_all_shards(|shard| ToShard::PeerGone {
             peer: id,
@@ -242,7 +242,7 @@ impl Hub {
         self.metrics.gone(cause);
         self.tell_all_shards(|shard| ToShard::PeerGone {
             peer: id,
-            sent: peer.sent[shard],
+            sent: peer.outgoing.sent[shard],
             graceful: false,
         });
     }

@@ -49,6 +49,14 @@ impl Hub {
         self.index.get(&DeviceId::from_bytes(device.clone()).ok()?)
     }
 
+    /// Whether this life of this frontend minted the session's uuid.
+    fn is_of_this_life(&self, session: SessionId) -> bool {
+        let parts = session.parts();
+        parts.frontend == self.config.frontend
+            && parts.epoch == self.config.epoch
+            && parts.shard.0 < self.config.shards
+    }
+
     fn on_push(
         &mut self,
         id: PeerId,
@@ -62,13 +70,7 @@ impl Hub {
             Some(Target::Device(device)) => self.find(device).map(|p| p.session),
             Some(Target::All(false)) | None => None,
         };
-        let here = session.filter(|s| {
-            let parts = s.parts();
-            parts.frontend == self.config.frontend
-                && parts.epoch == self.config.epoch
-                && parts.shard.0 < self.config.shards
-        });
-        let Some(session) = here else {
+        let Some(session) = session.filter(|s| self.is_of_this_life(*s)) else {
             let status = PushStatus::Offline as i32;
             let result = PushResult {
                 number: push.number,
@@ -144,7 +146,7 @@ impl Hub {
                 .map(|p| p.session),
             None => None,
         };
-        let here = target.filter(|s| s.parts().frontend == self.config.frontend);
+        let here = target.filter(|s| self.is_of_this_life(*s));
         if let Some(session) = here {
             self.close(session, code);
         }

@@ -8,8 +8,7 @@ use holdfast_proto::link::{Command, Origin};
 use holdfast_proto::{SessionId, ShardId};
 
 use super::Hub;
-use crate::exchange::{PeerId, Presence, ToHub, ToShard};
-use crate::link::index::Swap;
+use crate::exchange::{PeerId, ToHub, ToShard};
 
 impl Hub {
     pub fn handle_shard(&mut self, _now: Instant, shard: ShardId, message: ToHub) {
@@ -19,6 +18,9 @@ impl Hub {
                 ticket,
                 command,
             } => {
+                if let Command::Login(login) = &command {
+                    self.on_login(peer, login);
+                }
                 // Work for a peer that is gone meanwhile: the shard hears of that next and gives it to another.
                 if let Some(peer) = self.peers.iter_mut().find(|p| p.id == peer) {
                     peer.lane.enqueue(
@@ -32,8 +34,7 @@ impl Hub {
             }
             ToHub::Release { peer, charge } => self.release(peer, Some(charge)),
             ToHub::Drained { peer } => self.on_shard_drained(peer),
-            ToHub::Online(presence) => self.on_online(presence),
-            ToHub::Offline { device, session } => self.index.on_offline(&device, session),
+            ToHub::Offline { device, session } => self.on_offline(&device, session),
             ToHub::PushDone { peer, result } => self.answer(peer, Command::PushResult(result)),
             ToHub::BroadcastDone {
                 peer,
@@ -47,23 +48,19 @@ impl Hub {
         }
     }
 
-    fn on_online(&mut self, presence: Presence) {
-        let session = presence.session;
-        match self.index.on_online(presence) {
-            Swap::New => {}
-            Swap::Replaced(older) => self.close(older, CloseCode::Replaced),
-            Swap::Superseded => self.close(session, CloseCode::Replaced),
-        }
-    }
-
     pub(super) fn close(&mut self, session: SessionId, code: CloseCode) {
         self.tell_shard_of(session, ToShard::Close { session, code });
     }
 
-    /// A frame to a backend that has no ticket: nobody waits for it when the backend is lost.
-    pub(super) fn answer(&mut self, peer: PeerId, command: Command) {
-        if let Some(peer) = self.peers.iter_mut().find(|p| p.id == peer) {
-            peer.lane.enqueue(command, None);
+    /// A frame to a backend that no session waits for when the backend is lost. A backend that asks and does not take the
+    /// answers is fenced.
+    pub(super) fn answer(&mut self, id: PeerId, command: Command) {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
+            return;
+        };
+        match peer.outgoing.begin_answer(listed(&command)) {
+            Some(origin) => peer.lane.enqueue(command, Some(origin)),
+            None => self.fence(id, "backlog"),
         }
     }
 
@@ -88,5 +85,14 @@ impl Hub {
             };
             self.answer(id, Command::PushResult(result));
         }
+    }
+}
+
+/// Sessions that an answer lists.
+fn listed(command: &Command) -> usize {
+    match command {
+        Command::QueryResult(f) => f.sessions.len(),
+        Command::SyncPage(f) => f.sessions.len(),
+        _ => 0,
     }
 }

@@ -64,7 +64,7 @@ impl Shard {
     }
 
     /// The backend that takes this session's next request; `None` while it must wait.
-    fn serving_peer(&self, session: &Session) -> Option<PeerId> {
+    pub(super) fn serving_peer(&self, session: &Session) -> Option<PeerId> {
         let may_move = session.active.as_ref().is_none_or(|a| a.window.may_move());
         match session.serving.map(|peer| (peer, self.roster.standing(peer))) {
             Some((peer, Standing::Active)) if !may_move => Some(peer),

@@ -51,9 +51,15 @@ impl Shard {
 
     /// Any sign of life that is not a message.
     pub fn handle_alive(&mut self, now: Instant, key: SessionKey) {
-        if let Some(session) = self.get(key) {
-            session.heard = now;
-            session.pinged = false;
+        self.on_heard(now, key);
+    }
+
+    fn on_heard(&mut self, now: Instant, key: SessionKey) {
+        let Some(session) = self.get(key) else { return };
+        session.heard = now;
+        // The timer is moved only where it was set for the close: to find it early costs less than to move it each time.
+        if std::mem::take(&mut session.pinged) {
+            self.arm(key.slot);
         }
     }
 
@@ -65,11 +71,10 @@ impl Shard {
         kind: MessageKind,
         payload: Bytes,
     ) -> Result<(), Stalled> {
+        self.on_heard(now, key);
         let Some(session) = self.get(key) else {
             return Ok(());
         };
-        session.heard = now;
-        session.pinged = false;
         match session.state {
             State::Challenging { .. } => {
                 let hello = kind == MessageKind::Text && is_word(&payload, HELLO);
@@ -110,8 +115,7 @@ impl Shard {
         payload: Bytes,
     ) -> Result<(), Stalled> {
         if kind == MessageKind::Text && payload.first() == Some(&b'@') {
-            self.handle_control(now, key, payload);
-            return Ok(());
+            return self.handle_control(now, key, payload);
         }
         self.handle_request(now, key, kind, payload)
     }
@@ -135,12 +139,7 @@ impl Shard {
         let alone = session.active.as_ref().is_none_or(|a| a.window.is_empty());
         let in_total = alone || self.window_bytes + payload.len() <= self.config.window_total_bytes;
         if !in_session || !in_total {
-            if in_session {
-                self.starved.push_back(key);
-            }
-            session.stalled = true;
-            self.metrics.stalls.inc();
-            return Err(Stalled(payload));
+            return Err(self.stall(key, payload, in_session));
         }
         self.window_bytes += payload.len();
         let next = session.next;
@@ -157,21 +156,46 @@ impl Shard {
         Ok(())
     }
 
-    fn handle_control(&mut self, now: Instant, key: SessionKey, text: Bytes) {
+    /// Hands a message back until there is room: in the session's own window, or in the total of all.
+    fn stall(&mut self, key: SessionKey, payload: Bytes, by_total: bool) -> Stalled {
+        self.metrics.stalls.inc();
+        let mut joins = false;
+        if let Some(session) = self.get(key) {
+            session.stalled = true;
+            joins = by_total && !std::mem::replace(&mut session.starved, true);
+        }
+        if joins {
+            self.starved.push_back(key);
+        }
+        if self.starved.len() > 2 * self.live as usize {
+            self.forget_ended_starved();
+        }
+        Stalled(payload)
+    }
+
+    fn handle_control(&mut self, now: Instant, key: SessionKey, text: Bytes) -> Result<(), Stalled> {
         if is_word(&text, PING) {
-            return self.send_other(now, key, Bytes::from_static(PONG));
+            self.send_other(now, key, Bytes::from_static(PONG));
+            return Ok(());
         }
         if text.len() > MAX_CONTROL_BYTES {
-            return self.close(now, key, CloseCode::TooBig);
+            self.close(now, key, CloseCode::TooBig);
+            return Ok(());
         }
         let place = &mut self.slots[key.slot as usize];
         let Some(session) = place.session.as_mut() else {
-            return;
+            return Ok(());
         };
         let active = Self::activate(&mut self.spare, session);
         if !active.takes_control() {
-            return self.close(now, key, CloseCode::ControlFlood);
+            self.close(now, key, CloseCode::ControlFlood);
+            return Ok(());
         }
+        let in_total = self.window_bytes + text.len() <= self.config.window_total_bytes;
+        if !active.controls.is_empty() && !in_total {
+            return Err(self.stall(key, text, true));
+        }
+        self.window_bytes += text.len();
         active.next_control += 1;
         let control = Control {
             number: active.next_control,
@@ -182,6 +206,7 @@ impl Shard {
         };
         active.controls.push_back(control);
         self.deliver(now, key.slot);
+        Ok(())
     }
 
     /// The connection is gone, by the device's close or by a broken transport.

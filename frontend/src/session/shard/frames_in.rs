@@ -7,8 +7,8 @@ use holdfast_proto::link::frames::{self, bound, logged_in};
 use holdfast_proto::{CloseCode, DeviceId, Sequence};
 
 use super::{Goodbye, Output, Refusal, Shard};
-use crate::exchange::{PeerId, Presence, ToHub};
-use crate::session::session::{BlobError, MAX_CONTROL_BYTES, MAX_PRINCIPAL_BYTES, SessionKey};
+use crate::exchange::PeerId;
+use crate::session::session::{BlobError, Control, MAX_CONTROL_BYTES, MAX_PRINCIPAL_BYTES, SessionKey};
 use crate::session::state::State;
 use crate::session::window::{Answer, FinalReply, ReplyError};
 
@@ -131,15 +131,8 @@ impl Shard {
         {
             self.metrics.blob_conflicts.inc();
         }
-        let Some(session) = self.get(key) else { return };
-        let presence = session.device.clone().map(|device| Presence {
-            device,
-            session: session.id,
-            address: session.address,
-            since_ms: welcomed.login_ms,
-        });
-        self.to_hub.extend(presence.map(ToHub::Online));
         self.waiting -= 1;
+        self.online += 1;
         self.metrics.online.inc();
         if !welcomed.welcome.is_empty() {
             self.send_other(now, key, Bytes::copy_from_slice(&welcomed.welcome));
@@ -220,35 +213,41 @@ impl Shard {
 
     pub(super) fn on_control_reply(&mut self, now: Instant, peer: PeerId, reply: frames::ControlReply) {
         let Some(key) = self.find(reply.id) else { return };
-        if self.take_control(key, peer, reply.number) {
-            self.send_control_answer(now, key, &reply.reply);
+        if self.waiting_control(key, peer, reply.number).is_none() {
+            self.metrics.late_frames.inc();
+            return;
         }
+        self.on_control_answered(now, key, reply.number, &reply.reply);
     }
 
     pub(super) fn on_updated(&mut self, now: Instant, peer: PeerId, updated: frames::Updated) {
         let Some(key) = self.find(updated.id) else { return };
-        if let Some(write) = updated.blob
-            && self
-                .get(key)
-                .is_some_and(|s| s.write_blob(write) == Err(BlobError::Conflict))
-        {
-            self.metrics.blob_conflicts.inc();
-            if self.ask_again(now, key, peer, updated.number) {
-                return;
+        if self.waiting_control(key, peer, updated.number).is_none() {
+            self.metrics.late_frames.inc();
+            return;
+        }
+        let written = match (updated.blob, self.get(key)) {
+            (Some(write), Some(session)) => session.write_blob(write),
+            _ => Ok(()),
+        };
+        match written {
+            Ok(()) => {}
+            Err(BlobError::TooLarge) => {
+                self.metrics.malformed_frames.inc();
+            }
+            Err(BlobError::Conflict) => {
+                self.metrics.blob_conflicts.inc();
+                if self.ask_again(now, key, peer, updated.number) {
+                    return;
+                }
             }
         }
-        if self.take_control(key, peer, updated.number) {
-            self.send_control_answer(now, key, &updated.reply);
-        }
+        self.on_control_answered(now, key, updated.number, &updated.reply);
     }
 
     /// The backend worked on a blob that has changed since: it gets the update again, with the blob as it is now.
     fn ask_again(&mut self, now: Instant, key: SessionKey, peer: PeerId, number: u64) -> bool {
-        let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else {
-            return false;
-        };
-        let mut mine = active.controls.iter_mut().filter(|c| c.number == number);
-        let Some(control) = mine.find(|c| c.delivery.with.is_some_and(|(p, _)| p == peer)) else {
+        let Some(control) = self.waiting_control(key, peer, number) else {
             return false;
         };
         if control.conflicts >= MAX_BLOB_CONFLICTS {
@@ -260,7 +259,24 @@ impl Shard {
         true
     }
 
-    fn send_control_answer(&mut self, now: Instant, key: SessionKey, reply: &Bytes) {
+    /// The control message that `peer` was given under this number and has not answered.
+    fn waiting_control(&mut self, key: SessionKey, peer: PeerId, number: u64) -> Option<&mut Control> {
+        let controls = &mut self.get(key)?.active.as_mut()?.controls;
+        let mut given = controls
+            .iter_mut()
+            .filter(|c| c.delivery.with.is_some_and(|(p, _)| p == peer));
+        given.find(|c| c.number == number)
+    }
+
+    /// The control message is done with: its place and its bytes are free, and the device hears the answer.
+    fn on_control_answered(&mut self, now: Instant, key: SessionKey, number: u64, reply: &Bytes) {
+        if let Some(active) = self.get(key).and_then(|s| s.active.as_mut())
+            && let Some(index) = active.controls.iter().position(|c| c.number == number)
+            && let Some(control) = active.controls.remove(index)
+        {
+            self.window_bytes -= control.text.len();
+        }
+        self.after_window_moved(key);
         let is_control = reply.first() == Some(&b'@') && reply.len() <= MAX_CONTROL_BYTES;
         if is_control {
             self.send_other(now, key, Bytes::copy_from_slice(reply));
@@ -270,23 +286,7 @@ impl Shard {
         if self.get(key).is_some() {
             self.settle(key.slot);
         }
-    }
-
-    /// Removes the control message that `peer` answers; false when it has none of that number.
-    fn take_control(&mut self, key: SessionKey, peer: PeerId, number: u64) -> bool {
-        let controls = self
-            .get(key)
-            .and_then(|s| s.active.as_mut())
-            .map(|a| &mut a.controls);
-        let with = |c: &crate::session::session::Control| c.delivery.with.is_some_and(|(p, _)| p == peer);
-        let found = controls.and_then(|controls| {
-            let index = controls.iter().position(|c| c.number == number && with(c))?;
-            controls.remove(index)
-        });
-        if found.is_none() {
-            self.metrics.late_frames.inc();
-        }
-        found.is_some()
+        self.feed_starved();
     }
 
     pub(super) fn on_close(&mut self, now: Instant, close: &frames::Close) {

@@ -112,14 +112,22 @@ impl Shard {
     }
 
     fn on_stop(&mut self, now: Instant) {
+        if self.stopping {
+            return;
+        }
         self.stopping = true;
+        // The last one to go says it, if there is any.
+        self.say_if_stopped();
         for slot in 0..self.slots.len() {
-            if let Some(key) = self.slots[slot].session.as_ref().map(Session::key) {
+            let Some(session) = self.slots[slot].session.as_ref() else {
+                continue;
+            };
+            let key = session.key();
+            if matches!(session.state, State::Binding(_)) {
+                self.refuse_unavailable(now, key);
+            } else {
                 self.close(now, key, CloseCode::GoingAway);
             }
-        }
-        if self.live == 0 {
-            self.to_hub.push(ToHub::Stopped);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Pushes: to one session, and to all that are online.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
@@ -15,6 +16,9 @@ use crate::session::state::State;
 const MAX_BROADCASTS: usize = 16;
 /// Sessions that one turn of a broadcast visits: what a turn may delay everything else.
 const SESSIONS_PER_TURN: u32 = 256;
+/// How long after the last visit a push to all waits for sockets to take it. Devices that do not read must not keep its
+/// place from others: those that took it later are counted neither as written nor as dropped.
+const STRAGGLER_TIME: Duration = Duration::from_secs(1);
 
 /// A push to all, on its way through the slots.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(super) struct Broadcast {
     payload: Bytes,
     /// Next slot to visit; `None` when all were.
     cursor: Option<u32>,
+    /// When the last was.
+    visited: Option<Instant>,
     unwritten: u64,
     written: u64,
     dropped: u64,
@@ -93,8 +99,8 @@ impl Shard {
 
     fn begin_broadcast(&mut self, peer: PeerId, number: u64, kind: MessageKind, payload: Bytes) {
         if self.broadcasts.len() >= MAX_BROADCASTS {
-            let dropped = u64::from(self.live);
-            self.metrics.push_dropped("overloaded");
+            let dropped = u64::from(self.online);
+            self.metrics.pushes_dropped("overloaded", dropped);
             self.to_hub.push(ToHub::BroadcastDone {
                 peer,
                 number,
@@ -110,6 +116,7 @@ impl Shard {
             kind,
             payload,
             cursor: Some(0),
+            visited: None,
             unwritten: 0,
             written: 0,
             dropped: 0,
@@ -122,7 +129,7 @@ impl Shard {
     }
 
     /// One bounded piece of whatever takes longer than a turn may.
-    pub fn handle_turn(&mut self) {
+    pub fn handle_turn(&mut self, now: Instant) {
         let Some(index) = self.broadcasts.iter().position(|b| b.cursor.is_some()) else {
             return;
         };
@@ -145,7 +152,28 @@ impl Shard {
                 self.send_push(key, kind, payload.clone(), Written::Broadcast { peer, number });
             }
         }
-        self.broadcasts[index].cursor = (last < self.slots.len() as u32).then_some(last);
+        let more = last < self.slots.len() as u32;
+        let broadcast = &mut self.broadcasts[index];
+        broadcast.cursor = more.then_some(last);
+        broadcast.visited = (!more).then_some(now);
+        self.finish_broadcasts();
+    }
+
+    /// When the first push to all stops waiting for the sockets.
+    pub(super) fn straggler_deadline(&self) -> Option<Instant> {
+        let visited = self.broadcasts.iter().filter_map(|b| b.visited).min()?;
+        Some(visited + STRAGGLER_TIME)
+    }
+
+    pub(super) fn give_up_stragglers(&mut self, now: Instant) {
+        if self.straggler_deadline().is_none_or(|at| now < at) {
+            return;
+        }
+        for broadcast in &mut self.broadcasts {
+            if broadcast.visited.is_some_and(|at| now >= at + STRAGGLER_TIME) {
+                broadcast.unwritten = 0;
+            }
+        }
         self.finish_broadcasts();
     }
 
@@ -163,9 +191,13 @@ impl Shard {
     }
 
     fn finish_broadcasts(&mut self) {
+        let is_done = |b: &Broadcast| b.cursor.is_none() && b.unwritten == 0;
+        if !self.broadcasts.iter().any(is_done) {
+            return;
+        }
         let (done, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.broadcasts)
             .into_iter()
-            .partition(|b| b.cursor.is_none() && b.unwritten == 0);
+            .partition(is_done);
         self.broadcasts = rest;
         for Broadcast {
             peer,
@@ -182,5 +214,16 @@ impl Shard {
                 dropped,
             });
         }
+    }
+}
+
+#[cfg(test)]
+impl Broadcast {
+    pub(super) fn is(&self, peer: PeerId, number: u64) -> bool {
+        (self.peer, self.number) == (peer, number)
+    }
+
+    pub(super) fn unwritten(&self) -> u64 {
+        self.unwritten
     }
 }

@@ -12,10 +12,12 @@ use crate::session::state::State;
 impl Shard {
     /// When to call [`Shard::handle_timeout`] at the latest; early calls do no harm.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.wheel.next_deadline()
+        let deadlines = [self.wheel.next_deadline(), self.straggler_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.give_up_stragglers(now);
         while let Some(slot) = self.wheel.poll(now) {
             let Some(key) = self.slots[slot as usize].session.as_ref().map(|s| s.key()) else {
                 continue;
@@ -37,7 +39,7 @@ impl Shard {
         }
     }
 
-    fn deadline(&self, slot: u32) -> Option<Instant> {
+    pub(super) fn deadline(&self, slot: u32) -> Option<Instant> {
         let session = self.slots[slot as usize].session.as_ref()?;
         let config = &self.config;
         let with_backend = |sent: bool| {

@@ -10,6 +10,10 @@ use super::{Output, Shard};
 use crate::exchange::ToHub;
 use crate::session::session::{Outgoing, SessionKey, Written};
 
+/// The part of its own bound that a session may hold when others have used up the total: those who do not read must not
+/// get those closed who do, whose bytes are only on their way to the socket. What really waits there has the channel's bound.
+const SHARE_OF_OWN: usize = 64;
+
 impl Shard {
     /// Hands a message to the channel. False when the session's output, or that of all, is full.
     pub(super) fn send(&mut self, key: SessionKey, kind: MessageKind, payload: Bytes, what: Written) -> bool {
@@ -20,8 +24,10 @@ impl Shard {
         let bytes = payload.len();
         let active = Self::activate(&mut self.spare, session);
         let alone = active.outbox.is_empty();
-        let fits = active.out_bytes + bytes <= self.config.output_bytes
-            && self.out_bytes + bytes <= self.config.output_total_bytes;
+        let own = active.out_bytes + bytes;
+        let in_total = self.out_bytes + bytes <= self.config.output_total_bytes
+            || own <= self.config.output_bytes / SHARE_OF_OWN;
+        let fits = own <= self.config.output_bytes && in_total;
         if !alone && !fits {
             return false;
         }
@@ -125,8 +131,8 @@ impl Shard {
         }
     }
 
-    /// A request left the window: whoever waits for room may try again.
-    fn after_window_moved(&mut self, key: SessionKey) {
+    /// A request or a control message left the session: what waits for its room may try again.
+    pub(super) fn after_window_moved(&mut self, key: SessionKey) {
         if let Some(session) = self.get(key)
             && std::mem::take(&mut session.stalled)
         {
@@ -140,6 +146,7 @@ impl Shard {
             && let Some(key) = self.starved.pop_front()
         {
             if let Some(session) = self.get(key)
+                && std::mem::take(&mut session.starved)
                 && std::mem::take(&mut session.stalled)
             {
                 self.outputs.push_back(Output::Resume { key });
@@ -148,16 +155,27 @@ impl Shard {
         }
     }
 
+    /// Devices that come, starve and go must not make the queue grow.
+    pub(super) fn forget_ended_starved(&mut self) {
+        let slots = &self.slots;
+        self.starved.retain(|key| {
+            let session = slots.get(key.slot as usize).and_then(|p| p.session.as_ref());
+            session.is_some_and(|s| s.key() == *key && s.starved)
+        });
+    }
+
     /// Forgets everything under way of a session that ends.
     pub(super) fn drop_active(&mut self, slot: u32) {
         let Some(session) = self.slots[slot as usize].session.as_mut() else {
             return;
         };
         let id = session.id;
+        session.starved = false;
         let Some(mut active) = session.active.take() else {
             return;
         };
         self.window_bytes -= active.window.clear();
+        self.window_bytes -= active.controls.iter().map(|c| c.text.len()).sum::<usize>();
         self.out_bytes -= active.out_bytes;
         active.out_bytes = 0;
         active.pushes = 0;

@@ -1,0 +1,62 @@
+//! Keeps the device index true: a device is found from the moment at which it can know that it is online.
+//!
+//! LOGIN and its answer pass through here, so the entry is made before the shard hears of the answer and says `@welcome`.
+
+use holdfast_proto::link::frames::{self, logged_in};
+use holdfast_proto::link::session_id;
+use holdfast_proto::{CloseCode, DeviceId, SessionId};
+
+use super::Hub;
+use crate::exchange::{PeerId, Presence};
+use crate::link::index::Swap;
+
+/// A login that a backend was given.
+#[derive(Debug)]
+pub(super) struct Login {
+    peer: PeerId,
+    presence: Presence,
+}
+
+impl Hub {
+    /// LOGIN is on its way. The entry lives until the session is over or online, so sessions bound their number.
+    pub(super) fn on_login(&mut self, peer: PeerId, login: &frames::Login) {
+        let Some(session) = &login.session else { return };
+        let device = DeviceId::from_bytes(session.device.clone());
+        if let (Ok(id), Ok(device), Ok(address)) = (session_id(session.id), device, login.address.parse()) {
+            let presence = Presence {
+                device,
+                session: id,
+                address,
+                since_ms: 0,
+            };
+            self.logins.insert(id, Login { peer, presence });
+        }
+    }
+
+    /// The answer to LOGIN is about to be given to the shard. Gives the session that must close after it has heard.
+    pub(super) fn on_login_answer(&mut self, peer: PeerId, answer: &frames::LoggedIn) -> Option<SessionId> {
+        let session = session_id(answer.id).ok()?;
+        if self.logins.get(&session)?.peer != peer {
+            return None;
+        }
+        let Login { presence, .. } = self.logins.remove(&session)?;
+        let Some(logged_in::Result::Welcomed(welcomed)) = &answer.result else {
+            return None;
+        };
+        let since_ms = welcomed.login_ms;
+        match self.index.on_online(Presence { since_ms, ..presence }) {
+            Swap::New => None,
+            Swap::Replaced(older) => {
+                self.close(older, CloseCode::Replaced);
+                None
+            }
+            Swap::Superseded => Some(session),
+        }
+    }
+
+    /// A session is over that was online or tried to be.
+    pub(super) fn on_offline(&mut self, device: &DeviceId, session: SessionId) {
+        self.logins.remove(&session);
+        self.index.on_offline(device, session);
+    }
+}
