@@ -1,0 +1,212 @@
+//! `holdfast up` and the commands beside it, as someone new would use them: real processes, generated keys.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use holdfast_tests::gateway::locate;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `holdfast up` on a directory of its own; ends with it.
+struct Up {
+    process: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Up {
+    /// Starts it on ports that nobody uses now, and tries others should somebody have been faster.
+    fn start() -> Self {
+        for _ in 0..5 {
+            let dir = tempfile::tempdir().unwrap();
+            let base = 20_000 + rand::random::<u16>() % 10_000 * 4;
+            let process = holdfast(dir.path())
+                .args(["up", "--port-base", &base.to_string()])
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut up = Self { process, dir };
+            let file = up.dir.path().join("up.json");
+            let exited = |up: &mut Self| up.process.try_wait().unwrap().is_some();
+            if wait_until(|| file.exists() || exited(&mut up)) && !exited(&mut up) {
+                return up;
+            }
+        }
+        panic!("holdfast up did not start");
+    }
+
+    fn json(&self) -> Value {
+        let text = std::fs::read(self.dir.path().join("up.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    fn pid(&self, key: &str) -> i32 {
+        self.json()[key].as_i64().unwrap().try_into().unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        holdfast(self.dir.path()).args(args).output().unwrap()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for log in ["frontend.log", "backend.log"] {
+                let text = std::fs::read_to_string(self.dir.path().join("logs").join(log));
+                eprintln!("== {log}\n{}", text.unwrap_or_default());
+            }
+        }
+        // Its children end with it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn holdfast(dir: &Path) -> Command {
+    // The other two must be there before this one looks for them beside itself.
+    locate("holdfast-frontend");
+    locate("holdfast-backend");
+    let mut command = Command::new(locate("holdfast"));
+    command.arg("--dir").arg(dir).stdin(Stdio::null());
+    command
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if done() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+fn assert_success(output: &Output) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{} {error}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+/// Connects to the API over and over until told to stop; gives how often that was refused.
+fn connect_over_and_over(api: String, stop: Arc<AtomicBool>) -> (usize, usize) {
+    let address = api.trim_start_matches("http://").to_owned();
+    let (mut tried, mut refused) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        tried += 1;
+        refused += usize::from(TcpStream::connect(&address).is_err());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    (tried, refused)
+}
+
+#[test]
+fn a_device_gets_echoes_while_the_backend_is_killed_and_nothing_is_refused() {
+    let mut up = Up::start();
+    let output = up.run(&["device", "--count", "20", "--rate", "200"]);
+    assert_success(&output);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("replies 20"));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let (api, stopped) = (up.json()["api"].as_str().unwrap().to_owned(), stop.clone());
+    let connecting = std::thread::spawn(move || connect_over_and_over(api, stopped));
+    let mut device = holdfast(up.dir.path())
+        .args(["device", "--device", "steady", "--count", "200", "--rate", "100"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..2 {
+        let before = up.pid("backend_pid");
+        signal(before, Signal::SIGKILL);
+        assert!(
+            wait_until(|| up.pid("backend_pid") != before),
+            "the backend was not started again"
+        );
+    }
+    assert!(
+        device.wait().unwrap().success(),
+        "a request got no reply, or an error"
+    );
+    stop.store(true, Ordering::Relaxed);
+    let (tried, refused) = connecting.join().unwrap();
+    assert!(
+        tried > 0 && refused == 0,
+        "{refused} of {tried} connections to the API were refused"
+    );
+    assert_eq!(up.json()["backend_restarts"], 2);
+    assert_eq!(up.json()["frontend_restarts"], 0);
+
+    let pids = [up.pid("frontend_pid"), up.pid("backend_pid")];
+    signal(up.process.id().try_into().unwrap(), Signal::SIGINT);
+    assert_eq!(up.process.wait().unwrap().code(), Some(0));
+    for pid in pids {
+        assert!(
+            kill(Pid::from_raw(pid), None).is_err(),
+            "process {pid} was left behind"
+        );
+    }
+    assert!(!up.dir.path().join("up.json").exists());
+}
+
+#[test]
+fn push_status_and_token_work_beside_it() {
+    let up = Up::start();
+    let token = up.run(&["token", "some-device", "--ttl", "1h"]);
+    assert_success(&token);
+    assert_eq!(
+        String::from_utf8_lossy(&token.stdout).trim().split('.').count(),
+        3
+    );
+
+    let offline = up.run(&["push", "nobody", "{}"]);
+    assert_eq!(offline.status.code(), Some(1), "only `written` is a success");
+
+    let mut device = holdfast(up.dir.path())
+        .args(["device", "--device", "listener", "--count", "1", "--rate", "1"])
+        .args(["--event", r#"Demo.Slow {"delay_ms":5000}"#])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let written = wait_until(|| {
+        up.run(&["push", "listener", r#"{"text":"hello"}"#])
+            .status
+            .success()
+    });
+    assert!(written, "the push was never written");
+    let status = up.run(&["status", "--json"]);
+    assert_success(&status);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert!(status.is_object(), "{status}");
+    assert!(device.wait().unwrap().success());
+}
+
+#[test]
+fn a_bad_token_and_an_unknown_route_are_told_in_one_line() {
+    let up = Up::start();
+    let denied = up.run(&["device", "--count", "1", "--token", "not.a.token"]);
+    assert_eq!(denied.status.code(), Some(1));
+    let line = String::from_utf8_lossy(&denied.stderr).into_owned();
+    assert!(
+        line.starts_with("holdfast: ") && line.trim().lines().count() == 1,
+        "{line}"
+    );
+    assert!(line.contains("token_invalid") || line.contains("401"), "{line}");
+
+    let nowhere = up.run(&["device", "--count", "1", "--event", "Nowhere.At {}"]);
+    let text = String::from_utf8_lossy(&nowhere.stdout).into_owned();
+    assert!(text.contains("no_route"), "{text}");
+}
