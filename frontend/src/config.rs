@@ -263,7 +263,8 @@ impl Config {
         within(
             "limits.input_total_bytes",
             limits.input_total_bytes,
-            limits.max_message_bytes,
+            // Each shard gets its part, which has to hold a message and what TLS read beyond it.
+            2 * limits.max_message_bytes * usize::from(self.shards),
             usize::MAX,
         )?;
         within("backends.max", backends.max, 1, 64)?;

@@ -12,3 +12,6 @@ mod threads;
 pub use connection::connection_sizes;
 pub use shard::{Shard, ShardSetup};
 pub use threads::{Frontend, StartError};
+
+#[cfg(test)]
+mod random;

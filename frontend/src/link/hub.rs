@@ -385,3 +385,7 @@ fn session_of(command: &Command) -> Option<Result<holdfast_proto::SessionId, hol
     };
     Some(holdfast_proto::link::session_id(id))
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

@@ -18,6 +18,9 @@ impl Shard {
 
     pub fn handle_timeout(&mut self, now: Instant) {
         self.give_up_stragglers(now);
+        if self.is_late(now) {
+            self.restart_clocks(now);
+        }
         while let Some(slot) = self.wheel.poll(now) {
             let Some(key) = self.slots[slot as usize].session.as_ref().map(|s| s.key()) else {
                 continue;
@@ -27,6 +30,26 @@ impl Shard {
                 // The state moved on, or the wheel's horizon was nearer than the deadline.
                 Some(at) => self.wheel.set(slot, at),
                 None => {}
+            }
+        }
+    }
+
+    /// This thread was held up for so long that a device had no fair chance to be heard.
+    fn is_late(&self, now: Instant) -> bool {
+        let answer_time = self.config.close_after.saturating_sub(self.config.ping_after);
+        let due = self.wheel.next_deadline();
+        due.is_some_and(|due| now > due + answer_time / 2)
+    }
+
+    /// What devices said meanwhile is still on its way to us: a paused machine must not take them all for gone. Visits every
+    /// slot: this thread is seldom late.
+    fn restart_clocks(&mut self, now: Instant) {
+        for slot in 0..self.slots.len() {
+            let session = self.slots[slot].session.as_mut();
+            if let Some(session) = session.filter(|s| matches!(s.state, State::Online)) {
+                session.heard = now;
+                session.pinged = false;
+                self.arm(slot as u32);
             }
         }
     }
@@ -61,6 +84,7 @@ impl Shard {
     }
 
     fn on_deadline(&mut self, now: Instant, key: SessionKey) {
+        let ping_after = self.config.ping_after;
         let Some(session) = self.get(key) else { return };
         match &session.state {
             State::Accepted { .. } => self.close(now, key, CloseCode::Protocol),
@@ -79,6 +103,8 @@ impl Shard {
             State::Online if session.pinged => self.close(now, key, CloseCode::HeartbeatTimeout),
             State::Online => {
                 session.pinged = true;
+                // However late this is asked, the time to answer is the same.
+                session.heard = now - ping_after;
                 self.outputs.push_back(Output::Ping { key });
                 self.arm(key.slot);
             }

@@ -9,6 +9,7 @@ pub struct ShardUsage {
     pub sessions: u32,
     /// Sessions that wait for a backend before they are online.
     pub waiting: u32,
+    /// Of unanswered requests and control messages.
     pub window_bytes: usize,
     pub out_bytes: usize,
     /// Places in the queue of sessions that wait for room in the total of all windows.
@@ -28,6 +29,7 @@ pub struct SessionUsage {
     pub out_bytes: usize,
     pub pushes: usize,
     pub controls: usize,
+    pub control_bytes: usize,
     pub stalled: bool,
 }
 
@@ -56,6 +58,7 @@ impl Shard {
             out_bytes: active.map_or(0, |a| a.out_bytes),
             pushes: active.map_or(0, |a| a.pushes),
             controls: active.map_or(0, |a| a.controls.len()),
+            control_bytes: active.map_or(0, |a| a.controls.iter().map(|c| c.text.len()).sum()),
             stalled: session.stalled,
         })
     }
