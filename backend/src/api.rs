@@ -9,6 +9,7 @@ mod health;
 mod keys;
 mod messages;
 mod metrics;
+mod patience;
 mod problem;
 mod serve;
 mod target;

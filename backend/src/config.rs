@@ -150,16 +150,21 @@ impl Config {
     fn check_frontends(&self, checker: &Checker<'_>) -> Result<(), ConfigError> {
         checker.number("the number of frontends", self.frontends.len(), 1, MAX_FRONTENDS)?;
         for (i, address) in self.frontends.iter().enumerate() {
-            let local = address
-                .strip_prefix("ipc://")
-                .is_some_and(|path| !path.is_empty() && path != "*");
+            let local = address.strip_prefix("ipc://").is_some_and(|path| {
+                (1..=MAX_SOCKET_PATH).contains(&path.len()) && path != "*" && !path.contains('\0')
+            });
             checker.that(
                 local,
                 "frontends",
                 &format!("{address:?}"),
-                "\"ipc://\" and the path of a socket",
+                "\"ipc://\" and the path of a socket, 107 bytes at most",
             )?;
-            let first = !self.frontends[..i].contains(address);
+            // `a/b`, `a//b` and `a/./b` are one place: attached to twice, its devices would get every push twice.
+            let first = !self.frontends[..i].iter().any(|earlier| {
+                Path::new(earlier)
+                    .components()
+                    .eq(Path::new(address).components())
+            });
             checker.that(first, "frontends", &format!("{address:?}"), "each frontend once")?;
         }
         Ok(())
@@ -169,6 +174,8 @@ impl Config {
 const MAX_NAME_BYTES: usize = 64;
 const MAX_WORKERS: usize = 64;
 const MAX_FRONTENDS: usize = 64;
+/// What a Unix socket's address has room for (`sun_path`), without the final NUL.
+const MAX_SOCKET_PATH: usize = 107;
 
 fn default_name() -> String {
     "backend".to_owned()
@@ -345,10 +352,12 @@ mod tests {
         assert!(with("[]").unwrap_err().contains("the number of frontends = 0"));
         assert!(with("[\"tcp://1.2.3.4:5\"]").unwrap_err().contains("ipc://"));
         assert!(with("[\"ipc://*\"]").is_err());
-        assert!(
-            with("[\"ipc:///a\", \"ipc:///a\"]")
-                .unwrap_err()
-                .contains("each frontend once")
-        );
+        let long = format!("[\"ipc:///{}\"]", "a".repeat(107));
+        assert!(with(&long).unwrap_err().contains("107 bytes"));
+        assert!(with("[\"ipc:///a\\u0000\"]").is_err());
+        for again in ["ipc:///a/b", "ipc:///a//b", "ipc:///a/./b"] {
+            let error = with(&format!("[\"ipc:///a/b\", \"{again}\"]")).unwrap_err();
+            assert!(error.contains("each frontend once"), "{error}");
+        }
     }
 }

@@ -260,7 +260,6 @@ impl Backend {
             self.on_sent(link, now);
             return Some((link, batch));
         }
-        self.links.iter_mut().for_each(|link| link.attachment.end_turn());
         None
     }
 

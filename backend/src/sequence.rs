@@ -6,7 +6,8 @@
 //! forgotten: nothing late can be released.
 //!
 //! Bytes of answers count from [`Sequencer::finish`] until [`Sequencer::on_sent`], whether they wait for a predecessor here
-//! or for credit in the link's queue.
+//! or for credit in the link's queue. Answers that wait for a predecessor may use only a part of the room: a device that has
+//! large answers pile up behind a slow one must not take the room of those whose turn has come.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -21,6 +22,10 @@ use crate::link::LinkIndex;
 
 /// Answers of at most this size are always taken: every error reply fits, so that a request can always be answered.
 pub const ALWAYS_TAKEN_BYTES: usize = 4096;
+
+/// The part of all room that early answers may use, and the part of it that those of one session may.
+const EARLY_SHARE: usize = 2;
+const SESSION_SHARE: usize = 16;
 
 /// Order domains without a request in flight that a session remembers, at most. Forgetting one is safe: its replies have
 /// left on the same link before anything that follows.
@@ -72,6 +77,8 @@ pub struct Sequencer {
     links: Vec<LinkSessions>,
     in_flight: usize,
     held_bytes: usize,
+    /// Of these, the bytes of answers that wait for a predecessor.
+    early_bytes: usize,
     max_held_bytes: usize,
 }
 
@@ -81,12 +88,14 @@ struct LinkSessions {
     /// Requests admitted and not answered to the link yet.
     in_flight: usize,
     held_bytes: usize,
+    early_bytes: usize,
 }
 
 #[derive(Debug, Default)]
 struct Session {
     domains: Vec<(Domain, Line)>,
     unordered: Vec<Sequence>,
+    early_bytes: usize,
 }
 
 /// One order domain of one session.
@@ -111,6 +120,7 @@ impl Sequencer {
             links,
             in_flight: 0,
             held_bytes: 0,
+            early_bytes: 0,
             max_held_bytes,
         }
     }
@@ -142,16 +152,25 @@ impl Sequencer {
     /// short one. An answer to a request that is not in flight is dropped.
     pub fn finish(&mut self, key: RequestKey, answer: Answer, out: &mut Vec<Release>) -> Result<(), Answer> {
         let bytes = answer.payload.len();
-        if bytes > ALWAYS_TAKEN_BYTES && self.held_bytes + bytes > self.max_held_bytes {
-            return Err(answer);
-        }
         let link = &mut self.links[key.link.get()];
         let Some(session) = link.sessions.get_mut(&key.session) else {
             return Ok(());
         };
+        let early_room = EarlyRoom {
+            total: (self.max_held_bytes / EARLY_SHARE).saturating_sub(self.early_bytes),
+            session: (self.max_held_bytes / SESSION_SHARE).saturating_sub(session.early_bytes),
+        };
+        let fits = self.held_bytes + bytes <= self.max_held_bytes
+            && (session.is_next(key.sequence) || early_room.fits(bytes, session.early_bytes == 0));
+        if bytes > ALWAYS_TAKEN_BYTES && !fits {
+            return Err(answer);
+        }
+        let before = session.early_bytes;
         if !session.finish(key, answer, out) {
             return Ok(());
         }
+        link.early_bytes = link.early_bytes + session.early_bytes - before;
+        self.early_bytes = self.early_bytes + session.early_bytes - before;
         if session.is_idle() {
             link.sessions.remove(&key.session);
         }
@@ -176,6 +195,7 @@ impl Sequencer {
         let lost = std::mem::take(&mut self.links[link.get()]);
         self.in_flight -= lost.in_flight;
         self.held_bytes -= lost.held_bytes;
+        self.early_bytes -= lost.early_bytes;
     }
 
     /// Requests of one link that were admitted and whose reply was not handed to its socket.
@@ -198,7 +218,29 @@ impl Sequencer {
     }
 }
 
+/// What is left for answers that wait for a predecessor.
+struct EarlyRoom {
+    total: usize,
+    session: usize,
+}
+
+impl EarlyRoom {
+    /// A session's `first` one may be larger than the session's part.
+    fn fits(&self, bytes: usize, first: bool) -> bool {
+        bytes <= self.total && (first || bytes <= self.session)
+    }
+}
+
 impl Session {
+    /// Whether an answer to this request could leave at once.
+    fn is_next(&self, sequence: Sequence) -> bool {
+        self.unordered.contains(&sequence)
+            || self
+                .domains
+                .iter()
+                .any(|(_, line)| line.waiting.front().is_some_and(|w| w.sequence == sequence))
+    }
+
     fn holds(&self, sequence: Sequence) -> bool {
         self.unordered.contains(&sequence)
             || self
@@ -277,8 +319,9 @@ impl Session {
             if waiting.answer.is_some() {
                 return false;
             }
+            self.early_bytes += answer.payload.len();
             waiting.answer = Some(answer);
-            line.release(key, out);
+            self.early_bytes -= line.release(key, out);
             return true;
         }
         false
@@ -286,7 +329,9 @@ impl Session {
 }
 
 impl Line {
-    fn release(&mut self, key: RequestKey, out: &mut Vec<Release>) {
+    /// Returns the bytes of the answers that left.
+    fn release(&mut self, key: RequestKey, out: &mut Vec<Release>) -> usize {
+        let first = out.len();
         while let Some(front) = self.waiting.pop_front_if(|w| w.answer.is_some()) {
             let key = RequestKey {
                 sequence: front.sequence,
@@ -298,6 +343,7 @@ impl Line {
                 answer,
             }));
         }
+        out[first..].iter().map(|r| r.answer.payload.len()).sum()
     }
 }
 

@@ -109,7 +109,7 @@ fn a_lost_link_takes_its_requests_along() {
 
 #[test]
 fn held_bytes_are_bounded_and_short_answers_always_fit() {
-    let mut s = Sequencer::new(1, 10_000);
+    let mut s = Sequencer::new(1, 18_000);
     for n in 1..=4 {
         admit(&mut s, n, 1, Domain::Connection);
     }
@@ -127,6 +127,50 @@ fn held_bytes_are_bounded_and_short_answers_always_fit() {
         s.on_sent(LINK, release.answer.payload.len());
     }
     assert_eq!((s.held_bytes(), s.in_flight(LINK)), (0, 1));
+}
+
+/// Otherwise a few devices with a slow request in front of large answers would turn everybody's answers into errors.
+#[test]
+fn early_answers_leave_room_for_those_whose_turn_has_come() {
+    const TOTAL: usize = 320_000;
+    let mut s = Sequencer::new(1, TOTAL);
+    let mut out = Vec::new();
+    let mut refused = 0;
+    for slot in 1..=20 {
+        for n in 1..=32 {
+            let (early, domain) = (key(slot, n), Domain::Connection);
+            s.admit(early, Sequence(1), domain).unwrap();
+            if n > 1 && s.finish(early, answer(15_000), &mut out).is_err() {
+                refused += 1;
+                s.finish(early, answer(100), &mut out).unwrap();
+            }
+        }
+    }
+    assert!(out.is_empty() && refused > 0, "all wait for a slow one");
+    admit(&mut s, 1, 1, Domain::Connection);
+    s.finish(key(0, 1), answer(TOTAL / 4), &mut out).unwrap();
+    admit(&mut s, 2, 1, Domain::Unordered);
+    s.finish(key(0, 2), answer(15_000), &mut out).unwrap();
+    assert_eq!(out.len(), 2);
+    for slot in 1..=20 {
+        s.finish(key(slot, 1), answer(0), &mut out).unwrap();
+    }
+    assert_eq!(out.len(), 2 + 20 * 32);
+    assert_eq!(s.early_bytes, 0);
+}
+
+#[test]
+fn one_session_has_a_part_of_the_room_for_early_answers() {
+    let mut s = Sequencer::new(1, 320_000);
+    for (slot, n) in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)] {
+        s.admit(key(slot, n), Sequence(1), Domain::Connection).unwrap();
+    }
+    let mut out = Vec::new();
+    s.finish(key(1, 2), answer(100_000), &mut out).unwrap();
+    assert!(s.finish(key(1, 3), answer(5000), &mut out).is_err());
+    s.finish(key(2, 2), answer(5000), &mut out).unwrap();
+    s.remove_link(LINK);
+    assert_eq!((s.held_bytes(), s.early_bytes), (0, 0));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! pooled one turns out closed before the request was written, which no service can notice.
 
 mod client;
+mod connect;
 mod headers;
 mod idempotency;
 mod metrics;

@@ -22,8 +22,8 @@ pub use credit::{Class, Grant, Grants};
 pub use epoch::Epoch;
 pub use frames::frame::Command;
 pub use lane::{
-    Gone, Incoming, Lane, LaneConfig, LaneError, LaneStats, LaneUsage, MAX_UNACKNOWLEDGED, Origin,
-    UNKNOWN_EPOCH,
+    Gone, HEADER_DELAY, Incoming, Lane, LaneConfig, LaneError, LaneStats, LaneUsage, MAX_UNACKNOWLEDGED,
+    Origin, UNKNOWN_EPOCH,
 };
 
 /// The protocol versions that this build speaks, both included.

@@ -10,5 +10,6 @@ pub mod http;
 pub mod keys;
 pub mod metrics;
 pub mod service;
+pub mod sim;
 pub mod traffic;
 pub mod wire;

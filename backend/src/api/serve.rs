@@ -23,10 +23,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use super::patience::Patient;
+
 /// Connections at once; more wait in the kernel's queue. Each costs about 20 KiB.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// Longest time for a request's head to arrive, and for a kept-alive connection to stay unused.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for an answer to be taken by its peer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 256;
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// Pause after a failed accept: it fails again at once while descriptors are out.
@@ -76,7 +80,7 @@ pub async fn serve(
             Some(_) = connections.join_next() => {}
             (stream, place) = accept(&listener, &places) => {
                 let service = service(router.clone(), draining.clone());
-                let connection = builder().serve_connection(TokioIo::new(stream), service);
+                let connection = builder().serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIMEOUT)), service);
                 let connection = graceful.watch(connection);
                 connections.spawn(async move {
                     if let Err(error) = connection.await {

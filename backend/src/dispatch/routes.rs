@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use holdfast_proto::ErrorCode;
+use http::Uri;
 use rustc_hash::FxHashMap;
 
 use super::requests::CallId;
@@ -35,6 +36,7 @@ pub(super) struct RouteStates {
 
 #[derive(Debug)]
 struct RouteState {
+    url: Uri,
     concurrency: usize,
     queue_limit: usize,
     running: usize,
@@ -102,7 +104,7 @@ impl RouteStates {
     pub(super) fn handle_table(&mut self, table: &RouteTable) -> Vec<RouteKey> {
         for route in table.routes() {
             if let Some(state) = self.states.get_mut(&route.key) {
-                (state.concurrency, state.queue_limit) = (route.concurrency, route.queue);
+                state.handle_route(route);
             }
         }
         let known = |key: &RouteKey| table.routes().iter().any(|r| r.key == *key);
@@ -121,11 +123,21 @@ impl RouteStates {
 impl RouteState {
     fn new(settings: BreakerSettings, route: &Route) -> Self {
         Self {
+            url: route.url.clone(),
             concurrency: route.concurrency,
             queue_limit: route.queue,
             running: 0,
             waiting: VecDeque::new(),
             breaker: Breaker::new(settings),
+        }
+    }
+
+    /// Takes over new limits. Another address gets a breaker of its own: a repaired route is not refused for its past.
+    fn handle_route(&mut self, route: &Route) {
+        (self.concurrency, self.queue_limit) = (route.concurrency, route.queue);
+        if self.url != route.url {
+            self.url = route.url.clone();
+            self.breaker.reset();
         }
     }
 
@@ -145,5 +157,38 @@ impl RouteState {
         }
         self.waiting.push_back(call);
         Place::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(url: &str) -> RouteTable {
+        RouteTable::parse(&format!(
+            "[[route]]\nnamespace = \"N\"\nname = \"n\"\nurl = \"{url}\"\n"
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_route_with_a_new_address_is_not_refused_for_the_old_one() {
+        let now = Instant::now();
+        let settings = BreakerSettings::default();
+        let mut states = RouteStates::new(settings);
+        let old = table("http://old/");
+        let route = &old.routes()[0];
+        for _ in 0..settings.failures {
+            let Place::Call(admission) = states.enter(route, CallId(1), now) else {
+                panic!("it opens after the last failure only");
+            };
+            states.leave(&route.key, admission, Ending::Unreachable, now);
+        }
+        let refused = |place: Place| matches!(place, Place::Refused(ErrorCode::UpstreamUnavailable));
+        states.handle_table(&old);
+        assert!(refused(states.enter(route, CallId(2), now)));
+        let new = table("http://new/");
+        states.handle_table(&new);
+        assert!(!refused(states.enter(&new.routes()[0], CallId(3), now)));
     }
 }

@@ -24,7 +24,7 @@ const MAX_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause after a refusal: it usually takes a person to change that.
 const MAX_REFUSED_RETRY: Duration = Duration::from_secs(5);
 
-/// See the module's documentation. One turn is: inputs, `handle_timeout`, `poll_transmit` until `None`, `end_turn`.
+/// See the module's documentation. One turn is: inputs, `handle_timeout`, `poll_transmit` until `None`.
 #[derive(Debug)]
 pub struct Attachment {
     settings: Arc<LinkSettings>,
@@ -37,7 +37,6 @@ pub struct Attachment {
     last_frontend: Option<Frontend>,
     /// When the link was last tried again without a pause.
     last_at_once: Option<Instant>,
-    turn: Turn,
 }
 
 #[derive(Debug)]
@@ -63,15 +62,6 @@ enum Drain {
     Done,
 }
 
-/// What moved since the turn began: a header travels alone only after a turn that moved nothing.
-#[derive(Debug, Default)]
-struct Turn {
-    moved: bool,
-    /// Something came that a header has to tell the other end.
-    owes_header: bool,
-    last_out: Option<Instant>,
-}
-
 impl Attachment {
     pub fn new(settings: Arc<LinkSettings>, seed: u64) -> Self {
         Self {
@@ -82,7 +72,6 @@ impl Attachment {
             failures: 0,
             last_frontend: None,
             last_at_once: None,
-            turn: Turn::default(),
         }
     }
 
@@ -150,7 +139,6 @@ impl Attachment {
     pub fn release(&mut self, charge: (Class, u32)) {
         if let Some(lane) = self.lane_mut() {
             lane.release(charge);
-            self.turn.owes_header = true;
         }
     }
 
@@ -166,7 +154,6 @@ impl Attachment {
         self.attach += 1;
         let mut lane = Box::new(Lane::new(self.settings.lane, local, UNKNOWN_EPOCH, now));
         lane.enqueue(Command::Hello(self.hello()), None);
-        self.turn = Turn::default();
         self.state = State::Greeting {
             lane,
             deadline: now + self.settings.lane.timeout,
@@ -218,8 +205,6 @@ impl Attachment {
             Err(_) => return Ok(Step::Stale),
             Ok(()) => {}
         }
-        self.turn.moved = true;
-        self.turn.owes_header |= out.len() > first;
         self.on_frames(now, first, out)
     }
 
@@ -252,9 +237,6 @@ impl Attachment {
         if let State::Greeting { deadline, .. } = &self.state {
             next = next.min(*deadline);
         }
-        if self.turn.owes_header {
-            next = next.min(self.turn.last_out.unwrap_or(next));
-        }
         Some(next)
     }
 
@@ -265,28 +247,12 @@ impl Attachment {
         progress: u64,
         on_sent: impl FnMut(Class, Origin),
     ) -> Option<Bytes> {
-        let heartbeat = self.settings.lane.heartbeat;
         let lane = match &mut self.state {
             State::Greeting { lane, .. } | State::Attached { lane, .. } => lane,
             State::Detached | State::Finished => return None,
         };
-        let turn = &mut self.turn;
-        let mut batch = lane.poll_batch(now, progress, on_sent);
-        turn.moved |= batch.is_some();
-        let overdue = turn.last_out.is_none_or(|at| now >= at + heartbeat);
-        if batch.is_none() && (!turn.moved || overdue) {
-            batch = lane.poll_header(now, progress);
-        }
-        if batch.is_some() {
-            turn.last_out = Some(now);
-            turn.owes_header = false;
-        }
-        batch
-    }
-
-    /// Everything was polled: what comes now belongs to the next turn.
-    pub fn end_turn(&mut self) {
-        self.turn.moved = false;
+        lane.poll_batch(now, progress, on_sent)
+            .or_else(|| lane.poll_header(now, progress))
     }
 
     /// Asks the frontend for no more work. A link that is not attached is finished at once.
@@ -399,7 +365,6 @@ impl Attachment {
         } else {
             State::Detached
         };
-        self.turn = Turn::default();
         let long = matches!(reason, LossReason::Refused { .. } | LossReason::Protocol(_));
         let at_once = reason == LossReason::Fenced
             && self.last_at_once.is_none_or(|at| now >= at + self.settings.retry);

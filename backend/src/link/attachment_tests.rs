@@ -95,7 +95,6 @@ impl Pair {
             });
             peer.lane.handle_batch(now, decoded, &mut got).unwrap();
         }
-        self.link.end_turn();
         for incoming in got {
             if let Some(charge) = incoming.charge {
                 self.peer().lane.release(charge);
@@ -259,33 +258,6 @@ fn heartbeats_keep_both_ends_alive() {
         (190..=220).contains(&stats.batches_sent),
         "one per 250 ms: {stats:?}"
     );
-}
-
-#[test]
-fn a_header_goes_alone_only_after_a_turn_that_moved_nothing() {
-    let mut pair = Pair::attached();
-    pair.turn();
-    let now = pair.now + ms(1);
-    pair.peer().lane.enqueue(Command::Logout(Logout::default()), None);
-    let batch = pair.peer().lane.poll_batch(now, 0, |_, _| {}).unwrap();
-    let mut out = Vec::new();
-    pair.link.handle_batch(now, batch, &mut out).unwrap();
-    pair.link.release(out[0].charge.unwrap());
-    assert!(
-        pair.link.poll_transmit(now, 0, |_, _| {}).is_none(),
-        "the answer may come in this turn"
-    );
-    pair.link.end_turn();
-    assert!(
-        pair.link.poll_timeout().unwrap() <= now,
-        "the next turn is due at once"
-    );
-    let header = pair.link.poll_transmit(now, 0, |_, _| {}).unwrap();
-    assert_eq!(
-        decode_batch(header).unwrap().0.acknowledged,
-        pair.link.lane().unwrap().last_received_frame()
-    );
-    assert!(pair.link.poll_transmit(now, 0, |_, _| {}).is_none());
 }
 
 #[test]

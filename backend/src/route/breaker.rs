@@ -120,6 +120,11 @@ impl Breaker {
         }
     }
 
+    /// Another service is behind it from now on: what is known of the old one counts for nothing.
+    pub fn reset(&mut self) {
+        self.enter(State::Closed { failures: 0 });
+    }
+
     /// Whether calls are refused or being probed.
     pub fn is_open(&self) -> bool {
         !matches!(self.state, State::Closed { .. })
@@ -226,6 +231,19 @@ mod tests {
         let probe = breaker.admit(later).unwrap();
         breaker.on_abandoned(probe, later);
         assert!(breaker.admit(later).is_some());
+    }
+
+    #[test]
+    fn a_reset_lets_calls_through_and_ignores_those_of_before() {
+        let now = start();
+        let mut breaker = opened(now);
+        let probe = breaker.admit(now + Duration::from_secs(2)).unwrap();
+        breaker.reset();
+        assert!(!breaker.is_open() && !breaker.on_failure(probe, now));
+        for n in 1..=3 {
+            let admission = breaker.admit(now).unwrap();
+            assert_eq!(breaker.on_failure(admission, now), n == 3);
+        }
     }
 
     proptest! {

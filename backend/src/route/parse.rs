@@ -24,8 +24,8 @@ const MAX_TIMEOUT: Interval = Interval::from_secs(600);
 const MIN_TIMEOUT: Interval = Interval::from_millis(10);
 const MAX_CONCURRENCY: usize = 65_536;
 const MAX_QUEUE: usize = 1_000_000;
-/// Replies pass through the link whole; larger ones would hold up everybody else's.
-const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
+/// Replies pass through the link whole, and a frontend closes a connection whose output is over its bound, 4 MiB by default.
+const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 const MAX_URL_BYTES: usize = 2048;
 
 /// What is wrong with a file of routes: one line.

@@ -72,7 +72,7 @@ impl<S: Sockets> Hub<S> {
         }
     }
 
-    /// Runs until the core has drained after a stop. Fails when a worker has died: the process must end then.
+    /// Runs until the core has drained after a stop. Fails when a worker is stuck: the process must end then.
     pub async fn run(mut self, mut inputs: HubInputs) -> Result<(), WorkerStuck> {
         while !self.exit {
             let moved = self.turn(&mut inputs).await?;
@@ -100,7 +100,8 @@ impl<S: Sockets> Hub<S> {
     /// Inputs, timers, outputs. Returns whether anything moved.
     async fn turn(&mut self, inputs: &mut HubInputs) -> Result<bool, WorkerStuck> {
         let mut moved = self.take_inputs(inputs);
-        self.core.handle_timeout(now(), self.workers.progress());
+        let progress = self.workers.progress(Instant::now())?;
+        self.core.handle_timeout(now(), progress);
         moved |= self.act()?;
         let mut sent = 0;
         while let Some((link, batch)) = self.core.poll_transmit(Instant::now()) {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use holdfast_proto::link::LaneConfig;
+use holdfast_proto::link::{HEADER_DELAY, LaneConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info};
 use uuid::Uuid;
@@ -187,6 +187,7 @@ fn core_settings(config: &Config, boot: Uuid) -> CoreSettings {
     let lane = LaneConfig {
         heartbeat: config.link.heartbeat.get(),
         timeout: config.link.timeout.get(),
+        header_delay: HEADER_DELAY,
         ..LaneConfig::default()
     };
     let link = LinkSettings {

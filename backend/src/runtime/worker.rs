@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use holdfast_proto::SessionId;
@@ -20,6 +20,11 @@ use crate::service::{CallOutcome, ServiceClient, ServiceRequest, ServiceSettings
 
 /// How often each worker shows that it works.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// A worker that stands still for longer is stuck for good. Shorter than the time after which a frontend fences us for it
+/// (5 s by default): attaching anew with the same worker would only break the same requests again.
+const STALL_LIMIT: Duration = Duration::from_secs(4);
+/// When our own loop was late by this much, the machine was: nobody is judged for that time.
+const LATE: Duration = Duration::from_millis(500);
 /// Jobs taken before a worker looks at its sockets again.
 const JOBS_PER_TURN: usize = 32;
 
@@ -63,6 +68,7 @@ pub struct Workers {
     /// Which worker has a call, to cancel it.
     calls: HashMap<CallId, usize>,
     turn: usize,
+    watchdog: Watchdog,
 }
 
 struct Worker {
@@ -71,9 +77,9 @@ struct Worker {
     _thread: JoinHandle<()>,
 }
 
-/// A worker does not take jobs: it is gone or has more than the core allows.
+/// A worker stands still or takes no jobs: it is gone, or has more than the core allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a worker takes no more jobs")]
+#[error("a worker is stuck")]
 pub struct WorkerStuck;
 
 impl Workers {
@@ -93,6 +99,7 @@ impl Workers {
                 workers,
                 calls: HashMap::new(),
                 turn: 0,
+                watchdog: Watchdog::new(Instant::now()),
             },
             receiver,
         ))
@@ -122,23 +129,56 @@ impl Workers {
         self.calls.remove(&call);
     }
 
-    /// Grows while every worker works.
-    pub fn progress(&self) -> u64 {
-        self.workers
+    /// Grows while every worker works. Must be called in each turn of the link thread; fails once it stood still for long.
+    pub fn progress(&mut self, now: Instant) -> Result<u64, WorkerStuck> {
+        let progress = self
+            .workers
             .iter()
             .map(|w| w.progress.load(Ordering::Relaxed))
             .min()
-            .unwrap_or_default()
+            .unwrap_or_default();
+        self.watchdog.handle_progress(now, progress)?;
+        Ok(progress)
     }
 
     fn worker_of(&self, session: SessionId) -> usize {
         let (high, low) = session.halves();
         let mixed = (high ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        ((mixed >> 32) as usize) % self.workers.len()
+        ((u128::from(mixed) * self.workers.len() as u128) >> 64) as usize
     }
 
     fn send(&self, worker: usize, job: Job) -> Result<(), WorkerStuck> {
         self.workers[worker].jobs.try_send(job).map_err(|_| WorkerStuck)
+    }
+}
+
+/// Judges the workers' progress.
+#[derive(Debug)]
+struct Watchdog {
+    progress: u64,
+    moved: Instant,
+    looked: Instant,
+}
+
+impl Watchdog {
+    fn new(now: Instant) -> Self {
+        Self {
+            progress: 0,
+            moved: now,
+            looked: now,
+        }
+    }
+
+    fn handle_progress(&mut self, now: Instant, progress: u64) -> Result<(), WorkerStuck> {
+        if progress != self.progress || now > self.looked + LATE {
+            self.moved = now;
+        }
+        (self.progress, self.looked) = (progress, now);
+        if now >= self.moved + STALL_LIMIT {
+            Err(WorkerStuck)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -231,4 +271,41 @@ async fn run_call(
     running.borrow_mut().remove(&call);
     // The link thread is gone only when the process ends.
     let _ = results.send(JobResult::CallDone { call, outcome }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks every 100 ms while `progress` says how far the workers are at that time.
+    fn stuck_after(watchdog: &mut Watchdog, start: Instant, progress: impl Fn(u64) -> u64) -> Option<u64> {
+        (1..=100).find(|n| {
+            let now = start + Duration::from_millis(n * 100);
+            watchdog.handle_progress(now, progress(*n)).is_err()
+        })
+    }
+
+    #[test]
+    fn workers_that_work_are_left_alone() {
+        let start = Instant::now();
+        assert_eq!(stuck_after(&mut Watchdog::new(start), start, |n| n / 20), None);
+    }
+
+    #[test]
+    fn a_worker_that_stands_still_is_stuck() {
+        let start = Instant::now();
+        assert_eq!(
+            stuck_after(&mut Watchdog::new(start), start, |n| n.min(10)),
+            Some(50)
+        );
+    }
+
+    #[test]
+    fn a_paused_machine_is_not_a_stuck_worker() {
+        let start = Instant::now();
+        let mut watchdog = Watchdog::new(start);
+        let later = start + Duration::from_secs(3600);
+        assert_eq!(watchdog.handle_progress(later, 0), Ok(()));
+        assert_eq!(stuck_after(&mut watchdog, later, |_| 0), Some(40));
+    }
 }

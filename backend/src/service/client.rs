@@ -12,13 +12,16 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::connect::Bounded;
 use super::headers::{self, Moment};
 use super::metrics::ServiceMetrics;
 use super::sign::Signer;
 use super::{CallOutcome, FailureDetail, ServiceRequest, reply};
 
 /// Longest wait for a TCP connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const TCP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for a connection that can be used: its name, TCP and TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept. Common servers close theirs after 5 s or more; shorter means fewer calls that
 /// meet a closing one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -41,7 +44,7 @@ pub struct ServiceSettings {
 /// Calls services over pooled connections. Use it on one runtime only; clones share the pool.
 #[derive(Clone)]
 pub struct ServiceClient {
-    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: Client<Bounded<HttpsConnector<HttpConnector>>, Full<Bytes>>,
     signer: Signer,
     metrics: ServiceMetrics,
 }
@@ -52,7 +55,7 @@ impl ServiceClient {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_connect_timeout(Some(TCP_TIMEOUT));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(settings.tls)
             .https_or_http()
@@ -65,7 +68,7 @@ impl ServiceClient {
             .http1_max_headers(MAX_REPLY_HEADERS)
             .http1_max_buf_size(MAX_BUFFER_BYTES)
             .set_host(false)
-            .build(connector);
+            .build(Bounded::new(connector, CONNECT_TIMEOUT));
         Self {
             http,
             signer: settings.signer,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Instant, SystemTime};
 
-use holdfast_proto::link::LaneConfig;
+use holdfast_proto::link::{HEADER_DELAY, LaneConfig};
 use holdfast_proto::{FrontendId, ShardId};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -163,6 +163,7 @@ fn hub_config(config: &Config, epoch: holdfast_proto::FrontendEpoch) -> HubConfi
             heartbeat: backends.heartbeat.get(),
             timeout: backends.timeout.get(),
             progress_timeout: Some(backends.progress_timeout.get()),
+            header_delay: HEADER_DELAY,
             ..LaneConfig::default()
         },
         max_backends: backends.max,

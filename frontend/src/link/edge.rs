@@ -58,9 +58,9 @@ impl LinkSocket {
             .parent()
             .filter(|d| !d.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        make_private(directory)?;
-        let lock = lock(&path.with_extension("lock"))?;
-        let temporary = path.with_extension(format!("{}.new", std::process::id()));
+        make_private(directory, path)?;
+        let lock = lock(&beside(path, "lock"))?;
+        let temporary = beside(path, "new");
         let _ = std::fs::remove_file(&temporary);
         let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
         std::fs::rename(&temporary, path)?;
@@ -80,12 +80,38 @@ impl LinkSocket {
     }
 }
 
-fn make_private(directory: &Path) -> io::Result<()> {
+/// A file of the socket's own in the same directory: the whole name counts, so that several frontends can share it.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes the directory, with mode 0700. One that was there and open to others is closed to them only when it holds nothing
+/// of theirs: nobody wants `/tmp` or `/run` closed because a socket's path was chosen carelessly.
+fn make_private(directory: &Path, socket: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)?;
+    let open = std::fs::metadata(directory)?.permissions().mode() & 0o077 != 0;
+    if !open {
+        return Ok(());
+    }
+    let name = socket.file_name().unwrap_or_default().as_encoded_bytes();
+    for entry in std::fs::read_dir(directory)? {
+        if !entry?.file_name().as_encoded_bytes().starts_with(name) {
+            let place = directory.display();
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "{place} is open to others and holds other files: name a directory for the link alone, or chmod 700 it"
+                ),
+            ));
+        }
+    }
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
 }
 
@@ -178,15 +204,12 @@ impl Link {
             if self.may_end(now) {
                 return;
             }
+            while let Some((identity, batch)) = self.hub.poll_header(now) {
+                self.send(identity, batch).await;
+            }
             if moved {
-                while let Some((identity, batch)) = self.hub.poll_overdue(now) {
-                    self.send(identity, batch).await;
-                }
                 tokio::task::yield_now().await;
                 continue;
-            }
-            while let Some((identity, batch)) = self.hub.poll_header(Instant::now()) {
-                self.send(identity, batch).await;
             }
             self.wait(&mut inputs).await;
         }
@@ -319,5 +342,53 @@ impl Link {
             *old = status;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn open_directory(root: &Path, name: &str) -> PathBuf {
+        let directory = root.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+        directory
+    }
+
+    #[test]
+    fn the_directory_is_made_private_unless_it_is_somebody_else_s() {
+        let root = tempfile::tempdir().unwrap();
+        let made = root.path().join("a/b");
+        make_private(&made, &made.join("f.sock")).unwrap();
+        assert_eq!(mode(&made), 0o700);
+
+        let own = open_directory(root.path(), "own");
+        std::fs::write(own.join("f.sock.lock"), "").unwrap();
+        make_private(&own, &own.join("f.sock")).unwrap();
+        assert_eq!(mode(&own), 0o700);
+
+        let shared = open_directory(root.path(), "shared");
+        std::fs::write(shared.join("other"), "").unwrap();
+        let error = make_private(&shared, &shared.join("f.sock")).unwrap_err();
+        assert!(error.to_string().contains("chmod 700"), "{error}");
+        assert_eq!(mode(&shared), 0o755);
+    }
+
+    #[tokio::test]
+    async fn frontends_may_share_a_directory_but_not_a_socket() {
+        let root = tempfile::tempdir().unwrap();
+        let bind = async |name| LinkSocket::bind(&root.path().join(name), name).await;
+        let _one = bind("link.1").await.unwrap();
+        let _two = bind("link.2").await.unwrap();
+        assert_eq!(
+            bind("link.1").await.err().unwrap().kind(),
+            io::ErrorKind::AddrInUse
+        );
     }
 }

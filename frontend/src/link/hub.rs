@@ -256,24 +256,11 @@ impl Hub {
         None
     }
 
-    /// The next batch of the header alone. For a turn that received and sent nothing.
+    /// The next batch of the header alone, once the turn's frames are out.
     pub fn poll_header(&mut self, now: Instant) -> Option<(Bytes, Bytes)> {
         for index in 0..self.peers.len() {
             let peer = &mut self.peers[index];
             if let Some(batch) = peer.lane.poll_header(now, 0) {
-                let identity = peer.identity.clone();
-                self.count(index);
-                return Some((identity, batch));
-            }
-        }
-        None
-    }
-
-    /// The same for a turn that moved something: what may wait no longer.
-    pub fn poll_overdue(&mut self, now: Instant) -> Option<(Bytes, Bytes)> {
-        for index in 0..self.peers.len() {
-            let peer = &mut self.peers[index];
-            if let Some(batch) = peer.lane.poll_overdue(now, 0) {
                 let identity = peer.identity.clone();
                 self.count(index);
                 return Some((identity, batch));

@@ -120,7 +120,8 @@ impl Spending {
         if self.spent.messages >= self.granted.messages {
             return false;
         }
-        self.spent.bytes + bytes <= self.granted.bytes || self.spent.bytes + limit.bytes <= self.granted.bytes
+        let within = |bytes: u64| self.spent.bytes.saturating_add(bytes) <= self.granted.bytes;
+        within(bytes) || within(limit.bytes)
     }
 
     pub(crate) fn spend(&mut self, bytes: u64) {
@@ -231,6 +232,17 @@ mod tests {
             bytes: 1100,
         });
         assert!(spending.allows(1));
+    }
+
+    #[test]
+    fn the_largest_grant_is_survived() {
+        let mut spending = Spending::default();
+        spending.handle_grant(Grant {
+            messages: u64::MAX,
+            bytes: u64::MAX,
+        });
+        spending.spend(10);
+        assert!(spending.allows(u64::MAX));
     }
 
     proptest! {

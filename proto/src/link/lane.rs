@@ -14,8 +14,11 @@ use super::frames::{Frame, Header, frame::Command};
 /// Frames sent and not yet acknowledged, at most: with it ZeroMQ's own queue can never fill.
 pub const MAX_UNACKNOWLEDGED: u64 = 4096;
 
-/// Busy turns after which a due header goes alone.
-const OVERDUE_TURNS: u8 = 8;
+/// How long an acknowledgement or a credit waits for frames to travel with. Headers alone were half of all batches, and each
+/// wakes the other end; nothing waits for one but a peer that is short of credit, and for that one nothing waits.
+pub const HEADER_DELAY: Duration = Duration::from_millis(2);
+/// Frames received after which an acknowledgement waits no longer.
+const URGENT_FRAMES: u64 = 64;
 
 /// How one end of a link behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct LaneConfig {
     pub timeout: Duration,
     /// The other end is gone when its progress stood still for this long although batches came; `None`: never judged.
     pub progress_timeout: Option<Duration>,
+    /// How long what there is to tell may wait for frames to travel with. None by default; [`HEADER_DELAY`] in the binaries.
+    pub header_delay: Duration,
     /// What the other end may have outstanding here.
     pub grants: Grants,
 }
@@ -36,6 +41,7 @@ impl Default for LaneConfig {
             heartbeat: Duration::from_millis(250),
             timeout: Duration::from_secs(1),
             progress_timeout: None,
+            header_delay: Duration::ZERO,
             grants: Grants::default(),
         }
     }
@@ -126,8 +132,7 @@ struct ClassQueue {
     stalled: bool,
 }
 
-/// See the module's documentation. Owners call `enqueue`, `handle_batch`, `poll_batch` until `None`, `poll_header` at the end
-/// of a turn that moved nothing, and `check` at [`Lane::poll_timeout`].
+/// See the module's documentation. Owners call `enqueue`, `handle_batch`, `poll_batch` until `None`, then `poll_header`, and `check` at [`Lane::poll_timeout`].
 #[derive(Debug)]
 pub struct Lane {
     config: LaneConfig,
@@ -141,9 +146,11 @@ pub struct Lane {
     sent: u64,
     sent_acknowledged: u64,
     received: u64,
-    header_due: bool,
-    /// Busy turns that a due header has waited for a batch to travel with.
-    overdue: u8,
+    /// When a header goes alone at the latest; `None`: there is nothing to tell.
+    header_at: Option<Instant>,
+    /// What the last header told: frames received, and totals granted.
+    told: u64,
+    told_grants: [Grant; 4],
     remote_progress: u64,
     last_progress: Instant,
     last_received: Instant,
@@ -164,8 +171,9 @@ impl Lane {
             sent: 0,
             sent_acknowledged: 0,
             received: 0,
-            header_due: true,
-            overdue: 0,
+            header_at: Some(now),
+            told: 0,
+            told_grants: config.grants.0,
             remote_progress: 0,
             last_progress: now,
             last_received: now,
@@ -254,7 +262,8 @@ impl Lane {
         };
         let held = self.granting[class as usize].release(amount);
         debug_assert!(held, "credit for {} was returned twice", class.label());
-        self.header_due = true;
+        self.header_at
+            .get_or_insert(self.last_received + self.config.header_delay);
     }
 
     /// Takes a decoded batch; its frames are appended to `out` in order.
@@ -281,7 +290,7 @@ impl Lane {
                 });
             }
             self.received = number;
-            self.header_due = true;
+            self.header_at.get_or_insert(now + self.config.header_delay);
             self.stats.frames_received += 1;
             // A command from a later protocol version: features say what may be sent, so it carries no promise.
             let Some(command) = frame.command else { continue };
@@ -375,10 +384,12 @@ impl Lane {
         }
     }
 
-    /// A batch of the header alone, when there is something to tell or a heartbeat is due. For turns that moved nothing.
+    /// A batch of the header alone, when a heartbeat is due or what there is to tell may wait no longer. To be called once
+    /// the frames of a turn are out.
     pub fn poll_header(&mut self, now: Instant, progress: u64) -> Option<Bytes> {
         let heartbeat_due = self.last_sent.is_none_or(|at| now >= at + self.config.heartbeat);
-        if !self.header_due && !heartbeat_due {
+        let header_due = self.header_at.is_some_and(|at| now >= at) || self.is_urgent();
+        if !header_due && !heartbeat_due {
             return None;
         }
         let header = self.header(self.sent + 1, progress);
@@ -386,16 +397,15 @@ impl Lane {
         Some(codec::encode_batch(&header, std::iter::empty()))
     }
 
-    /// The same for turns that moved something, though not to this peer: an acknowledgement, a credit or a heartbeat must
-    /// not wait for as long as others keep the loop busy.
-    pub fn poll_overdue(&mut self, now: Instant, progress: u64) -> Option<Bytes> {
-        self.overdue = if self.header_due { self.overdue + 1 } else { 0 };
-        let heartbeat_due = self.last_sent.is_none_or(|at| now >= at + self.config.heartbeat);
-        if self.overdue >= OVERDUE_TURNS || heartbeat_due {
-            self.poll_header(now, progress)
-        } else {
-            None
-        }
+    /// The other end may soon have to stop for want of what a header would tell.
+    fn is_urgent(&self) -> bool {
+        let limits = self.config.grants.0;
+        let low = |(index, told): (usize, &Grant)| {
+            let total = self.granting[index].total();
+            total.messages - told.messages > limits[index].messages / 2
+                || total.bytes - told.bytes > limits[index].bytes / 2
+        };
+        self.received - self.told >= URGENT_FRAMES || self.told_grants.iter().enumerate().any(low)
     }
 
     fn header(&self, first_frame: u64, progress: u64) -> Header {
@@ -414,8 +424,9 @@ impl Lane {
     }
 
     fn on_batch_out(&mut self, now: Instant) {
-        self.header_due = false;
-        self.overdue = 0;
+        self.header_at = None;
+        self.told = self.received;
+        self.told_grants = std::array::from_fn(|index| self.granting[index].total());
         self.last_sent = Some(now);
         self.stats.batches_sent += 1;
     }
@@ -426,6 +437,7 @@ impl Lane {
             .last_sent
             .map_or(self.last_received, |at| at + self.config.heartbeat);
         let mut next = speak.min(self.last_received + self.config.timeout);
+        next = self.header_at.map_or(next, |at| next.min(at));
         if let Some(limit) = self.config.progress_timeout {
             next = next.min(self.last_progress + limit);
         }

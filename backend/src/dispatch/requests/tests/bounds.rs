@@ -61,10 +61,10 @@ fn replies_that_find_no_room_become_errors() {
         bench.send(request(n, event("N", "n")));
     }
     bench.send(request(3, event("Wide", "n")));
-    let large = || CallOutcome::Reply(Bytes::from(format!("\"{}\"", "x".repeat(15_000))));
+    let large = |bytes| CallOutcome::Reply(Bytes::from(format!("\"{}\"", "x".repeat(bytes))));
     let (second, third) = (bench.calls[1].0, bench.calls[2].0);
-    bench.done(second, large());
-    bench.done(third, large());
+    bench.done(second, large(9_000));
+    bench.done(third, large(12_000));
     bench.reply(0);
     assert_eq!(
         bench.outcomes(),

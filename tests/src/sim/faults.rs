@@ -1,0 +1,197 @@
+//! What goes wrong, and when.
+
+use std::time::Duration;
+
+use super::pipe::PipeId;
+use super::queue::Time;
+use super::scenario::Profile;
+use super::service::Mood;
+use super::world::{Actor, Event, World};
+
+/// One fault, or what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Fault {
+    /// SIGKILL.
+    KillBackend(usize),
+    /// SIGSTOP, and SIGCONT after the time given.
+    HoldBackend(usize, Time),
+    /// SIGTERM.
+    StopBackend(usize),
+    /// Starts one for this place unless one is there that stays.
+    StartBackend(usize),
+    /// Starts one beside the one that is there, which is then told to go.
+    Replace(usize),
+    /// Its workers stand still, its link thread does not.
+    StickWorkers(usize, Time),
+    KillFrontend(usize),
+    /// SIGTERM.
+    StopFrontend(usize),
+    StartFrontend(usize),
+    HoldFrontend(usize, Time),
+    HoldHub(usize, Time),
+    HoldShard(usize, usize, Time),
+    BreakPipe(usize),
+    SlowPipe(usize, Time),
+    Services(Mood),
+}
+
+impl World {
+    pub(super) fn cause_chaos(&mut self) {
+        if self.healed.is_some() {
+            return;
+        }
+        let pause = self.rng.around(self.scenario.fault_every);
+        self.queue.push(self.now + pause, Event::Chaos);
+        if let Some(fault) = self.draw_fault() {
+            self.summary.faults += 1;
+            self.on_fault(fault);
+        }
+    }
+
+    fn draw_fault(&mut self) -> Option<Fault> {
+        // Graceful leave, crash, hang, stuck, frontend, thread, link, services.
+        let weights: [u32; 8] = match self.scenario.profile {
+            Profile::Calm => [0, 0, 0, 0, 0, 0, 0, 10],
+            Profile::Graceful => [30, 0, 0, 0, 0, 0, 0, 5],
+            Profile::Crash => [15, 30, 15, 4, 0, 12, 12, 6],
+            Profile::Storm => [15, 20, 10, 3, 15, 10, 10, 6],
+        };
+        let until = self.now + self.pause();
+        let frontend = self.rng.below(self.frontends.len());
+        let kind = self.rng.weighted(&weights);
+        if matches!(kind, 0..=3) {
+            let backend = self.pick_backend(kind == 0)?;
+            return Some(match kind {
+                0 if self.rng.chance(600) => Fault::Replace(backend),
+                0 => Fault::StopBackend(backend),
+                1 => Fault::KillBackend(backend),
+                2 => Fault::HoldBackend(backend, until),
+                _ => Fault::StickWorkers(backend, until + Duration::from_secs(2)),
+            });
+        }
+        Some(match kind {
+            4 if self.rng.chance(300) => Fault::StopFrontend(frontend),
+            4 => Fault::KillFrontend(frontend),
+            5 => match self.rng.below(3) {
+                0 => Fault::HoldFrontend(frontend, until),
+                1 => Fault::HoldHub(frontend, until),
+                _ => Fault::HoldShard(frontend, self.rng.below(usize::from(self.scenario.shards)), until),
+            },
+            6 => {
+                let open: Vec<usize> = (0..self.pipes.len()).filter(|n| self.pipes[*n].open).collect();
+                if open.is_empty() {
+                    return None;
+                }
+                let pipe = self.rng.pick(&open);
+                if self.rng.chance(500) {
+                    Fault::BreakPipe(pipe)
+                } else {
+                    Fault::SlowPipe(pipe, until)
+                }
+            }
+            _ => Fault::Services(self.rng.pick(&[Mood::Well, Mood::Usual, Mood::Usual, Mood::Down])),
+        })
+    }
+
+    /// How long something stands still: mostly within what is tolerated, sometimes far beyond.
+    fn pause(&mut self) -> Duration {
+        match self.rng.weighted(&[50, 30, 15, 5]) {
+            0 => self.rng.millis(1..=600),
+            1 => self.rng.millis(600..=1500),
+            2 => self.rng.millis(1500..=4000),
+            _ => self.rng.millis(4000..=9000),
+        }
+    }
+
+    fn pick_backend(&mut self, staying: bool) -> Option<usize> {
+        let lives = |index: &usize| {
+            self.backends[*index]
+                .life
+                .as_ref()
+                .is_some_and(|life| !staying || !life.stop)
+        };
+        let alive: Vec<usize> = (0..self.backends.len()).filter(lives).collect();
+        (!alive.is_empty()).then(|| self.rng.pick(&alive))
+    }
+
+    pub(super) fn on_fault(&mut self, fault: Fault) {
+        self.trace.note(self.now, fault);
+        match fault {
+            Fault::KillBackend(index) => {
+                let slot = self.backends[index].slot;
+                self.end_backend(index);
+                self.on_exit(slot);
+            }
+            Fault::HoldBackend(index, until) => self.hold(Actor::Backend(index), until),
+            Fault::StopBackend(index) => self.stop_backend(index),
+            Fault::StartBackend(slot) => {
+                if !self.has_staying(slot) {
+                    self.start_backend(slot);
+                }
+            }
+            Fault::Replace(index) => {
+                let slot = self.backends[index].slot;
+                self.start_backend(slot);
+                let at = self.now + self.rng.millis(0..=150);
+                self.queue.push(at, Event::Fault(Fault::StopBackend(index)));
+            }
+            Fault::StickWorkers(index, until) => {
+                if let Some(life) = self.life_of_backend(index) {
+                    life.stuck_until = until;
+                }
+            }
+            Fault::KillFrontend(index) => {
+                self.end_frontend(index);
+                let at = self.now + self.rng.millis(5..=1500);
+                self.queue.push(at, Event::Fault(Fault::StartFrontend(index)));
+            }
+            Fault::StopFrontend(index) => {
+                if let Some(life) = self.frontends[index].life.as_mut() {
+                    life.stop = true;
+                    self.wake_soon(Actor::Hub(index));
+                }
+            }
+            Fault::StartFrontend(index) => {
+                if self.frontends[index].life.is_none() {
+                    self.start_frontend(index);
+                }
+            }
+            Fault::HoldFrontend(index, until) => {
+                self.hold(Actor::Hub(index), until);
+                for shard in 0..usize::from(self.scenario.shards) {
+                    self.hold(Actor::Shard(index, shard), until);
+                }
+            }
+            Fault::HoldHub(index, until) => self.hold(Actor::Hub(index), until),
+            Fault::HoldShard(index, shard, until) => self.hold(Actor::Shard(index, shard), until),
+            Fault::BreakPipe(pipe) => self.break_pipe(PipeId(pipe), (false, false)),
+            Fault::SlowPipe(pipe, until) => self.pipes[pipe].slow_until = until,
+            Fault::Services(mood) => self.mood = mood,
+        }
+    }
+
+    fn stop_backend(&mut self, index: usize) {
+        if let Some(life) = self.life_of_backend(index) {
+            life.stop = true;
+            self.wake_soon(Actor::Backend(index));
+        }
+    }
+
+    /// A supervisor starts another one after a while, if none has taken its place yet.
+    pub(super) fn on_exit(&mut self, slot: usize) {
+        let soon = self.healed.is_some() || self.rng.chance(700);
+        let pause = if soon {
+            self.rng.millis(1..=300)
+        } else {
+            self.rng.millis(300..=3000)
+        };
+        self.queue
+            .push(self.now + pause, Event::Fault(Fault::StartBackend(slot)));
+    }
+
+    fn has_staying(&self, slot: usize) -> bool {
+        self.backends
+            .iter()
+            .any(|node| node.slot == slot && node.life.as_ref().is_some_and(|life| !life.stop))
+    }
+}

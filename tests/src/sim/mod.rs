@@ -1,0 +1,143 @@
+//! The seeded simulation: the very structs of the binaries, joined on one thread and virtual time, while everything around
+//! them goes wrong.
+//!
+//! [`holdfast_frontend::link::Hub`], [`holdfast_frontend::session::Shard`] and [`holdfast_backend::core::Backend`] are driven
+//! as their drivers do it. Devices, services, sockets, processes and their deaths are the world, drawn from one seed. After
+//! each step the promises (design P1 to P9) are checked as far as a world can see them; in the end all faults heal, and
+//! everything that was owed must come within a bounded time.
+//!
+//! Not simulated: bytes on sockets (TLS, WebSocket framing, ZeroMQ itself), threads within one turn, memory, a backend's
+//! HTTP client and API server, wall clocks that disagree.
+
+mod backend;
+mod bounds;
+mod closes;
+mod conn;
+mod device;
+mod faults;
+mod hub;
+mod links;
+mod message;
+mod mutant;
+mod nodes;
+mod pipe;
+mod promises;
+mod pushes;
+mod queue;
+mod request;
+mod rng;
+mod scenario;
+mod service;
+mod settle;
+mod shard;
+mod trace;
+mod world;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use mutant::Mutant;
+
+/// How a seed is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Ends after so many steps, settled or not.
+    pub steps: Option<u64>,
+    /// Prints everything as it happens.
+    pub trace: bool,
+    /// Breaks the world on purpose, to see that it is noticed.
+    pub mutant: Option<Mutant>,
+}
+
+/// What was promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    NoDrop,
+    InOrder,
+    ExactlyOneAnswer,
+    Once,
+    Arriving,
+    Bounded,
+    Truthful,
+    Logout,
+    /// A core asked its channel for what is not legal.
+    Protocol,
+    /// Everything that is owed comes in the end.
+    Progress,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub seed: u64,
+    pub steps: u64,
+    pub virtual_time: Duration,
+    /// The same for the same seed.
+    pub digest: u64,
+    pub connections: u64,
+    pub requests: u64,
+    pub replies: u64,
+    pub errors: u64,
+    pub calls: u64,
+    pub replays: u64,
+    pub pushes: u64,
+    pub faults: u64,
+    /// How often a mutant bent something.
+    pub bent: u64,
+    pub defences: Defences,
+}
+
+/// What the cores themselves refused, over all lives of all processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Defences {
+    pub fenced: u64,
+    pub malformed: u64,
+    pub stale_epoch: u64,
+    pub duplicate_replies: u64,
+    pub late_frames: u64,
+}
+
+/// A broken promise.
+#[derive(Debug)]
+pub struct Failure {
+    pub seed: u64,
+    pub step: u64,
+    pub at: Duration,
+    pub promise: Promise,
+    pub what: String,
+    pub latest: Vec<String>,
+    pub summary: Summary,
+}
+
+impl Failure {
+    /// The command that shows it again.
+    pub fn replay(&self) -> String {
+        format!(
+            "cargo run -p holdfast-tests --bin holdfast-simulate -- --from {} --seeds 1 --trace",
+            self.seed
+        )
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.latest {
+            writeln!(f, "{line}")?;
+        }
+        let at = self.at.as_secs_f64();
+        writeln!(
+            f,
+            "seed {} step {} at {at:.6}s: {:?} is broken: {}",
+            self.seed, self.step, self.promise, self.what
+        )?;
+        write!(f, "replay: {}", self.replay())
+    }
+}
+
+/// Runs one seed to its end.
+///
+/// # Errors
+/// The first promise that was broken.
+pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
+    world::World::new(seed, options).run()
+}

@@ -1,0 +1,168 @@
+//! The seeded simulation over fresh seeds, over those that once found something, and over worlds that are broken on purpose.
+//!
+//! `HOLDFAST_SIM_SEED` sets the first fresh seed, `HOLDFAST_SIM_SEEDS` how many there are. A failure prints the command that
+//! shows it again.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use holdfast_tests::sim::{Failure, Mutant, Options, Promise, Summary, run};
+
+/// Seeds that once broke a promise, and why.
+const REGRESSIONS: [(u64, &str); 0] = [];
+const FRESH_SEEDS: u64 = 400;
+const THREADS: usize = 2;
+/// Worlds that each mutant gets.
+const MUTANT_SEEDS: u64 = 60;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Runs the seeds on a few threads; gives what they came to, in any order, and the failures.
+fn run_all(seeds: &[u64], options: Options) -> (Vec<Summary>, Vec<Box<Failure>>) {
+    let next = AtomicU64::new(0);
+    let done = Mutex::new((Vec::new(), Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let result = run(*seed, options);
+                    let mut done = done.lock().unwrap();
+                    match result {
+                        Ok(summary) => done.0.push(summary),
+                        Err(failure) => done.1.push(failure),
+                    }
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap()
+}
+
+fn assert_none(failures: &[Box<Failure>]) {
+    if let Some(failure) = failures.iter().min_by_key(|failure| failure.step) {
+        panic!("{} seeds failed; the shortest:\n{failure}", failures.len());
+    }
+}
+
+#[test]
+fn promises_hold_over_fresh_seeds() {
+    let by_clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let from = number("HOLDFAST_SIM_SEED").unwrap_or_else(by_clock);
+    let count = number("HOLDFAST_SIM_SEEDS").unwrap_or(FRESH_SEEDS);
+    println!("{count} seeds from {from}");
+    let seeds: Vec<u64> = (0..count).map(|n| from.wrapping_add(n)).collect();
+    let (summaries, failures) = run_all(&seeds, Options::default());
+    assert_none(&failures);
+    let total = |what: fn(&Summary) -> u64| summaries.iter().map(what).sum::<u64>();
+    println!(
+        "{} connections, {} requests, {} calls of which {} replays, {} pushes, {} faults",
+        total(|s| s.connections),
+        total(|s| s.requests),
+        total(|s| s.calls),
+        total(|s| s.replays),
+        total(|s| s.pushes),
+        total(|s| s.faults),
+    );
+}
+
+#[test]
+fn promises_hold_over_seeds_that_once_broke_them() {
+    for (seed, why) in REGRESSIONS {
+        if let Err(failure) = run(seed, Options::default()) {
+            panic!("again: {why}\n{failure}");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in [1, 7, 12345, 987_654_321] {
+        let first = run(seed, Options::default()).unwrap();
+        let second = run(seed, Options::default()).unwrap();
+        assert_eq!(first, second);
+    }
+    let digests: Vec<u64> = (1..5).filter_map(|seed| run(seed, Options::default()).ok()).map(|s| s.digest).collect();
+    assert!(digests.windows(2).all(|pair| pair[0] != pair[1]), "different seeds are different runs");
+}
+
+/// What a mutant came to over all its worlds: those in which it found an occasion.
+fn mutate(mutant: Mutant) -> (Vec<Summary>, Vec<Box<Failure>>) {
+    let seeds: Vec<u64> = (0..MUTANT_SEEDS).collect();
+    let options = Options { mutant: Some(mutant), ..Options::default() };
+    let (mut summaries, failures) = run_all(&seeds, options);
+    summaries.retain(|summary| summary.bent > 0);
+    assert!(!summaries.is_empty() || !failures.is_empty(), "{mutant:?} found no occasion");
+    (summaries, failures)
+}
+
+/// The cores defend themselves: whatever was done to them, no promise is broken.
+fn assert_defended(mutant: Mutant) -> Vec<Summary> {
+    let (summaries, failures) = mutate(mutant);
+    assert_none(&failures);
+    summaries
+}
+
+/// The checks find it wherever it has an effect that lasts, and name what is broken.
+fn assert_caught(mutant: Mutant, promises: &[Promise]) {
+    let (summaries, failures) = mutate(mutant);
+    println!("{mutant:?}: {} worlds with occasions, {} caught", summaries.len() + failures.len(), failures.len());
+    assert!(failures.len() >= summaries.len(), "{mutant:?} went unnoticed: {:?}", summaries[0]);
+    for failure in &failures {
+        assert!(promises.contains(&failure.promise), "{mutant:?} broke something else:\n{failure}");
+    }
+}
+
+#[test]
+fn a_batch_delivered_twice_or_not_at_all_ends_its_epoch() {
+    // The world itself looks whether the link went on.
+    assert_defended(Mutant::DoubleBatch);
+    assert_defended(Mutant::LoseBatch);
+}
+
+#[test]
+fn a_batch_under_another_identity_is_dropped() {
+    for summary in assert_defended(Mutant::Misdeliver) {
+        assert!(summary.defences.stale_epoch > 0, "it went unnoticed: {summary:?}");
+    }
+}
+
+#[test]
+fn a_reply_repeated_in_another_ones_place_is_noticed() {
+    let (_, failures) = mutate(Mutant::RepeatReply);
+    assert!(failures.iter().any(|failure| failure.promise == Promise::Progress), "the other one is missing");
+}
+
+#[test]
+fn swapped_replies_are_caught() {
+    assert_caught(Mutant::SwapReplies, &[Promise::ExactlyOneAnswer]);
+}
+
+#[test]
+fn a_forgotten_order_is_caught() {
+    let (summaries, failures) = mutate(Mutant::ForgetOrder);
+    println!("{} worlds, {} caught", summaries.len() + failures.len(), failures.len());
+    assert!(!failures.is_empty(), "after a crash nothing else keeps the order");
+    for failure in &failures {
+        assert_eq!(failure.promise, Promise::InOrder, "{failure}");
+    }
+}
+
+#[test]
+fn a_doubled_or_lost_reply_is_caught() {
+    assert_caught(Mutant::DoubleMessage, &[Promise::ExactlyOneAnswer]);
+    assert_caught(Mutant::LoseMessage, &[Promise::InOrder, Promise::Progress]);
+}
+
+#[test]
+fn a_doubled_call_is_caught() {
+    assert_caught(Mutant::DoubleCall, &[Promise::Once]);
+}
+
+#[test]
+fn a_lost_logout_or_credit_is_caught() {
+    assert_caught(Mutant::LoseLogout, &[Promise::Progress]);
+    assert_caught(Mutant::LoseCredit, &[Promise::Progress, Promise::Arriving]);
+}
