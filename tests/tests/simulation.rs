@@ -84,17 +84,29 @@ fn the_same_seed_is_the_same_run() {
         let second = run(seed, Options::default()).unwrap();
         assert_eq!(first, second);
     }
-    let digests: Vec<u64> = (1..5).filter_map(|seed| run(seed, Options::default()).ok()).map(|s| s.digest).collect();
-    assert!(digests.windows(2).all(|pair| pair[0] != pair[1]), "different seeds are different runs");
+    let digests: Vec<u64> = (1..5)
+        .filter_map(|seed| run(seed, Options::default()).ok())
+        .map(|s| s.digest)
+        .collect();
+    assert!(
+        digests.windows(2).all(|pair| pair[0] != pair[1]),
+        "different seeds are different runs"
+    );
 }
 
 /// What a mutant came to over all its worlds: those in which it found an occasion.
 fn mutate(mutant: Mutant) -> (Vec<Summary>, Vec<Box<Failure>>) {
     let seeds: Vec<u64> = (0..MUTANT_SEEDS).collect();
-    let options = Options { mutant: Some(mutant), ..Options::default() };
+    let options = Options {
+        mutant: Some(mutant),
+        ..Options::default()
+    };
     let (mut summaries, failures) = run_all(&seeds, options);
     summaries.retain(|summary| summary.bent > 0);
-    assert!(!summaries.is_empty() || !failures.is_empty(), "{mutant:?} found no occasion");
+    assert!(
+        !summaries.is_empty() || !failures.is_empty(),
+        "{mutant:?} found no occasion"
+    );
     (summaries, failures)
 }
 
@@ -108,10 +120,21 @@ fn assert_defended(mutant: Mutant) -> Vec<Summary> {
 /// The checks find it wherever it has an effect that lasts, and name what is broken.
 fn assert_caught(mutant: Mutant, promises: &[Promise]) {
     let (summaries, failures) = mutate(mutant);
-    println!("{mutant:?}: {} worlds with occasions, {} caught", summaries.len() + failures.len(), failures.len());
-    assert!(failures.len() >= summaries.len(), "{mutant:?} went unnoticed: {:?}", summaries[0]);
+    println!(
+        "{mutant:?}: {} worlds with occasions, {} caught",
+        summaries.len() + failures.len(),
+        failures.len()
+    );
+    assert!(
+        failures.len() >= summaries.len(),
+        "{mutant:?} went unnoticed: {:?}",
+        summaries[0]
+    );
     for failure in &failures {
-        assert!(promises.contains(&failure.promise), "{mutant:?} broke something else:\n{failure}");
+        assert!(
+            promises.contains(&failure.promise),
+            "{mutant:?} broke something else:\n{failure}"
+        );
     }
 }
 
@@ -132,7 +155,12 @@ fn a_batch_under_another_identity_is_dropped() {
 #[test]
 fn a_reply_repeated_in_another_ones_place_is_noticed() {
     let (_, failures) = mutate(Mutant::RepeatReply);
-    assert!(failures.iter().any(|failure| failure.promise == Promise::Progress), "the other one is missing");
+    assert!(
+        failures
+            .iter()
+            .any(|failure| failure.promise == Promise::Progress),
+        "the other one is missing"
+    );
 }
 
 #[test]
@@ -143,7 +171,11 @@ fn swapped_replies_are_caught() {
 #[test]
 fn a_forgotten_order_is_caught() {
     let (summaries, failures) = mutate(Mutant::ForgetOrder);
-    println!("{} worlds, {} caught", summaries.len() + failures.len(), failures.len());
+    println!(
+        "{} worlds, {} caught",
+        summaries.len() + failures.len(),
+        failures.len()
+    );
     assert!(!failures.is_empty(), "after a crash nothing else keeps the order");
     for failure in &failures {
         assert_eq!(failure.promise, Promise::InOrder, "{failure}");

@@ -89,7 +89,8 @@ impl World {
         self.trace.mix(self.now, (pipe, direction, hasher.finish()));
         // A header alone is not worth a line.
         if !names.is_empty() {
-            self.trace.note(self.now, (pipe, direction, header.first_frame, names));
+            self.trace
+                .note(self.now, (pipe, direction, header.first_frame, names));
         }
     }
 

@@ -55,7 +55,11 @@ const OCCASIONS: u64 = 20;
 
 impl Bender {
     pub(super) fn new(mutant: Option<Mutant>) -> Self {
-        Self { mutant, seen: 0, tampered: Vec::new() }
+        Self {
+            mutant,
+            seen: 0,
+            tampered: Vec::new(),
+        }
     }
 }
 

@@ -163,11 +163,7 @@ impl World {
 
     /// The cores must have noticed what is wrong with a pipe.
     fn find_tampered(&self) -> Option<String> {
-        let mut open = self
-            .bender
-            .tampered
-            .iter()
-            .filter(|pipe| self.pipes[pipe.0].open);
+        let mut open = self.bender.tampered.iter().filter(|pipe| self.pipes[pipe.0].open);
         open.next()
             .map(|pipe| format!("{pipe:?} goes on although it lost or doubled a batch"))
     }
