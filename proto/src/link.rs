@@ -29,6 +29,9 @@ pub use lane::{
 /// The protocol versions that this build speaks, both included.
 pub const PROTOCOL_VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 
+/// Longest payload of a reply, in bytes: what a route may allow, and what a frontend always has room for.
+pub const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
+
 /// Picks the highest version that both ends speak.
 pub fn common_version(hello: &frames::Hello) -> Option<u32> {
     let highest = hello.version_max.min(*PROTOCOL_VERSIONS.end());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use holdfast_proto::config::Interval;
 use holdfast_proto::event::MAX_FIELD_BYTES;
+use holdfast_proto::link::MAX_REPLY_BYTES;
 use http::{HeaderValue, Uri};
 use serde::Deserialize;
 use url::Url;
@@ -24,8 +25,6 @@ const MAX_TIMEOUT: Interval = Interval::from_secs(600);
 const MIN_TIMEOUT: Interval = Interval::from_millis(10);
 const MAX_CONCURRENCY: usize = 65_536;
 const MAX_QUEUE: usize = 1_000_000;
-/// Replies pass through the link whole, and a frontend closes a connection whose output is over its bound, 4 MiB by default.
-const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 const MAX_URL_BYTES: usize = 2048;
 
 /// What is wrong with a file of routes: one line.

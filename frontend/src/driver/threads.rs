@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Instant, SystemTime};
 
-use holdfast_proto::link::{HEADER_DELAY, LaneConfig};
+use holdfast_proto::link::{HEADER_DELAY, LaneConfig, MAX_REPLY_BYTES};
 use holdfast_proto::{FrontendId, ShardId};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -243,8 +243,8 @@ fn start_shard(config: &Config, address: SocketAddr, parts: ShardParts) -> Resul
                     budget_bytes: limits.input_total_bytes / shards,
                 },
                 // The session's own bound speaks first; what TLS adds must not make the socket's speak instead.
-                outbox_bytes: limits.output_bytes * 2 + limits.max_message_bytes * 2,
-                outbox_total_bytes: limits.output_total_bytes / shards * 2,
+                outbox_bytes: limits.output_bytes * 2 + MAX_REPLY_BYTES * 2,
+                outbox_total_bytes: limits.output_total_bytes / shards * 2 + MAX_REPLY_BYTES * 2,
                 listener,
                 to_hub: parts.to_hub,
                 from_hub: parts.from_hub,

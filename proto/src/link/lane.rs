@@ -281,15 +281,15 @@ impl Lane {
         self.last_received = now;
         self.stats.batches_received += 1;
         self.handle_header(now, &header)?;
-        for (index, (frame, bytes)) in frames.into_iter().enumerate() {
-            let number = header.first_frame.wrapping_add(index as u64);
-            if number != self.received + 1 {
-                return Err(LaneError::Gap {
-                    expected: self.received + 1,
-                    got: number,
-                });
-            }
-            self.received = number;
+        // A header alone says it too: a peer that has no credit left sends nothing else.
+        if header.first_frame != self.received + 1 {
+            return Err(LaneError::Gap {
+                expected: self.received + 1,
+                got: header.first_frame,
+            });
+        }
+        for (frame, bytes) in frames {
+            self.received += 1;
             self.header_at.get_or_insert(now + self.config.header_delay);
             self.stats.frames_received += 1;
             // A command from a later protocol version: features say what may be sent, so it carries no promise.

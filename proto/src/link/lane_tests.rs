@@ -150,6 +150,20 @@ fn another_epoch_is_dropped_and_a_gap_is_fatal() {
 }
 
 #[test]
+fn a_lost_batch_is_noticed_by_the_header_that_follows() {
+    let now = Instant::now();
+    let (mut a, mut b) = pair(now);
+    a.enqueue(Command::Hello(Hello::default()), None);
+    assert!(a.poll_batch(now, 0, |_, _| {}).is_some(), "it is lost");
+    let later = now + Duration::from_millis(250);
+    let header = decode_batch(a.poll_header(later, 0).unwrap()).unwrap();
+    assert_eq!(
+        b.handle_batch(later, header, &mut Vec::new()),
+        Err(LaneError::Gap { expected: 1, got: 2 })
+    );
+}
+
+#[test]
 fn who_sends_beyond_its_credit_is_caught() {
     let now = Instant::now();
     let (mut a, mut b) = pair(now);

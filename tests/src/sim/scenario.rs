@@ -199,7 +199,7 @@ fn lane_config(rng: &mut Rng) -> LaneConfig {
         grant(16, 30_000),
     ];
     LaneConfig {
-        header_delay: HEADER_DELAY,
+        header_delay: rng.pick(&[Duration::ZERO, HEADER_DELAY, HEADER_DELAY]),
         heartbeat: HEARTBEAT,
         timeout: TIMEOUT,
         progress_timeout: None,
