@@ -283,7 +283,7 @@ impl World {
         }
         let unread = matches!(code, ErrorCode::BadRequest | ErrorCode::BackendFailed);
         let named = reply.reply_to == request.id.as_deref().unwrap_or_default();
-        if kind != request.kind || !named && !(unread && reply.reply_to.is_empty()) {
+        if kind != request.kind || !(named || unread && reply.reply_to.is_empty()) {
             return Err("the error is not in the request's form");
         }
         if !request.expects_reply() && code != ErrorCode::BackendFailed {
