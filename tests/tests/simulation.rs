@@ -3,6 +3,11 @@
 //! `HOLDFAST_SIM_SEED` sets the first fresh seed, `HOLDFAST_SIM_SEEDS` how many there are. A failure prints the command that
 //! shows it again.
 
+#![allow(
+    clippy::vec_box,
+    reason = "a failure comes boxed, because it is large and rare"
+)]
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,7 +34,7 @@ fn run_all(seeds: &[u64], options: Options) -> (Vec<Summary>, Vec<Box<Failure>>)
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
                     let result = run(*seed, options);
-                    let mut done = done.lock().unwrap();
+                    let mut done = done.lock().expect("no run panics with the lock held");
                     match result {
                         Ok(summary) => done.0.push(summary),
                         Err(failure) => done.1.push(failure),
@@ -38,7 +43,7 @@ fn run_all(seeds: &[u64], options: Options) -> (Vec<Summary>, Vec<Box<Failure>>)
             });
         }
     });
-    done.into_inner().unwrap()
+    done.into_inner().expect("no run panics with the lock held")
 }
 
 fn assert_none(failures: &[Box<Failure>]) {
