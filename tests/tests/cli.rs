@@ -1,5 +1,7 @@
 //! `holdfast up` and the commands beside it, as someone new would use them: real processes, generated keys.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
