@@ -25,8 +25,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept. Common servers close theirs after 5 s or more; shorter means fewer calls that
 /// meet a closing one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Unused connections kept per service and worker: about 20 KiB each, with the kernel's part.
-const MAX_IDLE_PER_SERVICE: usize = 64;
+/// Unused connections kept per service and worker: about 20 KiB each, with the kernel's part. Above the concurrency that
+/// routes have by default: below it, each burst would close connections that the next one opens again, which more than
+/// doubled the cost of a call.
+const MAX_IDLE_PER_SERVICE: usize = 1024;
 /// Most headers that a reply may have.
 const MAX_REPLY_HEADERS: usize = 100;
 /// Largest head of a reply, and the most of a body that is read ahead.

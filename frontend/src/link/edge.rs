@@ -153,6 +153,7 @@ pub async fn run(socket: LinkSocket, setup: LinkSetup) {
         hub,
         metrics,
         sender,
+        batches: to_shards.iter().map(|_| Vec::new()).collect(),
         to_shards,
         status,
         sends: 0,
@@ -179,6 +180,8 @@ struct Link {
     metrics: LinkMetrics,
     sender: RouterSendHalf,
     to_shards: Vec<mpsc::UnboundedSender<Vec<ToShard>>>,
+    /// By shard: what this turn has for it.
+    batches: Vec<Vec<ToShard>>,
     status: watch::Sender<Vec<PeerStatus>>,
     sends: usize,
     /// When the frontend was told to stop.
@@ -318,16 +321,15 @@ impl Link {
     }
 
     fn tell_shards(&mut self) {
-        let mut batches: Vec<Vec<ToShard>> = self.to_shards.iter().map(|_| Vec::new()).collect();
         while let Some((shard, message)) = self.hub.poll_shard() {
-            if let Some(batch) = batches.get_mut(usize::from(shard.0)) {
+            if let Some(batch) = self.batches.get_mut(usize::from(shard.0)) {
                 batch.push(message);
             }
         }
-        for (batch, shard) in batches.into_iter().zip(&self.to_shards) {
+        for (batch, shard) in self.batches.iter_mut().zip(&self.to_shards) {
             if !batch.is_empty() {
                 // A shard that is gone has ended the process, or is about to.
-                let _ = shard.send(batch);
+                let _ = shard.send(std::mem::take(batch));
             }
         }
     }
