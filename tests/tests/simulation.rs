@@ -170,7 +170,10 @@ fn a_reply_repeated_in_another_ones_place_is_noticed() {
 
 #[test]
 fn swapped_replies_are_caught() {
-    assert_caught(Mutant::SwapReplies, &[Promise::ExactlyOneAnswer]);
+    assert_caught(
+        Mutant::SwapReplies,
+        &[Promise::ExactlyOneAnswer, Promise::InOrder],
+    );
 }
 
 #[test]
@@ -201,5 +204,5 @@ fn a_doubled_call_is_caught() {
 #[test]
 fn a_lost_logout_or_credit_is_caught() {
     assert_caught(Mutant::LoseLogout, &[Promise::Progress]);
-    assert_caught(Mutant::LoseCredit, &[Promise::Progress, Promise::Arriving]);
+    assert_caught(Mutant::LoseCredit, &[Promise::Progress, Promise::Arriving, Promise::Bounded]);
 }

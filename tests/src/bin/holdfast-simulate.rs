@@ -1,5 +1,6 @@
 //! Runs the simulation for as long as one likes, or one seed again.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,10 +40,14 @@ fn main() -> ExitCode {
         mutant: None,
     };
     let (began, mut failed, mut requests) = (Instant::now(), 0u64, 0);
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
     for done in 0..arguments.seeds {
         match run(from.wrapping_add(done), options) {
             Ok(summary) => {
                 requests += summary.requests;
+                for (what, count) in &summary.seen {
+                    *seen.entry(what.clone()).or_default() += count;
+                }
                 if arguments.seeds == 1 {
                     println!("{summary:#?}");
                 }
@@ -62,6 +67,9 @@ fn main() -> ExitCode {
                 done + 1
             );
         }
+    }
+    if arguments.seeds > 1 {
+        println!("{seen:#?}");
     }
     if failed > 0 {
         ExitCode::FAILURE

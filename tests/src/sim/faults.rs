@@ -35,6 +35,28 @@ pub(super) enum Fault {
     Services(Mood),
 }
 
+impl Fault {
+    fn label(self) -> &'static str {
+        match self {
+            Self::KillBackend(_) => "kill backend",
+            Self::HoldBackend(..) => "hold backend",
+            Self::StopBackend(_) => "stop backend",
+            Self::StartBackend(_) => "start backend",
+            Self::Replace(_) => "replace backend",
+            Self::StickWorkers(..) => "stick workers",
+            Self::KillFrontend(_) => "kill frontend",
+            Self::StopFrontend(_) => "stop frontend",
+            Self::StartFrontend(_) => "start frontend",
+            Self::HoldFrontend(..) => "hold frontend",
+            Self::HoldHub(..) => "hold hub",
+            Self::HoldShard(..) => "hold shard",
+            Self::BreakPipe(_) => "break pipe",
+            Self::SlowPipe(..) => "slow pipe",
+            Self::Services(_) => "services",
+        }
+    }
+}
+
 impl World {
     pub(super) fn cause_chaos(&mut self) {
         if self.healed.is_some() {
@@ -44,6 +66,7 @@ impl World {
         self.queue.push(self.now + pause, Event::Chaos);
         if let Some(fault) = self.draw_fault() {
             self.summary.faults += 1;
+            self.saw("fault", fault.label());
             self.on_fault(fault);
         }
     }

@@ -33,6 +33,7 @@ mod shard;
 mod trace;
 mod world;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ pub struct Summary {
     /// How often a mutant bent something.
     pub bent: u64,
     pub defences: Defences,
+    /// How often what happened: each kind of fault, close, refusal and error, and what else is worth being sure of.
+    pub seen: BTreeMap<String, u64>,
 }
 
 /// What the cores themselves refused, over all lives of all processes.

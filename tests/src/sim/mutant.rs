@@ -6,6 +6,7 @@ use holdfast_proto::MessageKind;
 use holdfast_proto::link::frames::{Batch, frame};
 use holdfast_proto::link::{Command, decode_batch};
 use prost::Message as _;
+use prost::encoding::encoded_len_varint;
 
 use super::conn::ConnId;
 use super::nodes::FrontendLife;
@@ -123,8 +124,13 @@ impl World {
             .collect();
         match (mutant, replies.as_slice()) {
             (Mutant::ForgetOrder, [first, ..]) => {
-                if let Some(frame::Command::Reply(reply)) = &mut batch.frames[*first].command {
-                    reply.after = 0;
+                if let Some(frame::Command::Reply(reply)) = &mut batch.frames[*first].command
+                    && reply.after > 0
+                    // As long as it was: credits count bytes.
+                    && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
+                {
+                    // Who comes after itself waits for nobody.
+                    reply.after = reply.sequence;
                     self.summary.bent += 1;
                 }
             }

@@ -58,6 +58,9 @@ impl World {
         }
         self.summary.calls += 1;
         self.summary.replays += u64::from(request.attempt > 0);
+        if self.conns[conn.0].requests[request.sequence.0 as usize - 1].answered.is_some() {
+            self.saw("call", "after the answer");
+        }
         let sequence = request.sequence.0 as usize;
         let Some(route) = self.conns[conn.0].requests[sequence - 1].route() else {
             return;
@@ -206,6 +209,9 @@ impl World {
         if let Err(what) = judged {
             let what = format!("reply {} of {conn:?} ({code:?}): {what}", reply.seq);
             return self.fail(Promise::ExactlyOneAnswer, what);
+        }
+        if let Some(code) = code.iter().flatten() {
+            self.saw("error", code);
         }
         let poisoned = code.flatten().as_deref() == Some(ErrorCode::BackendFailed.label());
         self.check_order(conn, position, poisoned);

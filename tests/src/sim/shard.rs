@@ -207,6 +207,7 @@ impl World {
                 Ok(()) => true,
                 Err(Stalled(payload)) => {
                     self.conns[conn.0].stalled = Some((kind, payload));
+                    self.saw("stall", "");
                     false
                 }
             },
@@ -348,6 +349,7 @@ impl World {
             .note(self.now, ("refused", conn, refusal.status, refusal.code.clone()));
         self.check_admission(place, conn);
         self.check_refusal(conn, &refusal);
+        self.saw("refusal", &refusal.code);
         self.conns[conn.0].end_reason = Some("refused");
         self.say(place, conn, ToDevice::Refused(refusal));
         self.linger(place, conn, key);
@@ -371,6 +373,7 @@ impl World {
         };
         self.trace.note(self.now, ("closed", conn, key, code.label()));
         self.check_close(place, conn, (code, goodbye.as_ref()));
+        self.saw("close", code.label());
         self.conns[conn.0].end_reason = Some(code.label());
         if let Some(goodbye) = goodbye {
             let text = Bytes::from(goodbye.render());

@@ -364,6 +364,11 @@ impl World {
         instant.saturating_duration_since(self.base)
     }
 
+    /// Counts something that a run has seen.
+    pub(super) fn saw(&mut self, kind: &str, what: &str) {
+        *self.summary.seen.entry(format!("{kind} {what}")).or_default() += 1;
+    }
+
     /// Only the first broken promise counts: what follows is its consequence.
     pub(super) fn fail(&mut self, promise: Promise, what: String) {
         if self.failure.is_none() {
