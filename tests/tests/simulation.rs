@@ -204,5 +204,8 @@ fn a_doubled_call_is_caught() {
 #[test]
 fn a_lost_logout_or_credit_is_caught() {
     assert_caught(Mutant::LoseLogout, &[Promise::Progress]);
-    assert_caught(Mutant::LoseCredit, &[Promise::Progress, Promise::Arriving, Promise::Bounded]);
+    assert_caught(
+        Mutant::LoseCredit,
+        &[Promise::Progress, Promise::Arriving, Promise::Bounded],
+    );
 }

@@ -58,7 +58,10 @@ impl World {
         }
         self.summary.calls += 1;
         self.summary.replays += u64::from(request.attempt > 0);
-        if self.conns[conn.0].requests[request.sequence.0 as usize - 1].answered.is_some() {
+        if self.conns[conn.0].requests[request.sequence.0 as usize - 1]
+            .answered
+            .is_some()
+        {
             self.saw("call", "after the answer");
         }
         let sequence = request.sequence.0 as usize;
@@ -210,7 +213,7 @@ impl World {
             let what = format!("reply {} of {conn:?} ({code:?}): {what}", reply.seq);
             return self.fail(Promise::ExactlyOneAnswer, what);
         }
-        if let Some(code) = code.iter().flatten() {
+        if let Some(Some(code)) = &code {
             self.saw("error", code);
         }
         let poisoned = code.flatten().as_deref() == Some(ErrorCode::BackendFailed.label());

@@ -158,7 +158,9 @@ impl World {
         }
         let Ok(answer) = result else { return };
         if let ApiAnswer::Push(PushReport::Results(results)) = &answer {
-            results.iter().for_each(|r| self.saw("push", &format!("{:?}", r.status)));
+            results
+                .iter()
+                .for_each(|r| self.saw("push", &format!("{:?}", r.status)));
         }
         self.summary.pushes += u64::from(matches!(answer, ApiAnswer::Push(_)));
         if !self.is_true(ask.what, &answer) {
