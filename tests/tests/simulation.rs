@@ -176,18 +176,16 @@ fn swapped_replies_are_caught() {
     );
 }
 
+/// Order has two guards: the backend's sequencer, on a link that keeps the order of what it carries, and the predecessor that
+/// each reply names. With the second forgotten the first still holds.
 #[test]
-fn a_forgotten_order_is_caught() {
+fn a_forgotten_predecessor_alone_breaks_no_order() {
     let (summaries, failures) = mutate(Mutant::ForgetOrder);
-    println!(
-        "{} worlds, {} caught",
-        summaries.len() + failures.len(),
-        failures.len()
+    assert_none(&failures);
+    assert!(
+        summaries.iter().any(|summary| summary.bent > 0),
+        "no reply named a predecessor"
     );
-    assert!(!failures.is_empty(), "after a crash nothing else keeps the order");
-    for failure in &failures {
-        assert_eq!(failure.promise, Promise::InOrder, "{failure}");
-    }
 }
 
 #[test]

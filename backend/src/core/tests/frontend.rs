@@ -60,7 +60,11 @@ impl ScriptedFrontend {
         }
         let Some(lane) = &mut self.lane else { return };
         let mut got: Vec<Incoming> = Vec::new();
-        lane.handle_batch(now, decoded, &mut got).unwrap();
+        if lane.handle_batch(now, decoded, &mut got).is_err() {
+            // What came while it was silent is missing: this end of the link is over, as it would be for a real one.
+            self.lane = None;
+            return;
+        }
         for Incoming { command, charge } in got {
             if let Some(charge) = charge {
                 lane.release(charge);
