@@ -9,6 +9,6 @@ mod index;
 mod metrics;
 mod peer;
 
-pub use hub::{Hub, HubConfig, HubUsage, PeerStatus, PeerUsage};
+pub use hub::{Hub, HubConfig, HubUsage, MAX_ENDED, PeerStatus, PeerUsage};
 pub use index::{DeviceIndex, Swap};
 pub use metrics::LinkMetrics;

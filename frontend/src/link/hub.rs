@@ -8,6 +8,7 @@ mod query;
 mod shards;
 mod usage;
 
+pub use logins::MAX_ENDED;
 pub use usage::{HubUsage, PeerUsage};
 
 use std::collections::VecDeque;
@@ -64,6 +65,8 @@ pub struct Hub {
     next_peer: u32,
     next_attach: u32,
     index: DeviceIndex,
+    /// Sessions that ended while requests waited for credit; theirs are dropped together.
+    ended: rustc_hash::FxHashSet<holdfast_proto::SessionId>,
     /// Logins that backends have not answered.
     logins: FxHashMap<holdfast_proto::SessionId, logins::Login>,
     to_shards: VecDeque<(ShardId, ToShard)>,
@@ -97,6 +100,7 @@ impl Hub {
             next_peer: 0,
             next_attach: 0,
             index: DeviceIndex::default(),
+            ended: Default::default(),
             logins: FxHashMap::default(),
             to_shards: VecDeque::new(),
             notices: VecDeque::new(),

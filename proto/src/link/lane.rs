@@ -254,6 +254,12 @@ impl Lane {
         }
     }
 
+    /// Drops frames of `class` that have not gone out and that nobody wants any more.
+    pub fn retain_queued(&mut self, class: Class, mut wanted: impl FnMut(&Command) -> bool) {
+        let waiting = &mut self.classes[class as usize].waiting;
+        waiting.retain(|queued| queued.frame.command.as_ref().is_none_or(&mut wanted));
+    }
+
     /// Gives back the credit that a received frame was charged.
     pub fn release(&mut self, (class, bytes): (Class, u32)) {
         let amount = Grant {

@@ -1,5 +1,6 @@
 //! P7: nothing grows beyond its bound, and every account agrees with what it counts.
 
+use holdfast_frontend::link::MAX_ENDED;
 use holdfast_frontend::session::{MAX_CONTROLS, SessionUsage};
 use holdfast_proto::link::{Class, LaneUsage, MAX_UNACKNOWLEDGED};
 
@@ -111,8 +112,9 @@ impl World {
         }
         for peer in &usage.peers {
             let lane = &peer.lane;
-            // A session that has ended leaves what it had in the queue: its window's worth, once.
-            let slack = self.scenario.devices * self.scenario.shard.window.requests * 4;
+            // Sessions that are over: those whose requests will be dropped together, and those of which the hub has not heard.
+            let ended = MAX_ENDED + 3 * self.scenario.devices;
+            let slack = ended * self.scenario.shard.window.requests;
             let fits = lane.queued[Class::Requests as usize] <= requests + slack
                 && lane
                     .outstanding
@@ -143,7 +145,7 @@ impl World {
                 && lane.unacknowledged <= MAX_UNACKNOWLEDGED
         };
         // Requests that expired while they waited are answered although nothing else is taken.
-        let fits = usage.in_flight <= self.scenario.max_in_flight + credit && usage.waiting <= credit;
+        let fits = usage.in_flight <= 2 * self.scenario.max_in_flight && usage.waiting <= credit;
         if fits && usage.lanes.iter().all(within) {
             Ok(())
         } else {

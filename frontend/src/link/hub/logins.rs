@@ -3,12 +3,15 @@
 //! LOGIN and its answer pass through here, so the entry is made before the shard hears of the answer and says `@welcome`.
 
 use holdfast_proto::link::frames::{self, logged_in};
-use holdfast_proto::link::session_id;
+use holdfast_proto::link::{Class, Command, session_id};
 use holdfast_proto::{CloseCode, DeviceId, SessionId};
 
 use super::Hub;
 use crate::exchange::{PeerId, Presence};
 use crate::link::index::Swap;
+
+/// Ended sessions whose requests are dropped in one pass over the queues.
+pub const MAX_ENDED: usize = 64;
 
 /// A login that a backend was given.
 #[derive(Debug)]
@@ -58,5 +61,29 @@ impl Hub {
     pub(super) fn on_offline(&mut self, device: &DeviceId, session: SessionId) {
         self.logins.remove(&session);
         self.index.on_offline(device, session);
+        self.forget_requests(session);
+    }
+
+    /// What an ended session still had waiting for credit is dropped, or devices that come and go could fill the queues of
+    /// a slow backend beyond what windows bound.
+    fn forget_requests(&mut self, session: SessionId) {
+        if self.peers.iter().all(|p| p.lane.queued(Class::Requests) == 0) {
+            self.ended.clear();
+            return;
+        }
+        self.ended.insert(session);
+        if self.ended.len() < MAX_ENDED {
+            return;
+        }
+        let ended = std::mem::take(&mut self.ended);
+        for peer in &mut self.peers {
+            peer.lane.retain_queued(Class::Requests, |command| match command {
+                Command::TextMessage(request) | Command::BinaryMessage(request) => {
+                    let id = request.session.as_ref().and_then(|s| session_id(s.id).ok());
+                    id.is_none_or(|id| !ended.contains(&id))
+                }
+                _ => true,
+            });
+        }
     }
 }
