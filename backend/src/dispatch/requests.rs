@@ -290,13 +290,8 @@ impl Requests {
     fn begin(&mut self, link: LinkIndex, arrival: Arrival, now: Now) -> Result<(), Malformed> {
         let remaining = arrival.remaining(now.instant);
         let age = arrival.age(now.instant);
-        let Arrival {
-            request,
-            binary,
-            at: arrived,
-            ..
-        } = arrival;
-        let took = now.instant.saturating_duration_since(arrived);
+        let (arrived, took) = (arrival.at, now.instant.saturating_duration_since(arrival.at));
+        let Arrival { request, binary, .. } = arrival;
         let session = request.session.ok_or(Malformed)?;
         let sequence = Sequence(request.sequence);
         let key = RequestKey {
