@@ -32,20 +32,23 @@ impl Status {
 
 impl Frontend {
     fn lines(&self) -> String {
-        let mut text = String::from("frontend ");
-        if let Some(id) = self.id {
-            let _ = write!(text, " {id}");
-        }
-        if let Some(version) = &self.version {
-            let _ = write!(text, " {version}");
-        }
-        if let Some(process) = &self.process {
-            let _ = write!(text, " {}", process.words());
-        }
-        let _ = write!(text, ", {}", health(self.live, self.ready));
-        if let Some(wss) = &self.wss {
-            let _ = write!(text, ", {wss}");
-        }
+        let who = [
+            self.id.map(|id| id.to_string()),
+            self.version.clone(),
+            self.process.as_ref().map(Process::words),
+        ];
+        let who: Vec<_> = who.into_iter().flatten().collect();
+        let words = [
+            Some(who.join(" ")),
+            Some(health(self.live, self.ready).into()),
+            self.wss.clone(),
+        ];
+        let words: Vec<_> = words
+            .into_iter()
+            .flatten()
+            .filter(|word| !word.is_empty())
+            .collect();
+        let mut text = format!("frontend  {}", words.join(", "));
         let count = |n: Option<u64>| n.map_or("?".into(), |n| n.to_string());
         let _ = writeln!(
             text,
@@ -214,7 +217,7 @@ mod tests {
     #[test]
     fn what_was_not_said_is_a_question_mark() {
         let table = Status::default().table(Duration::ZERO);
-        assert!(table.contains("? sessions") && table.contains("does not answer"));
+        assert!(table.contains("? sessions") && table.starts_with("frontend  does not answer\n"));
         assert!(table.contains("no backend is attached"));
     }
 }
