@@ -81,6 +81,8 @@ pub(super) struct Conn {
     pub(super) heard: Time,
     /// When the frontend last asked for a sign of life.
     pub(super) pinged: Option<Time>,
+    /// A backend has said so of its session's login; the session itself may not have heard.
+    pub(super) welcomed: bool,
     pub(super) online: bool,
     /// What LOGOUT has to say of its end.
     pub(super) end_reason: Option<&'static str>,

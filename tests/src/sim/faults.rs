@@ -116,6 +116,56 @@ impl World {
         })
     }
 
+    /// A fault may strike right behind a frame that begins or ends something.
+    pub(super) fn strike(&mut self, pipe: PipeId, behind: &'static str) {
+        let odds = match behind {
+            "request" | "reply" | "ping" => self.scenario.strikes / 5,
+            _ => self.scenario.strikes,
+        };
+        if self.healed.is_some() || !self.rng.chance(odds) {
+            return;
+        }
+        let (frontend, backend) = (self.pipes[pipe.0].frontend, self.pipes[pipe.0].backend);
+        let until = self.now + self.pause();
+        let fault = match self.rng.below(if self.scenario.profile == Profile::Storm {
+            6
+        } else {
+            5
+        }) {
+            0 => Fault::KillBackend(backend),
+            1 => Fault::BreakPipe(pipe.0),
+            2 => Fault::HoldBackend(backend, until),
+            3 => Fault::HoldHub(frontend, until),
+            4 => Fault::StopBackend(backend),
+            _ => Fault::KillFrontend(frontend),
+        };
+        self.summary.faults += 1;
+        self.saw("strike behind", behind);
+        let at = self.now + self.rng.micros(0..=500);
+        self.queue.push(at, Event::Fault(fault));
+    }
+
+    /// A device was just asked for a sign of life: the frontend may stand still before it hears the answer.
+    pub(super) fn strike_ping(&mut self, (frontend, shard): (usize, usize)) {
+        if self.healed.is_some() || !self.rng.chance(self.scenario.strikes * 10) {
+            return;
+        }
+        self.summary.faults += 1;
+        self.saw("strike behind", "a device's ping");
+        let answer_time = self.scenario.shard.close_after - self.scenario.shard.ping_after;
+        let pause = match self.rng.below(2) {
+            // So that it goes on right when the time to answer is over.
+            0 => answer_time + self.rng.millis(0..=1500),
+            _ => self.rng.millis(1000..=9000),
+        };
+        let until = self.now + pause;
+        let fault = match self.rng.below(2) {
+            0 => Fault::HoldFrontend(frontend, until),
+            _ => Fault::HoldShard(frontend, shard, until),
+        };
+        self.queue.push(self.now, Event::Fault(fault));
+    }
+
     /// How long something stands still: mostly within what is tolerated, sometimes far beyond.
     fn pause(&mut self) -> Duration {
         match self.rng.weighted(&[50, 30, 15, 5]) {
@@ -140,6 +190,7 @@ impl World {
     pub(super) fn on_fault(&mut self, fault: Fault) {
         self.trace.note(self.now, fault);
         match fault {
+            Fault::KillBackend(index) if self.backends[index].life.is_none() => {}
             Fault::KillBackend(index) => {
                 let slot = self.backends[index].slot;
                 self.end_backend(index);
@@ -163,6 +214,7 @@ impl World {
                     life.stuck_until = until;
                 }
             }
+            Fault::KillFrontend(index) if self.frontends[index].life.is_none() => {}
             Fault::KillFrontend(index) => {
                 self.end_frontend(index);
                 let at = self.now + self.rng.millis(5..=1500);

@@ -16,6 +16,7 @@ const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 
 impl World {
     pub(super) fn send_down(&mut self, frontend: usize, identity: &Bytes, batch: Bytes) {
+        self.judge_work(&batch);
         let life = self.frontends[frontend].life.as_ref();
         if let Some(pipe) = life.and_then(|life| life.sockets.get(identity).copied()) {
             self.send(pipe, Direction::Down, batch);
@@ -55,6 +56,7 @@ impl World {
         let Some(batch) = pipe.way(direction).batches.pop_front() else {
             return;
         };
+        self.pipes[id.0].way(direction).heard = self.now;
         self.observe(id, direction, &batch);
         let pipe = &self.pipes[id.0];
         let (frontend, backend, link, attach) = (pipe.frontend, pipe.backend, pipe.link, pipe.attach);
@@ -77,16 +79,25 @@ impl World {
         let Ok((header, frames)) = decode_batch(batch.clone()) else {
             return;
         };
-        let mut names = Vec::new();
+        let mut names: Vec<(&'static str, u64)> = Vec::new();
         for command in frames.into_iter().filter_map(|(frame, _)| frame.command) {
             if let Command::LoggedOut(answer) = &command
                 && let Ok(id) = session_id(answer.id)
             {
                 self.logged_out.insert(id.as_u128());
             }
+            if let Command::LoggedIn(answer) = &command
+                && let Ok(id) = session_id(answer.id)
+                && let Some(conn) = self.sessions.get(&id.as_u128())
+            {
+                self.conns[conn.0].welcomed = true;
+            }
             names.push(name_of(&command));
         }
         self.trace.mix(self.now, (pipe, direction, hasher.finish()));
+        if let Some((name, _)) = names.last() {
+            self.strike(pipe, name);
+        }
         // A header alone is not worth a line.
         if !names.is_empty() {
             self.trace

@@ -14,6 +14,7 @@ mod bounds;
 mod closes;
 mod conn;
 mod device;
+mod fairness;
 mod faults;
 mod hub;
 mod links;
@@ -61,6 +62,8 @@ pub enum Promise {
     Bounded,
     Truthful,
     Logout,
+    /// Nobody is given up for a silence that was ours.
+    Fair,
     /// A core asked its channel for what is not legal.
     Protocol,
     /// Everything that is owed comes in the end.

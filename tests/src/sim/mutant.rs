@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_frontend::exchange::ToHub;
 use holdfast_proto::MessageKind;
-use holdfast_proto::link::frames::{Batch, frame};
+use holdfast_proto::link::frames::{Batch, Frame};
 use holdfast_proto::link::{Command, decode_batch};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
@@ -25,8 +25,10 @@ pub enum Mutant {
     Misdeliver,
     /// Two replies in a batch swap what they say.
     SwapReplies,
-    /// A reply forgets which one it comes after.
-    ForgetOrder,
+    /// Two replies in a batch change places.
+    Reorder,
+    /// They do, and forget which ones they come after.
+    ReorderBlindly,
     /// A reply comes once more, in place of the one behind it.
     RepeatReply,
     /// The device gets a reply twice.
@@ -107,7 +109,9 @@ impl World {
                     _ => vec![(pipe, batch)],
                 }
             }
-            Mutant::SwapReplies | Mutant::ForgetOrder | Mutant::RepeatReply if direction == Direction::Up => {
+            Mutant::SwapReplies | Mutant::Reorder | Mutant::ReorderBlindly | Mutant::RepeatReply
+                if direction == Direction::Up =>
+            {
                 vec![(pipe, self.bend_replies(mutant, batch))]
             }
             _ => vec![(pipe, batch)],
@@ -123,15 +127,10 @@ impl World {
             .filter(|n| matches!(&batch.frames[*n].command, Some(Command::Reply(r)) if !r.silent))
             .collect();
         match (mutant, replies.as_slice()) {
-            (Mutant::ForgetOrder, [first, ..]) => {
-                if let Some(frame::Command::Reply(reply)) = &mut batch.frames[*first].command
-                    && reply.after > 0
-                    // As long as it was: credits count bytes.
-                    && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
-                {
-                    // Who comes after itself waits for nobody.
-                    reply.after = reply.sequence;
-                    self.summary.bent += 1;
+            (Mutant::Reorder | Mutant::ReorderBlindly, [first, second, ..]) if self.bends(mutant) => {
+                batch.frames.swap(*first, *second);
+                if mutant == Mutant::ReorderBlindly {
+                    batch.frames.iter_mut().for_each(forget_order);
                 }
             }
             (Mutant::SwapReplies, [first, second, ..]) if self.bends(mutant) => {
@@ -206,6 +205,16 @@ impl World {
             defences.add_frontend(life);
         }
         defences
+    }
+}
+
+/// Who comes after itself waits for nobody. As long as it was, for credits count bytes.
+fn forget_order(frame: &mut Frame) {
+    if let Some(Command::Reply(reply)) = &mut frame.command
+        && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
+        && reply.after > 0
+    {
+        reply.after = reply.sequence;
     }
 }
 

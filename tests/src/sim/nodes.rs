@@ -22,8 +22,6 @@ use super::queue::Time;
 pub(super) struct Pace {
     due: Option<Time>,
     held_until: Time,
-    /// It was held and has not run since.
-    pub(super) resumed: bool,
     /// How long it was held in all, and will be.
     held: Time,
 }
@@ -39,7 +37,6 @@ impl Pace {
     pub(super) fn hold(&mut self, now: Time, until: Time) -> Option<Time> {
         self.held += until.saturating_sub(self.held_until.max(now));
         self.held_until = self.held_until.max(until);
-        self.resumed = true;
         self.due = None;
         self.wake(self.held_until)
     }
@@ -104,6 +101,8 @@ pub(super) struct ShardNode {
     pub(super) lost: Vec<(SessionKey, ConnId)>,
     /// When it heard that a backend was lost.
     pub(super) losses: Vec<Time>,
+    /// Sessions that it ever had at once.
+    pub(super) most_sessions: usize,
     /// When the latest message to it and from it arrives: none overtakes another.
     last_in: Time,
     last_out: Time,
@@ -122,6 +121,7 @@ impl ShardNode {
             closed: Vec::new(),
             lost: Vec::new(),
             losses: Vec::new(),
+            most_sessions: 0,
             last_in: Time::ZERO,
             last_out: Time::ZERO,
         }

@@ -42,6 +42,8 @@ pub(super) struct Way {
     pub(super) batches: VecDeque<Bytes>,
     /// When the latest batch arrives: none overtakes another.
     pub(super) last: Time,
+    /// When a batch last arrived.
+    pub(super) heard: Time,
 }
 
 impl Way {

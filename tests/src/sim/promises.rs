@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_backend::dispatch::CallId;
 use holdfast_backend::service::{CallOutcome, ServiceRequest};
+use holdfast_proto::link::{Command, decode_batch, session_id};
 use holdfast_proto::{ErrorCode, MessageKind};
 
 use super::Promise;
@@ -127,6 +128,34 @@ impl World {
             return Err("it was answered already, and this backend is not a lost one");
         }
         Ok(())
+    }
+
+    /// The frontend gives requests to a backend: each says with how many it was lost before.
+    pub(super) fn judge_work(&mut self, batch: &Bytes) {
+        let Ok((_, frames)) = decode_batch(batch.clone()) else {
+            return;
+        };
+        for command in frames.into_iter().filter_map(|(frame, _)| frame.command) {
+            let (Command::TextMessage(request) | Command::BinaryMessage(request)) = command else {
+                continue;
+            };
+            let id = session_id(request.session.and_then(|s| s.id)).ok();
+            let Some(conn) = id.and_then(|id| self.sessions.get(&id.as_u128()).copied()) else {
+                continue;
+            };
+            let position = (request.sequence as usize).wrapping_sub(1);
+            let Some(known) = self.conns[conn.0].requests.get_mut(position) else {
+                continue;
+            };
+            let given = known.given;
+            known.given += 1;
+            if request.attempt != given {
+                let (sequence, attempt) = (request.sequence, request.attempt);
+                let what =
+                    format!("request {sequence} of {conn:?} has attempt {attempt} after {given} losses");
+                return self.fail(Promise::Once, what);
+            }
+        }
     }
 
     /// Backends lost, as the connection's shard has heard.
