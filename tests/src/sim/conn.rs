@@ -102,6 +102,8 @@ pub(super) struct Conn {
     pub(super) requests: Vec<Request>,
     /// A later request of the domain was answered before an earlier one, which only a poisoned one may excuse.
     pub(super) overtaken: Vec<(u64, u64)>,
+    /// The version of the session's state that the device was told last.
+    pub(super) updated: u64,
     /// Control messages that the device waits for an answer to.
     pub(super) controls: usize,
 }

@@ -106,6 +106,7 @@ impl World {
             said_hello: false,
             requests: Vec::new(),
             overtaken: Vec::new(),
+            updated: 0,
             controls: 0,
         });
         self.summary.connections += 1;
@@ -178,7 +179,7 @@ impl World {
                 conn,
                 FromDevice::Message(MessageKind::Text, Bytes::from_static(b"@ping")),
             ),
-            2 => self.say_control(conn),
+            2 => (0..self.rng.pick(&[1, 1, 3, 9])).for_each(|_| self.say_control(conn)),
             3 => {
                 self.conns[conn.0].reading = false;
                 let at = self.now + self.rng.millis(100..=4000);

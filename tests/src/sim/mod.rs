@@ -17,6 +17,7 @@ mod device;
 mod fairness;
 mod faults;
 mod hub;
+mod ledger;
 mod links;
 mod message;
 mod mutant;
@@ -64,6 +65,8 @@ pub enum Promise {
     Logout,
     /// Nobody is given up for a silence that was ours.
     Fair,
+    /// Whatever comes from a backend that was declared gone is dropped.
+    Fenced,
     /// A core asked its channel for what is not legal.
     Protocol,
     /// Everything that is owed comes in the end.

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use holdfast_frontend::exchange::ToHub;
 use holdfast_proto::MessageKind;
+use holdfast_proto::link::Command;
 use holdfast_proto::link::frames::{Batch, Frame};
-use holdfast_proto::link::{Command, decode_batch};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 
 use super::conn::ConnId;
+use super::ledger::Parcel;
 use super::nodes::FrontendLife;
 use super::pipe::{Direction, PipeId};
 use super::world::World;
@@ -85,13 +86,12 @@ impl World {
         &mut self,
         pipe: PipeId,
         direction: Direction,
-        batch: Bytes,
-    ) -> Vec<(PipeId, Bytes)> {
+        batch: Parcel,
+    ) -> Vec<(PipeId, Parcel)> {
         let Some(mutant) = self.bender.mutant else {
             return vec![(pipe, batch)];
         };
-        let has_frames = decode_batch(batch.clone()).is_ok_and(|(_, frames)| !frames.is_empty());
-        if !has_frames {
+        if batch.frames.is_empty() {
             return vec![(pipe, batch)];
         }
         if matches!(mutant, Mutant::DoubleBatch | Mutant::LoseBatch) && self.bends(mutant) {
@@ -112,7 +112,7 @@ impl World {
             Mutant::SwapReplies | Mutant::Reorder | Mutant::ReorderBlindly | Mutant::RepeatReply
                 if direction == Direction::Up =>
             {
-                vec![(pipe, self.bend_replies(mutant, batch))]
+                vec![(pipe, Parcel::new(self.bend_replies(mutant, batch.batch)))]
             }
             _ => vec![(pipe, batch)],
         }

@@ -8,7 +8,7 @@ use holdfast_backend::core::{ApiRequest, Backend};
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::push::Ticket;
 use holdfast_backend::service::CallOutcome;
-use holdfast_frontend::exchange::{ToHub, ToShard};
+use holdfast_frontend::exchange::{PeerId, ToHub, ToShard};
 use holdfast_frontend::link::{Hub, LinkMetrics};
 use holdfast_frontend::session::{SessionKey, Shard, ShardMetrics};
 use holdfast_proto::ShardId;
@@ -99,6 +99,8 @@ pub(super) struct ShardNode {
     pub(super) closed: Vec<SessionKey>,
     /// Sessions whose connection ended just now: what was asked of it before may still be among the outputs.
     pub(super) lost: Vec<(SessionKey, ConnId)>,
+    /// Backends of which it has heard that they are gone.
+    pub(super) gone: BTreeSet<PeerId>,
     /// When it heard that a backend was lost.
     pub(super) losses: Vec<Time>,
     /// Sessions that it ever had at once.
@@ -120,6 +122,7 @@ impl ShardNode {
             by_slot: Vec::new(),
             closed: Vec::new(),
             lost: Vec::new(),
+            gone: BTreeSet::new(),
             losses: Vec::new(),
             most_sessions: 0,
             last_in: Time::ZERO,

@@ -86,8 +86,16 @@ impl World {
     fn take_from_hub(&mut self, place: Place, message: ToShard) {
         let (now, at) = (self.instant(), self.now);
         let Some(shard) = self.shard(place) else { return };
-        if matches!(message, ToShard::PeerGone { graceful: false, .. }) {
-            shard.losses.push(at);
+        match &message {
+            ToShard::PeerGone { peer, graceful, .. } => {
+                shard.gone.insert(*peer);
+                shard.losses.extend((!graceful).then_some(at));
+            }
+            ToShard::Frame { peer, incoming } if shard.gone.contains(peer) => {
+                let what = format!("{:?} of {peer:?} comes after its end", incoming.command);
+                return self.fail(Promise::Fenced, what);
+            }
+            _ => {}
         }
         let logged_in = match &message {
             ToShard::Frame {
