@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Crash;
 use super::pipe::PipeId;
 use super::queue::Time;
 use super::scenario::Profile;
@@ -30,6 +31,8 @@ pub(super) enum Fault {
     HoldFrontend(usize, Time),
     HoldHub(usize, Time),
     HoldShard(usize, usize, Time),
+    /// The machine stands still: every process at once.
+    HoldAll(Time),
     BreakPipe(usize),
     SlowPipe(usize, Time),
     Services(Mood),
@@ -50,6 +53,7 @@ impl Fault {
             Self::HoldFrontend(..) => "hold frontend",
             Self::HoldHub(..) => "hold hub",
             Self::HoldShard(..) => "hold shard",
+            Self::HoldAll(_) => "hold all",
             Self::BreakPipe(_) => "break pipe",
             Self::SlowPipe(..) => "slow pipe",
             Self::Services(_) => "services",
@@ -95,9 +99,10 @@ impl World {
         Some(match kind {
             4 if self.rng.chance(300) => Fault::StopFrontend(frontend),
             4 => Fault::KillFrontend(frontend),
-            5 => match self.rng.below(3) {
+            5 => match self.rng.below(4) {
                 0 => Fault::HoldFrontend(frontend, until),
-                1 => Fault::HoldHub(frontend, until),
+                1 => Fault::HoldAll(until),
+                2 => Fault::HoldHub(frontend, until),
                 _ => Fault::HoldShard(frontend, self.rng.below(usize::from(self.scenario.shards)), until),
             },
             6 => {
@@ -231,17 +236,40 @@ impl World {
                     self.start_frontend(index);
                 }
             }
-            Fault::HoldFrontend(index, until) => {
-                self.hold(Actor::Hub(index), until);
-                for shard in 0..usize::from(self.scenario.shards) {
-                    self.hold(Actor::Shard(index, shard), until);
-                }
+            Fault::HoldFrontend(index, until) => self.hold_frontend(index, until),
+            Fault::HoldAll(until) => {
+                (0..self.frontends.len()).for_each(|index| self.hold_frontend(index, until));
+                (0..self.backends.len()).for_each(|index| self.hold(Actor::Backend(index), until));
             }
             Fault::HoldHub(index, until) => self.hold(Actor::Hub(index), until),
             Fault::HoldShard(index, shard, until) => self.hold(Actor::Shard(index, shard), until),
             Fault::BreakPipe(pipe) => self.break_pipe(PipeId(pipe), (false, false)),
             Fault::SlowPipe(pipe, until) => self.pipes[pipe].slow_until = until,
             Fault::Services(mood) => self.mood = mood,
+        }
+    }
+
+    fn hold_frontend(&mut self, index: usize, until: Time) {
+        self.hold(Actor::Hub(index), until);
+        for shard in 0..usize::from(self.scenario.shards) {
+            self.hold(Actor::Shard(index, shard), until);
+        }
+    }
+
+    /// The one death of a world in which nothing else goes wrong.
+    pub(super) fn crash(&mut self) {
+        let fault = match self.options.crash {
+            Some(Crash::Backend { step }) if step == self.step => {
+                self.pick_backend(false).map(Fault::KillBackend)
+            }
+            Some(Crash::Frontend { step }) if step == self.step => {
+                Some(Fault::KillFrontend(self.rng.below(self.frontends.len())))
+            }
+            _ => None,
+        };
+        if let Some(fault) = fault {
+            self.summary.faults += 1;
+            self.on_fault(fault);
         }
     }
 

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_proto::link::{Command, session_id};
+use holdfast_proto::link::{Command, Epoch, session_id};
 
 use super::ledger::{Ledger, Parcel};
 use super::nodes::{News, NewsEvent};
@@ -59,7 +59,9 @@ impl World {
         let Some(parcel) = pipe.way(direction).batches.pop_front() else {
             return;
         };
-        self.pipes[id.0].way(direction).heard = self.now;
+        if direction == Direction::Down || self.is_own(id, &parcel) {
+            self.pipes[id.0].way(direction).heard = self.now;
+        }
         self.note_arrived(id, direction, &parcel);
         self.observe(id, direction, &parcel);
         let batch = parcel.batch;
@@ -75,6 +77,13 @@ impl World {
             }
             Direction::Down => self.on_news(backend, (link, attach), NewsEvent::Batch(batch)),
         }
+    }
+
+    /// Whether a batch is of the very backend whose socket it comes from: another one's is no sign of its life.
+    fn is_own(&self, id: PipeId, parcel: &Parcel) -> bool {
+        let pipe = &self.pipes[id.0];
+        let from = parcel.header.from.map(Epoch::from);
+        from.is_some_and(|from| (from.boot, from.attach) == (self.backends[pipe.backend].boot, pipe.attach))
     }
 
     /// Reads along: LOGOUTs that backends confirm, and the trace.

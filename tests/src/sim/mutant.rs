@@ -174,7 +174,7 @@ impl World {
             self.bender.mutant,
             Some(Mutant::DoubleBatch | Mutant::LoseBatch | Mutant::RepeatReply)
         );
-        self.scenario.is_graceful() && !breaks_links
+        self.scenario.is_graceful() && !breaks_links && self.options.crash.is_none()
     }
 
     /// How often a call is made.

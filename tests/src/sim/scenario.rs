@@ -71,7 +71,7 @@ impl Scenario {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         let profile = [Profile::Calm, Profile::Graceful, Profile::Crash, Profile::Storm]
             [rng.weighted(&[5, 25, 45, 25])];
-        let frontends = 1 + rng.weighted(&[70, 30]);
+        let frontends = 1 + rng.weighted(&[60, 30, 10]);
         Self {
             profile,
             frontends,
