@@ -10,6 +10,7 @@ pub mod config;
 pub mod event;
 pub mod ids;
 pub mod link;
+pub mod share;
 
 pub use codes::{CloseCode, ErrorCode};
 pub use ids::{
@@ -18,3 +19,4 @@ pub use ids::{
 };
 /// Whether a device's message is text or binary.
 pub use link::frames::MessageKind;
+pub use share::{Share, ShareError};

@@ -338,7 +338,7 @@ impl Attachment {
             window_requests: hello.window_requests,
             build: hello.build.chars().take(64).collect(),
         });
-        lane.enqueue(Command::Ready(Ready {}), None);
+        lane.enqueue(Command::Ready(Ready::default()), None);
         lane.enqueue(Command::Sync(Sync { cursor: 0 }), None);
         self.failures = 0;
         self.state = State::Attached {

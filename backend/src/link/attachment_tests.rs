@@ -375,7 +375,7 @@ fn a_frontend_that_breaks_the_protocol_is_left() {
     );
 
     for (command, reason) in [
-        (Command::Ready(Ready {}), "a frame before Hello"),
+        (Command::Ready(Ready::default()), "a frame before Hello"),
         (
             Command::Hello(Hello {
                 version_min: 2,

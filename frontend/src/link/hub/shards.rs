@@ -34,6 +34,7 @@ impl Hub {
             }
             ToHub::Release { peer, charge } => self.release(peer, Some(charge)),
             ToHub::Drained { peer } => self.on_shard_drained(peer),
+            ToHub::ShareTaken { peer } => self.on_share_taken(peer),
             ToHub::Offline { device, session } => self.on_offline(&device, session),
             ToHub::PushDone { peer, result } => self.answer(peer, Command::PushResult(result)),
             ToHub::BroadcastDone {
