@@ -203,10 +203,12 @@ impl Requests {
         let call = self.deadlines.first().map(|(deadline, _)| *deadline);
         let waiting = self.backlog.iter().filter_map(VecDeque::front);
         let backlog = waiting.filter_map(|arrival| {
-            if self.is_full() {
+            if !self.is_full() {
+                Some(arrival.at)
+            } else if self.takes_expired() {
                 arrival.expires()
             } else {
-                Some(arrival.at)
+                None
             }
         });
         call.into_iter().chain(backlog).min()
@@ -233,6 +235,11 @@ impl Requests {
 
     fn is_full(&self) -> bool {
         self.sequencer.total_in_flight() >= self.max_in_flight
+    }
+
+    /// What has expired is answered although nothing else is taken; but not when the answers do not leave either.
+    fn takes_expired(&self) -> bool {
+        self.sequencer.total_in_flight() < 2 * self.max_in_flight
     }
 
     /// All that is due ends before places are given on: a waiting call that is due as well is not started for nothing.
@@ -269,9 +276,10 @@ impl Requests {
         let mut skipped = 0;
         while skipped < links {
             self.turn = (self.turn + 1) % links;
-            let full = self.is_full();
+            let (full, takes_expired) = (self.is_full(), self.takes_expired());
             let expired = |arrival: &mut Arrival| arrival.expires().is_some_and(|at| now.instant >= at);
-            match self.backlog[self.turn].pop_front_if(|arrival| !full || expired(arrival)) {
+            let may_take = |arrival: &mut Arrival| !full || takes_expired && expired(arrival);
+            match self.backlog[self.turn].pop_front_if(may_take) {
                 Some(arrival) => {
                     skipped = 0;
                     self.take(LinkIndex::new(self.turn), arrival, now);
