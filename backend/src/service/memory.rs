@@ -104,13 +104,11 @@ impl ReplyMemory {
             return Ok(ReplyRoom::default());
         }
         let metrics = &self.shared.metrics;
-        let room = match timeout_at(deadline.into(), self.acquire(route, bytes)).await {
-            Ok(Ok(reserved)) => reserved,
-            // Nobody closes the semaphores.
-            Ok(Err(_)) | Err(_) => {
-                metrics.refused.inc();
-                return Err(FailureDetail::NoRoom);
-            }
+        // Nobody closes the semaphores: an error is the deadline's.
+        let acquired = timeout_at(deadline.into(), self.acquire(route, bytes)).await;
+        let Ok(Ok(room)) = acquired else {
+            metrics.refused.inc();
+            return Err(FailureDetail::NoRoom);
         };
         metrics.reserved.inc_by(room.of_all.num_permits() as i64);
         Ok(ReplyRoom { reserved: Some(room) })
