@@ -63,7 +63,9 @@ pub struct Config {
     /// How long a graceful stop may take before the crash path. Default `"30s"`; 1 s to 1 h.
     #[serde(default = "default_drain_grace")]
     pub drain_grace: Interval,
-    /// Requests in this process, waiting or being answered. Default 8192; 1 to 1,000,000. Each costs its payload and about 1 KiB.
+    /// Requests in this process, waiting or being answered. A quarter of them is kept for the configured frontends in equal
+    /// parts, so that one with slow requests cannot take them all. Default 8192; 1 to 1,000,000. Each costs its payload and
+    /// about 1 KiB.
     #[serde(default = "default_max_in_flight")]
     pub max_in_flight: usize,
     /// Memory for replies of services while they are read, over all workers; those up to 8 KiB do not count. One route may use
