@@ -5,7 +5,7 @@ use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Lane, LaneStats, Origin};
 use rustc_hash::FxHashMap;
 
-use crate::exchange::{PeerId, SentTickets, Ticket};
+use crate::exchange::{BroadcastCounts, PeerId, SentTickets, Ticket};
 
 /// Where an attachment stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,8 +129,7 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(super) struct Broadcast {
     pub(super) shards: usize,
-    pub(super) written: u64,
-    pub(super) dropped: u64,
+    pub(super) counts: BroadcastCounts,
 }
 
 impl Peer {

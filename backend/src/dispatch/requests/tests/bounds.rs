@@ -65,6 +65,26 @@ fn expired_requests_are_taken_up_to_a_bound_of_their_own() {
 }
 
 #[test]
+fn a_frontend_with_slow_requests_leaves_others_their_places() {
+    let mut bench = Bench::new(16);
+    for n in 1..=20 {
+        bench.send(request(n, event("Wide", "n")));
+    }
+    assert_eq!((bench.requests.in_flight(), bench.requests.waiting()), (14, 6));
+    for n in 1..=3 {
+        bench.send_on(OTHER, request(n, event("Wide", "n")));
+    }
+    bench.advance(0);
+    assert_eq!((bench.requests.in_flight(), bench.requests.waiting()), (16, 7));
+    // A shared place comes free: it goes to whoever has fewer, however long the others have waited.
+    bench.reply(0);
+    bench.reply(1);
+    bench.advance(0);
+    let taken: Vec<u64> = bench.calls[14..].iter().map(|c| c.1.sequence.0).collect();
+    assert_eq!(taken, [1, 2, 3, 15]);
+}
+
+#[test]
 fn a_lost_link_cancels_its_work_only() {
     let mut bench = Bench::new(3);
     bench.send(request(1, event("N", "n")));
