@@ -118,6 +118,10 @@ impl Shard {
                 self.metrics.replayed_requests.inc_by(replayed as u64);
                 lost_work |= active.window.has_unsent();
             }
+            let key = session.key();
+            if lost_work {
+                self.fail_poisonous_controls(now, key);
+            }
             if lost_lifecycle || lost_work {
                 self.deliver(now, slot as u32);
             }
