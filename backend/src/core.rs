@@ -10,6 +10,7 @@ mod commands;
 mod epochs;
 mod metrics;
 mod operations;
+mod share;
 mod usage;
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Incoming, LaneStats, Origin};
 use tracing::info;
 
@@ -32,6 +34,7 @@ use crate::service::{CallOutcome, ServiceRequest};
 pub use crate::dispatch::Now;
 pub use metrics::CoreMetrics;
 pub use operations::{ApiAnswer, ApiRequest};
+pub use share::ShareRefused;
 pub use usage::BackendUsage;
 
 /// Bytes of replies that wait for their turn or for credit, over all sessions.
@@ -97,6 +100,7 @@ pub struct Backend {
     actions: VecDeque<Action>,
     metrics: CoreMetrics,
     stop: Stop,
+    share: Share,
     progress: u64,
     /// Which link the next batch is taken from.
     turn: usize,
@@ -148,6 +152,7 @@ impl Backend {
             actions: VecDeque::new(),
             metrics,
             stop: Stop::No,
+            share: settings.link.share,
             progress: 0,
             turn: 0,
             again: None,
@@ -307,9 +312,11 @@ impl Backend {
     pub fn frontends(&self) -> Vec<api::Frontend> {
         let frontend = |link: &Link| api::Frontend {
             id: link.attachment.frontend().map(|f| f.id),
+            epoch: link.attachment.frontend().map(|f| f.epoch),
             state: match link.attachment.state() {
                 LinkState::Detached if link.attachment.frontend().is_some() => "lost",
                 LinkState::Detached | LinkState::Greeting => "connecting",
+                LinkState::Attached if link.attachment.is_standby() => "standby",
                 LinkState::Attached => "active",
                 LinkState::Draining => "draining",
                 LinkState::Finished => "finished",

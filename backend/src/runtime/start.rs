@@ -196,6 +196,7 @@ fn core_settings(config: &Config, boot: Uuid) -> CoreSettings {
         boot: boot.as_u128(),
         lane,
         retry: config.link.reconnect.get(),
+        share: holdfast_proto::Share::FULL,
     };
     CoreSettings {
         link,
