@@ -84,7 +84,7 @@ impl World {
             life.core.handle_timeout(now, progress);
         }
         let has = self.links_of_backend(index);
-        self.check_judged(&had, &has, Direction::Down);
+        self.check_judged((Actor::Backend(index), Direction::Down), (&had, &has));
         moved |= self.act_for_backend(index);
         while let Some((link, batch)) = self.poll_transmit(index) {
             moved = true;

@@ -21,6 +21,7 @@ use super::queue::Time;
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     due: Option<Time>,
+    held_since: Time,
     held_until: Time,
     /// How long it was held in all, and will be.
     held: Time,
@@ -36,6 +37,9 @@ impl Pace {
 
     pub(super) fn hold(&mut self, now: Time, until: Time) -> Option<Time> {
         self.held += until.saturating_sub(self.held_until.max(now));
+        if !self.is_held(now) {
+            self.held_since = now;
+        }
         self.held_until = self.held_until.max(until);
         self.due = None;
         self.wake(self.held_until)
@@ -52,6 +56,12 @@ impl Pace {
 
     pub(super) fn is_held(&self, now: Time) -> bool {
         now < self.held_until
+    }
+
+    /// How long it was held when it was last held, and how long ago that ended.
+    pub(super) fn last_hold(&self, now: Time) -> (Time, Time) {
+        let length = self.held_until - self.held_since;
+        (length, now.saturating_sub(self.held_until))
     }
 
     /// How long it has been held so far.

@@ -311,7 +311,7 @@ impl World {
         }
     }
 
-    fn pace(&mut self, actor: Actor) -> Option<&mut super::nodes::Pace> {
+    pub(super) fn pace(&mut self, actor: Actor) -> Option<&mut super::nodes::Pace> {
         match actor {
             Actor::Hub(frontend) => Some(&mut self.frontends[frontend].life.as_mut()?.pace),
             Actor::Shard(frontend, shard) => Some(
