@@ -159,7 +159,11 @@ fn read_failure(line: &str) -> Option<(u64, String)> {
 fn simulate(program: &Path, mutant: &str, (from, seeds): (u64, u64)) -> Output {
     let mut command = Command::new(program);
     command.env(SWITCH, mutant).arg("--from").arg(from.to_string());
-    let output = command.arg("--seeds").arg(seeds.to_string()).output();
+    command
+        .args(["--threads", "1"])
+        .arg("--seeds")
+        .arg(seeds.to_string());
+    let output = command.output();
     output.expect("the program that was just built")
 }
 
