@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use holdfast_proto::ids::DeviceId;
 
+use crate::bench::BenchArgs;
+
 /// Holds device connections and never lets one go because the software behind it changed.
 #[derive(Parser)]
 #[command(name = "holdfast", version, after_help = EXAMPLES)]
@@ -39,6 +41,7 @@ pub(crate) enum Command {
     Device(DeviceArgs),
     Push(PushArgs),
     Status(StatusArgs),
+    Bench(BenchArgs),
     #[command(hide = true)]
     SupervisedExec(SupervisedExecArgs),
 }
@@ -176,7 +179,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
         _ => Err("allowed: more than 0, at most 1000000".into()),

@@ -4,6 +4,7 @@
 //! usage exits with 2.
 
 mod args;
+mod bench;
 mod demo;
 mod device;
 mod files;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Device(options) => device::run(&args.dir, &options),
         Command::Push(options) => push::run(&args.dir, &options),
         Command::Status(options) => status::run(&args.dir, &options),
+        Command::Bench(options) => bench::run(&options),
         Command::SupervisedExec(options) => up::child::exec(&options),
     };
     result.unwrap_or_else(|error| {
