@@ -10,6 +10,9 @@ mod commands;
 mod epochs;
 mod metrics;
 mod operations;
+mod owed;
+mod report;
+mod share;
 mod usage;
 
 use std::collections::VecDeque;
@@ -17,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Incoming, LaneStats, Origin};
 use tracing::info;
 
@@ -32,6 +36,8 @@ use crate::service::{CallOutcome, ServiceRequest};
 pub use crate::dispatch::Now;
 pub use metrics::CoreMetrics;
 pub use operations::{ApiAnswer, ApiRequest};
+pub use owed::MAX_OWED_CLOSES;
+pub use share::ShareRefused;
 pub use usage::BackendUsage;
 
 /// Bytes of replies that wait for their turn or for credit, over all sessions.
@@ -42,6 +48,8 @@ const LIFECYCLE_BACKLOG: usize = 1024;
 /// Marks of frames that are accounted for until they are sent; the ticket is their payload's size.
 const SOURCE_REPLY: u8 = 1;
 const SOURCE_PUSH: u8 = 2;
+/// Here the ticket is that of the owed CLOSE.
+const SOURCE_CLOSE: u8 = 3;
 
 /// What a backend is told at start.
 #[derive(Debug, Clone)]
@@ -97,6 +105,7 @@ pub struct Backend {
     actions: VecDeque<Action>,
     metrics: CoreMetrics,
     stop: Stop,
+    share: Share,
     progress: u64,
     /// Which link the next batch is taken from.
     turn: usize,
@@ -113,6 +122,8 @@ struct Link {
     held_back: VecDeque<(Class, u32)>,
     /// Bytes of pushes that wait for credit.
     push_bytes: usize,
+    closes: owed::OwedCloses,
+    report: report::LossReport,
     online: u64,
     counted: LaneStats,
 }
@@ -137,6 +148,8 @@ impl Backend {
             attachment: Attachment::new(shared.clone(), settings.seed.wrapping_add(n as u64)),
             held_back: VecDeque::new(),
             push_bytes: 0,
+            closes: owed::OwedCloses::default(),
+            report: report::LossReport::default(),
             online: 0,
             counted: LaneStats::default(),
         };
@@ -148,6 +161,7 @@ impl Backend {
             actions: VecDeque::new(),
             metrics,
             stop: Stop::No,
+            share: settings.link.share,
             progress: 0,
             turn: 0,
             again: None,
@@ -176,6 +190,10 @@ impl Backend {
         match taken {
             Ok(step) => {
                 self.on_step(link, step, now);
+                let Link {
+                    attachment, closes, ..
+                } = &mut self.links[link.get()];
+                closes.on_acknowledged(attachment.last_acknowledged_frame());
                 incoming
                     .drain(..)
                     .for_each(|frame| self.handle_frame(link, frame, now));
@@ -243,6 +261,8 @@ impl Backend {
             self.count_lane(link);
         }
         self.metrics.operations.set(self.tracker.outstanding() as i64);
+        let owed: usize = self.links.iter().map(|link| link.closes.len()).sum();
+        self.metrics.closes_owed.set(owed as i64);
         self.advance_stop(now);
     }
 
@@ -307,9 +327,11 @@ impl Backend {
     pub fn frontends(&self) -> Vec<api::Frontend> {
         let frontend = |link: &Link| api::Frontend {
             id: link.attachment.frontend().map(|f| f.id),
+            epoch: link.attachment.frontend().map(|f| f.epoch),
             state: match link.attachment.state() {
                 LinkState::Detached if link.attachment.frontend().is_some() => "lost",
                 LinkState::Detached | LinkState::Greeting => "connecting",
+                LinkState::Attached if link.attachment.is_standby() => "standby",
                 LinkState::Attached => "active",
                 LinkState::Draining => "draining",
                 LinkState::Finished => "finished",
@@ -365,6 +387,10 @@ impl Backend {
             let bytes = ticket as usize;
             match source {
                 SOURCE_REPLY => self.requests.on_sent(link, bytes),
+                SOURCE_CLOSE => {
+                    let state = &mut self.links[link.get()];
+                    state.closes.on_sent(ticket, state.attachment.last_frame());
+                }
                 _ => {
                     let state = &mut self.links[link.get()];
                     state.push_bytes = state.push_bytes.saturating_sub(bytes);

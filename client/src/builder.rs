@@ -21,6 +21,8 @@ type StateHandler = Arc<dyn Fn(&State) + Send + Sync>;
 pub struct Builder {
     pub(crate) url: String,
     pub(crate) token: TokenProvider,
+    /// The provider may give another token next time.
+    pub(crate) token_renews: bool,
     pub(crate) tls: Option<Tls>,
     pub(crate) instance: String,
     pub(crate) local_address: Option<IpAddr>,
@@ -37,10 +39,11 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub(crate) fn new(url: impl Into<String>, token: TokenProvider) -> Self {
+    pub(crate) fn new(url: impl Into<String>, token: TokenProvider, token_renews: bool) -> Self {
         Self {
             url: url.into(),
             token,
+            token_renews,
             tls: None,
             instance: String::new(),
             local_address: None,

@@ -74,6 +74,8 @@ pub struct Refusal {
     pub detail: String,
     /// `Retry-After` in seconds or `retry_after_ms`, whichever is longer; unauthenticated, so only a hint.
     pub retry_after: Option<Duration>,
+    /// What the problem document says; `None` when the answer had none, so that it is not known to be Holdfast's.
+    pub retryable: Option<bool>,
 }
 
 impl Error {

@@ -10,11 +10,13 @@ pub mod config;
 pub mod event;
 pub mod ids;
 pub mod link;
+pub mod share;
 
-pub use codes::{CloseCode, ErrorCode};
+pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
 pub use ids::{
     DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId,
     Slot,
 };
 /// Whether a device's message is text or binary.
 pub use link::frames::MessageKind;
+pub use share::{Share, ShareError};

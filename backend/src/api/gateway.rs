@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_proto::{DeviceId, FrontendId, SessionId};
+use holdfast_proto::{DeviceId, FrontendEpoch, FrontendId, SessionId};
 use serde::Serialize;
 use serde::ser::Serializer;
 
@@ -18,7 +18,8 @@ pub trait Gateway: Send + Sync {
     /// there is no session and the device was not seen before.
     async fn presence(&self, device: DeviceId) -> Result<Presence, GatewayError>;
 
-    /// Closes the device's sessions; returns how many, 0 if it had none.
+    /// Closes the device's sessions; returns how many, 0 if it had none. [`GatewayError::Unconfirmed`] when a frontend did
+    /// not say in time what it closed.
     async fn close(&self, device: DeviceId) -> Result<u64, GatewayError>;
 
     fn readiness(&self) -> Readiness;
@@ -35,6 +36,10 @@ pub enum GatewayError {
     /// No frontend is attached. Answered with `503 unavailable`.
     #[error("no frontend is attached")]
     Unavailable { retry_after: Duration },
+    /// Some frontends did not answer: `closed` sessions were closed, and others may be left. Answered with
+    /// `503 unconfirmed`; asking again is safe.
+    #[error("{closed} sessions were closed, but a frontend did not answer: others may be left")]
+    Unconfirmed { closed: u64, retry_after: Duration },
     /// No room at the moment. Answered with `429 overloaded`.
     #[error("too much is under way")]
     Overloaded { retry_after: Duration },
@@ -106,9 +111,14 @@ pub enum PushStatus {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct PushCounts {
+    /// Sessions whose sockets took it.
     pub written: u64,
+    /// Sessions that did not get it.
     pub dropped: u64,
+    /// Sessions whose sockets had not taken it when the frontend stopped waiting: they may get it yet.
     pub unconfirmed: u64,
+    /// Frontends that did not say in time what became of it.
+    pub frontends_unconfirmed: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -172,7 +182,10 @@ pub struct Frontend {
     /// `None` until it has said who it is.
     #[serde(serialize_with = "frontend_number")]
     pub id: Option<FrontendId>,
-    /// A word such as `connecting`, `active`, `draining` or `lost`.
+    /// Which life of it; `None` as long as the id.
+    #[serde(serialize_with = "frontend_epoch")]
+    pub epoch: Option<FrontendEpoch>,
+    /// A word such as `connecting`, `standby`, `active`, `draining` or `lost`.
     pub state: &'static str,
     /// Sessions that it last reported.
     pub sessions: u64,
@@ -194,6 +207,10 @@ fn optional_text<T: std::fmt::Display, S: Serializer>(
 
 fn frontend_number<S: Serializer>(id: &Option<FrontendId>, serializer: S) -> Result<S::Ok, S::Error> {
     id.map(|id| id.0).serialize(serializer)
+}
+
+fn frontend_epoch<S: Serializer>(epoch: &Option<FrontendEpoch>, serializer: S) -> Result<S::Ok, S::Error> {
+    epoch.map(|epoch| epoch.0).serialize(serializer)
 }
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_proto::{DeviceId, FrontendId};
+use holdfast_proto::{DeviceId, FrontendEpoch, FrontendId};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -74,7 +74,8 @@ impl Gateway for FakeGateway {
             PushTarget::All => PushReport::Counts(PushCounts {
                 written: 3,
                 dropped: 1,
-                unconfirmed: 0,
+                unconfirmed: 2,
+                frontends_unconfirmed: 1,
             }),
         })
     }
@@ -116,6 +117,7 @@ impl Gateway for FakeGateway {
             },
             frontends: vec![Frontend {
                 id: Some(FrontendId(1)),
+                epoch: Some(FrontendEpoch(5)),
                 state: "active",
                 sessions: 7,
             }],

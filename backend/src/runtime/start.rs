@@ -25,7 +25,7 @@ use crate::metrics::new_registry;
 use crate::route::RouteTable;
 use crate::route::breaker::BreakerSettings;
 use crate::route::watch::{RouteMetrics, RouteWatcher};
-use crate::service::{ServiceMetrics, ServiceSettings, Signer, client_tls};
+use crate::service::{ReplyMemory, ServiceMetrics, ServiceSettings, Signer, client_tls};
 
 /// Why a backend did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,9 @@ pub async fn run(config: &Config, stop: watch::Receiver<bool>) -> Result<(), Sta
         signer: Signer::load(&config.signing.key)?,
         tls: client_tls(config.service_ca.as_deref())?,
         metrics: ServiceMetrics::register(&mut registry),
+        memory: ReplyMemory::new(config.max_reply_memory_bytes),
     };
+    services.memory.register(&mut registry);
     let (watcher, routes) = RouteWatcher::start(&config.routes, RouteMetrics::register(&mut registry))?;
     let authenticator = Arc::new(JwtAuthenticator::new(TokenKeys::load(&config.token_keys)?));
     let keys = ApiKeys::load(&config.api_keys)?;
@@ -196,6 +198,7 @@ fn core_settings(config: &Config, boot: Uuid) -> CoreSettings {
         boot: boot.as_u128(),
         lane,
         retry: config.link.reconnect.get(),
+        share: holdfast_proto::Share::FULL,
     };
     CoreSettings {
         link,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use holdfast_proto::link::frames::{Frame, Header};
 use holdfast_proto::link::{Command, Epoch, Gone, Incoming, LaneConfig, decode_batch};
-use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
+use holdfast_proto::{FrontendEpoch, FrontendId, ShardId, Share};
 use rustc_hash::FxHashMap;
 
 use super::index::DeviceIndex;
@@ -51,6 +51,7 @@ pub struct PeerStatus {
     pub build: String,
     pub epoch: Epoch,
     pub stage: &'static str,
+    pub share: Share,
 }
 
 /// See the parent module. Owners feed it with `handle_*` and then poll until everything is out.
@@ -165,7 +166,7 @@ impl Hub {
         match &incoming.command {
             // It was read when the attachment was made.
             Command::Hello(_) => {}
-            Command::Ready(_) => self.on_ready(id),
+            Command::Ready(ready) => self.on_ready(id, (*ready).into()),
             Command::Draining(_) => self.on_draining(id),
             Command::Done(_) => self.on_done(now, id),
             Command::Query(_) | Command::Sync(_) | Command::Push(_) | Command::Close(_) => {
@@ -328,9 +329,10 @@ impl Hub {
             name: p.name.clone(),
             build: p.build.clone(),
             epoch: p.lane.remote(),
+            share: p.share.wanted,
             stage: match p.stage {
-                Stage::Greeted => "greeted",
-                Stage::Active => "active",
+                Stage::Active if p.takes_work() => "active",
+                Stage::Greeted | Stage::Active => "standby",
                 Stage::Draining { .. } | Stage::Marked => "draining",
                 Stage::Done => "done",
             },

@@ -8,3 +8,5 @@ mod drain;
 mod harness;
 #[path = "hub/tests/judge.rs"]
 mod judge;
+#[path = "hub/tests/shares.rs"]
+mod shares;

@@ -1,17 +1,18 @@
 //! One attachment of one backend.
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Lane, LaneStats, Origin};
 use rustc_hash::FxHashMap;
 
-use crate::exchange::{PeerId, SentTickets, Ticket};
+use crate::exchange::{BroadcastCounts, PeerId, SentTickets, Ticket};
 
 /// Where an attachment stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Hello was exchanged. Next: READY, or gone.
     Greeted,
-    /// Takes work. Next: DRAINING, or gone.
+    /// Takes as much work as its share says. Next: DRAINING, or gone.
     Active,
     /// Wants to leave; this many shards have not stopped giving it work. Next: `Marked`, or gone.
     Draining { shards: usize },
@@ -21,12 +22,52 @@ pub(super) enum Stage {
     Done,
 }
 
+/// What a backend wants to have, and what the shards were told. One change is on its way to them at a time, so that a backend
+/// that changes its mind faster than they listen keeps nobody busy but itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShareState {
+    /// What it last said.
+    pub(super) wanted: Share,
+    told: Share,
+    /// Shards that have not answered.
+    unanswered: usize,
+}
+
+impl ShareState {
+    pub(super) const NONE: Self = Self::new(Share::NONE);
+
+    /// As the shards are told together with the news that the backend takes work.
+    pub(super) const fn new(share: Share) -> Self {
+        Self {
+            wanted: share,
+            told: share,
+            unanswered: 0,
+        }
+    }
+
+    /// A shard has taken the last change.
+    pub(super) fn on_taken(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+    }
+
+    /// A change that so many shards are to be told now.
+    pub(super) fn poll(&mut self, shards: u8) -> Option<Share> {
+        if self.unanswered > 0 || self.wanted == self.told {
+            return None;
+        }
+        self.told = self.wanted;
+        self.unanswered = usize::from(shards);
+        Some(self.told)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: PeerId,
     pub(super) identity: Bytes,
     pub(super) lane: Lane,
     pub(super) stage: Stage,
+    pub(super) share: ShareState,
     pub(super) name: String,
     pub(super) build: String,
     pub(super) outgoing: Outgoing,
@@ -88,13 +129,12 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(super) struct Broadcast {
     pub(super) shards: usize,
-    pub(super) written: u64,
-    pub(super) dropped: u64,
+    pub(super) counts: BroadcastCounts,
 }
 
 impl Peer {
     pub(super) fn takes_work(&self) -> bool {
-        self.stage == Stage::Active
+        self.stage == Stage::Active && !self.share.wanted.is_none()
     }
 
     /// Its part in the rendezvous hash: one value per life of a backend.

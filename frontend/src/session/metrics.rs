@@ -11,6 +11,11 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FrameLabel {
+    pub frame: &'static str,
+}
+
 /// Counters of one shard; clones share them. Each shard has its own, so that no two threads write one cache line.
 #[derive(Debug, Clone, Default)]
 pub struct ShardMetrics {
@@ -27,6 +32,8 @@ pub struct ShardMetrics {
     pub stalls: Counter,
     pub pushes_written: Counter,
     pub pushes_dropped: Family<ReasonLabel, Counter>,
+    pub pushes_unconfirmed: Counter,
+    pub repeated_frames: Family<FrameLabel, Counter>,
     pub refused: Family<ReasonLabel, Counter>,
     pub closed: Family<ReasonLabel, Counter>,
 }
@@ -79,6 +86,16 @@ impl ShardMetrics {
             self.pushes_dropped.clone(),
         );
         r.register(
+            "pushes_unconfirmed",
+            "Pushes to all that sockets had not taken when the wait for them was over",
+            self.pushes_unconfirmed.clone(),
+        );
+        r.register(
+            "repeated_frames",
+            "Frames asked again because a backend that is there did not answer them, by command",
+            self.repeated_frames.clone(),
+        );
+        r.register(
             "refused",
             "Connections refused before they were online, by reason",
             self.refused.clone(),
@@ -94,6 +111,10 @@ impl ShardMetrics {
 
     pub(super) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(super) fn repeated(&self, frame: &'static str) {
+        self.repeated_frames.get_or_create(&FrameLabel { frame }).inc();
     }
 
     pub(super) fn closed(&self, reason: &'static str) {

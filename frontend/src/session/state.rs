@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use holdfast_proto::CloseCode;
+use holdfast_proto::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode};
 
 use crate::exchange::{PeerId, Ticket, Track};
 
@@ -81,8 +81,8 @@ impl CloseReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::Closed(code) => code.label(),
-            Self::ByDevice => "closed_by_device",
-            Self::Lost => "connection_lost",
+            Self::ByDevice => CLOSED_BY_DEVICE,
+            Self::Lost => CONNECTION_LOST,
         }
     }
 }

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let options = Options {
         steps: arguments.steps,
         trace: arguments.trace,
-        mutant: None,
+        ..Options::default()
     };
     let (began, mut failed, mut requests) = (Instant::now(), 0u64, 0);
     let mut seen: BTreeMap<String, u64> = BTreeMap::new();

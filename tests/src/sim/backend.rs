@@ -10,9 +10,8 @@ use holdfast_backend::link::LinkIndex;
 use holdfast_backend::service::CallOutcome;
 use holdfast_proto::DeviceId;
 
-use super::hub::BLIND;
 use super::nodes::{BackendLife, BackendNode, JobResult, News, NewsEvent, Pace};
-use super::pipe::PipeId;
+use super::pipe::{Direction, PipeId};
 use super::scenario::PROGRESS_INTERVAL;
 use super::world::{Actor, Event, World};
 
@@ -71,11 +70,7 @@ impl World {
     }
 
     pub(super) fn backend_turn(&mut self, index: usize) {
-        let Some(life) = self.backends[index].life.as_mut() else {
-            return;
-        };
-        let blind = std::mem::take(&mut life.pace.resumed) && self.rng.chance(BLIND);
-        let mut moved = !blind && self.take_backend_inputs(index);
+        let mut moved = self.take_backend_inputs(index);
         let (now, clock) = (self.both_clocks(), self.now);
         let Some(life) = self.backends[index].life.as_mut() else {
             return;
@@ -83,7 +78,13 @@ impl World {
         if clock >= life.stuck_until {
             life.progress = 1 + (clock.as_millis() / PROGRESS_INTERVAL.as_millis()) as u64;
         }
-        life.core.handle_timeout(now, life.progress);
+        let progress = life.progress;
+        let had = self.links_of_backend(index);
+        if let Some(life) = self.life_of_backend(index) {
+            life.core.handle_timeout(now, progress);
+        }
+        let has = self.links_of_backend(index);
+        self.check_judged(&had, &has, Direction::Down);
         moved |= self.act_for_backend(index);
         while let Some((link, batch)) = self.poll_transmit(index) {
             moved = true;
@@ -100,7 +101,7 @@ impl World {
             self.end_backend(index);
             return self.on_exit(slot);
         }
-        if moved || blind {
+        if moved {
             return self.wake_soon(Actor::Backend(index));
         }
         let due = life

@@ -52,6 +52,7 @@ impl World {
         conn: ConnId,
         (code, goodbye): (CloseCode, Option<&Goodbye>),
     ) {
+        let held = self.held_of(place);
         let c = &self.conns[conn.0];
         let hinted = goodbye.is_some_and(|g| g.retry_after.is_some_and(|after| after > Duration::ZERO));
         let allowed = match code {
@@ -65,7 +66,10 @@ impl World {
             CloseCode::ClosedByOperator => self.asks.was_close_asked(c.device),
             CloseCode::TryAgainLater | CloseCode::BackendFailed => !c.online && (hinted || goodbye.is_none()),
             CloseCode::LoginFailed => !c.online,
-            CloseCode::Protocol => c.phase == Phase::Connecting && c.inbox.is_empty(),
+            // Its upgrade did not come in time, or the frontend stood still.
+            CloseCode::Protocol => {
+                c.phase == Phase::Connecting && (c.inbox.is_empty() || held > c.held_before)
+            }
             CloseCode::Normal
             | CloseCode::Unsupported
             | CloseCode::InvalidPayload

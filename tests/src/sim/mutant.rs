@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use holdfast_frontend::exchange::ToHub;
 use holdfast_proto::MessageKind;
-use holdfast_proto::link::frames::{Batch, frame};
-use holdfast_proto::link::{Command, decode_batch};
+use holdfast_proto::link::Command;
+use holdfast_proto::link::frames::{Batch, Frame};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 
 use super::conn::ConnId;
+use super::ledger::Parcel;
 use super::nodes::FrontendLife;
 use super::pipe::{Direction, PipeId};
 use super::world::World;
@@ -25,8 +26,10 @@ pub enum Mutant {
     Misdeliver,
     /// Two replies in a batch swap what they say.
     SwapReplies,
-    /// A reply forgets which one it comes after.
-    ForgetOrder,
+    /// Two replies in a batch change places.
+    Reorder,
+    /// They do, and forget which ones they come after.
+    ReorderBlindly,
     /// A reply comes once more, in place of the one behind it.
     RepeatReply,
     /// The device gets a reply twice.
@@ -83,13 +86,12 @@ impl World {
         &mut self,
         pipe: PipeId,
         direction: Direction,
-        batch: Bytes,
-    ) -> Vec<(PipeId, Bytes)> {
+        batch: Parcel,
+    ) -> Vec<(PipeId, Parcel)> {
         let Some(mutant) = self.bender.mutant else {
             return vec![(pipe, batch)];
         };
-        let has_frames = decode_batch(batch.clone()).is_ok_and(|(_, frames)| !frames.is_empty());
-        if !has_frames {
+        if batch.frames.is_empty() {
             return vec![(pipe, batch)];
         }
         if matches!(mutant, Mutant::DoubleBatch | Mutant::LoseBatch) && self.bends(mutant) {
@@ -107,8 +109,10 @@ impl World {
                     _ => vec![(pipe, batch)],
                 }
             }
-            Mutant::SwapReplies | Mutant::ForgetOrder | Mutant::RepeatReply if direction == Direction::Up => {
-                vec![(pipe, self.bend_replies(mutant, batch))]
+            Mutant::SwapReplies | Mutant::Reorder | Mutant::ReorderBlindly | Mutant::RepeatReply
+                if direction == Direction::Up =>
+            {
+                vec![(pipe, Parcel::new(self.bend_replies(mutant, batch.batch)))]
             }
             _ => vec![(pipe, batch)],
         }
@@ -123,15 +127,10 @@ impl World {
             .filter(|n| matches!(&batch.frames[*n].command, Some(Command::Reply(r)) if !r.silent))
             .collect();
         match (mutant, replies.as_slice()) {
-            (Mutant::ForgetOrder, [first, ..]) => {
-                if let Some(frame::Command::Reply(reply)) = &mut batch.frames[*first].command
-                    && reply.after > 0
-                    // As long as it was: credits count bytes.
-                    && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
-                {
-                    // Who comes after itself waits for nobody.
-                    reply.after = reply.sequence;
-                    self.summary.bent += 1;
+            (Mutant::Reorder | Mutant::ReorderBlindly, [first, second, ..]) if self.bends(mutant) => {
+                batch.frames.swap(*first, *second);
+                if mutant == Mutant::ReorderBlindly {
+                    batch.frames.iter_mut().for_each(forget_order);
                 }
             }
             (Mutant::SwapReplies, [first, second, ..]) if self.bends(mutant) => {
@@ -175,7 +174,7 @@ impl World {
             self.bender.mutant,
             Some(Mutant::DoubleBatch | Mutant::LoseBatch | Mutant::RepeatReply)
         );
-        self.scenario.is_graceful() && !breaks_links
+        self.scenario.is_graceful() && !breaks_links && self.options.crash.is_none()
     }
 
     /// How often a call is made.
@@ -206,6 +205,16 @@ impl World {
             defences.add_frontend(life);
         }
         defences
+    }
+}
+
+/// Who comes after itself waits for nobody. As long as it was, for credits count bytes.
+fn forget_order(frame: &mut Frame) {
+    if let Some(Command::Reply(reply)) = &mut frame.command
+        && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
+        && reply.after > 0
+    {
+        reply.after = reply.sequence;
     }
 }
 

@@ -8,7 +8,7 @@ use holdfast_backend::core::{ApiRequest, Backend};
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::push::Ticket;
 use holdfast_backend::service::CallOutcome;
-use holdfast_frontend::exchange::{ToHub, ToShard};
+use holdfast_frontend::exchange::{PeerId, ToHub, ToShard};
 use holdfast_frontend::link::{Hub, LinkMetrics};
 use holdfast_frontend::session::{SessionKey, Shard, ShardMetrics};
 use holdfast_proto::ShardId;
@@ -22,8 +22,6 @@ use super::queue::Time;
 pub(super) struct Pace {
     due: Option<Time>,
     held_until: Time,
-    /// It was held and has not run since.
-    pub(super) resumed: bool,
     /// How long it was held in all, and will be.
     held: Time,
 }
@@ -39,7 +37,6 @@ impl Pace {
     pub(super) fn hold(&mut self, now: Time, until: Time) -> Option<Time> {
         self.held += until.saturating_sub(self.held_until.max(now));
         self.held_until = self.held_until.max(until);
-        self.resumed = true;
         self.due = None;
         self.wake(self.held_until)
     }
@@ -102,8 +99,12 @@ pub(super) struct ShardNode {
     pub(super) closed: Vec<SessionKey>,
     /// Sessions whose connection ended just now: what was asked of it before may still be among the outputs.
     pub(super) lost: Vec<(SessionKey, ConnId)>,
+    /// Backends of which it has heard that they are gone.
+    pub(super) gone: BTreeSet<PeerId>,
     /// When it heard that a backend was lost.
     pub(super) losses: Vec<Time>,
+    /// Sessions that it ever had at once.
+    pub(super) most_sessions: usize,
     /// When the latest message to it and from it arrives: none overtakes another.
     last_in: Time,
     last_out: Time,
@@ -121,7 +122,9 @@ impl ShardNode {
             by_slot: Vec::new(),
             closed: Vec::new(),
             lost: Vec::new(),
+            gone: BTreeSet::new(),
             losses: Vec::new(),
+            most_sessions: 0,
             last_in: Time::ZERO,
             last_out: Time::ZERO,
         }

@@ -43,20 +43,15 @@ impl World {
         let place = (frontend, index);
         let now = self.instant();
         let Some(shard) = self.shard(place) else { return };
-        shard.pace.resumed = false;
         let mut works: Vec<Work> = shard.from_hub.iter().map(|_| Work::Hub).collect();
         works.extend(shard.accepts.drain(..).map(Work::Accept));
         works.extend(std::mem::take(&mut shard.ready).into_iter().map(Work::Serve));
-        works.extend(
-            shard
-                .core
-                .poll_timeout()
-                .filter(|at| *at <= now)
-                .map(|_| Work::Timer),
-        );
         works.extend(shard.core.has_turn().then_some(Work::Piece));
-        // Which task runs first is the runtime's affair: anything may be.
+        let is_due = shard.core.poll_timeout().is_some_and(|at| at <= now);
+        // Which task runs first is the runtime's affair: anything may be. Only the timers' yields to all that is there, so
+        // that nobody who spoke while the thread stood still is taken for silent.
         self.rng.shuffle(&mut works);
+        works.extend(is_due.then_some(Work::Timer));
         for work in works {
             self.do_work(place, work);
             self.pump(place);
@@ -91,8 +86,16 @@ impl World {
     fn take_from_hub(&mut self, place: Place, message: ToShard) {
         let (now, at) = (self.instant(), self.now);
         let Some(shard) = self.shard(place) else { return };
-        if matches!(message, ToShard::PeerGone { graceful: false, .. }) {
-            shard.losses.push(at);
+        match &message {
+            ToShard::PeerGone { peer, graceful, .. } => {
+                shard.gone.insert(*peer);
+                shard.losses.extend((!graceful).then_some(at));
+            }
+            ToShard::Frame { peer, incoming } if shard.gone.contains(peer) => {
+                let what = format!("{:?} of {peer:?} comes after its end", incoming.command);
+                return self.fail(Promise::Fenced, what);
+            }
+            _ => {}
         }
         let logged_in = match &message {
             ToShard::Frame {
@@ -152,6 +155,7 @@ impl World {
         };
         shard.set_conn(key, Some(conn));
         shard.ready.insert(conn);
+        shard.most_sessions = shard.most_sessions.max(shard.core.live() as usize);
         let session = shard.core.session_id(key);
         let c = &mut self.conns[conn.0];
         (c.key, c.session, c.stage) = (Some(key), session, Stage::Open);
@@ -360,6 +364,7 @@ impl World {
             return;
         };
         self.conns[conn.0].pinged = Some(self.now);
+        self.strike_ping(place);
         self.say(place, conn, ToDevice::Ping);
     }
 
@@ -454,6 +459,7 @@ impl World {
             ToHub::Work { command, .. } => self.note_work(command),
             ToHub::Release { .. }
             | ToHub::Drained { .. }
+            | ToHub::ShareTaken { .. }
             | ToHub::Offline { .. }
             | ToHub::PushDone { .. }
             | ToHub::BroadcastDone { .. }

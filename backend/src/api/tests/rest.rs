@@ -32,6 +32,15 @@ async fn sessions_are_closed() {
     api.call("DELETE", "/v1/devices/absent", ADMIN)
         .await
         .is(404, "unknown_device");
+    api.fail_with(GatewayError::Unconfirmed {
+        closed: 1,
+        retry_after: Duration::from_secs(1),
+    });
+    let answer = api.call("DELETE", "/v1/devices/speaker-1", ADMIN).await;
+    answer.is(503, "unconfirmed");
+    assert_eq!(answer.headers["retry-after"], "1");
+    let (_, _, detail) = answer.problem();
+    assert!(detail.starts_with("1 sessions were closed"), "{detail}");
 }
 
 #[tokio::test]
@@ -89,7 +98,7 @@ async fn stats_are_told() {
     let answer = Api::start().call("GET", "/v1/stats", READ).await;
     let expected = json!({
         "backend": {"name": "b", "version": "1", "epoch": "e"},
-        "frontends": [{"id": 1, "state": "active", "sessions": 7}],
+        "frontends": [{"id": 1, "epoch": 5, "state": "active", "sessions": 7}],
         "in_flight": 2,
     });
     assert_eq!(answer.json(), expected);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_proto::link::LaneConfig;
 use holdfast_proto::link::frames::push::Target;
-use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
+use holdfast_proto::{FrontendEpoch, FrontendId, ShardId, Share};
 
 use super::Op;
 use super::backend::{Backend, SILENCE};
@@ -119,6 +119,7 @@ impl World {
             Op::Crash(which) => self.crash(which),
             Op::Hang(which) => self.backend(which, |b| b.hung = true),
             Op::Drain(which) => self.backend(which, Backend::drain),
+            Op::Share(which, share) => self.backend(which, |b| b.share(Share::clamped(share.into()))),
             Op::Push(which, device) => {
                 if let Some(id) = pick(&mut self.devices, device).map(|d| d.id) {
                     self.backend(which, |b| b.push(Target::Session(id.into())));

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::frames::{self, Frame, Header};
 use holdfast_proto::link::{
-    Command, Epoch, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice,
+    Command, Epoch, FEATURE_SHARE, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice,
 };
 
 use super::{Hub, MAX_BOOTS, MAX_NOTICES};
 use crate::exchange::{PeerId, ToShard};
-use crate::link::peer::{Outgoing, Peer, Stage};
+use crate::link::peer::{Outgoing, Peer, ShareState, Stage};
 
 /// Longest name or build of a backend that is kept, in bytes.
 const MAX_NAME_BYTES: usize = 128;
@@ -117,6 +118,7 @@ impl Hub {
             identity,
             lane,
             stage: Stage::Greeted,
+            share: ShareState::NONE,
             name: shorten(hello.name),
             build: shorten(hello.build),
             outgoing: Outgoing::new(self.config.shards),
@@ -132,7 +134,7 @@ impl Hub {
         frames::Hello {
             version_min: *PROTOCOL_VERSIONS.start(),
             version_max: *PROTOCOL_VERSIONS.end(),
-            features: Vec::new(),
+            features: vec![FEATURE_SHARE.into()],
             build: env!("CARGO_PKG_VERSION").into(),
             name: format!("frontend-{}", self.config.frontend.0),
             frontend_id: self.config.frontend.0.into(),
@@ -154,19 +156,50 @@ impl Hub {
         }
     }
 
-    pub(super) fn on_ready(&mut self, id: PeerId) {
-        let Some(peer) = self
-            .peers
-            .iter_mut()
-            .find(|p| p.id == id && p.stage == Stage::Greeted)
-        else {
-            self.metrics.malformed.inc();
+    /// Said again it changes the share. Who has said DRAINING has no share to speak of any more.
+    pub(super) fn on_ready(&mut self, id: PeerId, share: Share) {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
             return;
         };
-        peer.stage = Stage::Active;
-        let seed = peer.seed();
-        self.tell_all_shards(|_| ToShard::PeerActive { peer: id, seed });
+        match peer.stage {
+            Stage::Greeted => {
+                peer.stage = Stage::Active;
+                peer.share = ShareState::new(share);
+                let seed = peer.seed();
+                self.tell_all_shards(|_| ToShard::PeerActive {
+                    peer: id,
+                    seed,
+                    share,
+                });
+            }
+            Stage::Active if peer.share.wanted == share => return,
+            Stage::Active => {
+                peer.share.wanted = share;
+                self.tell_share(id);
+            }
+            Stage::Draining { .. } | Stage::Marked | Stage::Done => {
+                self.metrics.malformed.inc();
+                return;
+            }
+        }
         self.update_gauges();
+    }
+
+    fn tell_share(&mut self, id: PeerId) {
+        let shards = self.config.shards;
+        let active = |p: &&mut Peer| p.id == id && p.stage == Stage::Active;
+        let peer = self.peers.iter_mut().find(active);
+        if let Some(share) = peer.and_then(|p| p.share.poll(shards)) {
+            self.tell_all_shards(|_| ToShard::PeerShare { peer: id, share });
+        }
+    }
+
+    /// A shard goes by the share that it was last told.
+    pub(super) fn on_share_taken(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) {
+            peer.share.on_taken();
+            self.tell_share(id);
+        }
     }
 
     pub(super) fn on_draining(&mut self, id: PeerId) {

@@ -68,8 +68,8 @@ impl Shard {
         let may_move = session.active.as_ref().is_none_or(|a| a.window.may_move());
         match session.serving.map(|peer| (peer, self.roster.standing(peer))) {
             Some((peer, Standing::Active)) if !may_move => Some(peer),
-            // Its other requests are still with the one that leaves: the new ones wait until those are answered.
-            Some((_, Standing::Draining)) if !may_move => None,
+            // Its other requests are still with one that takes no more: the new ones wait until those are answered.
+            Some((_, Standing::Idle)) if !may_move => None,
             _ => self.roster.choose(session.hash_key()),
         }
     }
@@ -129,7 +129,15 @@ impl Shard {
         let Some(active) = session.active.as_mut() else {
             return;
         };
+        let mut updating = active
+            .controls
+            .iter()
+            .any(|c| c.update && c.delivery.with.is_some());
         for control in active.controls.iter_mut().filter(|c| c.delivery.with.is_none()) {
+            // Each update builds on the state that the one before it left: side by side all but one would be in vain.
+            if control.update && std::mem::replace(&mut updating, true) {
+                continue;
+            }
             let ticket = self.roster.ticket(peer, Track::Lifecycle);
             control.delivery.with = Some((peer, ticket));
             let command = control_command(frame.clone(), control);

@@ -104,7 +104,7 @@ fn the_mark_waits_until_the_last_work_is_out() {
         version_max: 1,
         ..Default::default()
     }));
-    tight.send(Command::Ready(frames::Ready {}));
+    tight.send(Command::Ready(frames::Ready::default()));
     tight.releases = false;
     w.carry(&mut [&mut tight]);
     w.told();

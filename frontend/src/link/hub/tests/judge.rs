@@ -27,9 +27,9 @@ fn a_backend_attaches_and_takes_work_when_it_is_ready() {
         (1, 9, 30_000)
     );
     assert_eq!((hello.max_message_bytes, hello.window_requests), (1000, 32));
-    assert_eq!(stage(&w), ["greeted"]);
+    assert_eq!(stage(&w), ["standby"]);
     assert!(w.told().is_empty() && w.hub.take_changed());
-    b.send(Command::Ready(frames::Ready {}));
+    b.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut b]);
     let told = w.told();
     assert_eq!(told.len(), 2);
@@ -38,9 +38,9 @@ fn a_backend_attaches_and_takes_work_when_it_is_ready() {
         (stage(&w), w.metrics.active.get(), w.metrics.malformed.get()),
         (vec!["active"], 1, 0)
     );
-    b.send(Command::Ready(frames::Ready {}));
+    b.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut b]);
-    assert!(w.told().is_empty(), "READY counts once");
+    assert!(w.told().is_empty(), "nothing has changed");
 }
 
 #[test]
@@ -105,14 +105,14 @@ fn a_process_that_attaches_anew_has_given_the_older_attachment_up() {
 fn strangers_are_told_that_their_epoch_is_over_but_not_each_time() {
     let mut w = World::new();
     let mut stranger = Backend::silent(w.now, 5, 1);
-    stranger.send(Command::Ready(frames::Ready {}));
+    stranger.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut stranger]);
     assert!(stranger.was_fenced());
-    stranger.send(Command::Ready(frames::Ready {}));
+    stranger.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut stranger]);
     assert!(stranger.notices().is_empty());
     w.now += Duration::from_millis(20);
-    stranger.send(Command::Ready(frames::Ready {}));
+    stranger.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut stranger]);
     assert!(stranger.was_fenced());
     assert_eq!(w.metrics.stale_epoch.get(), 3);
@@ -218,7 +218,7 @@ fn a_backend_that_breaks_the_protocol_is_fenced() {
     // It forgets what it has numbered.
     let mut cheat = Backend::silent(w.now, 6, 1);
     cheat.lane = holdfast_proto::link::Lane::new(lane_config(64), b.lane.local(), b.lane.remote(), w.now);
-    cheat.send(Command::Ready(frames::Ready {}));
+    cheat.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut cheat]);
     assert!(matches!(cheat.notices().first(), Some(Command::Fenced(_))));
     assert_eq!((w.gone().len(), w.metrics.fenced.get()), (2, 2));
