@@ -6,6 +6,7 @@ mod binaries;
 mod config;
 mod group;
 mod node;
+mod supervised;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use group::Group;
 pub use binaries::locate;
 pub use config::{API_KEY, READ_KEY, Route};
 pub use node::Node;
+pub use supervised::{Following, Supervised, is_running, route, send};
 
 /// How a gateway shall be.
 pub struct Builder<'a> {
