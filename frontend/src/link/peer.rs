@@ -1,5 +1,6 @@
 //! One attachment of one backend.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Lane, LaneStats, Origin};
 use rustc_hash::FxHashMap;
 
+use super::status::{HandOver, HandOverKind, PeerStatus, Work};
 use crate::exchange::{BroadcastCounts, PeerId, SentTickets, Ticket};
 
 /// Where an attachment stands.
@@ -72,6 +74,11 @@ pub(super) struct Peer {
     pub(super) share: ShareState,
     pub(super) name: String,
     pub(super) build: String,
+    /// When it said Hello.
+    pub(super) since: Instant,
+    pub(super) work: Arc<Work>,
+    /// When it said DRAINING, and the requests that were out.
+    pub(super) leaving: Option<(Instant, u64)>,
     pub(super) outgoing: Outgoing,
     /// Pushes to all whose shards have not all reported.
     pub(super) broadcasts: FxHashMap<u64, Broadcast>,
@@ -142,6 +149,39 @@ pub(super) struct Broadcast {
 impl Peer {
     pub(super) fn takes_work(&self) -> bool {
         self.stage == Stage::Active && !self.share.wanted.is_none()
+    }
+
+    pub(super) fn status(&self) -> PeerStatus {
+        PeerStatus {
+            name: self.name.clone(),
+            build: self.build.clone(),
+            epoch: self.lane.remote(),
+            stage: match self.stage {
+                Stage::Active if self.takes_work() => "active",
+                Stage::Greeted | Stage::Active => "standby",
+                Stage::Draining { .. } | Stage::Marked => "draining",
+                Stage::Done => "done",
+            },
+            share: self.share.wanted,
+            since: self.since,
+            work: self.work.clone(),
+        }
+    }
+
+    /// Its end, for the record.
+    pub(super) fn hand_over(&self, now: Instant, kind: HandOverKind) -> HandOver {
+        let (since, out) = self.leaving.unwrap_or((now, 0));
+        HandOver {
+            at: now,
+            kind,
+            backend: self.name.clone(),
+            epoch: self.lane.remote(),
+            requests: match kind {
+                HandOverKind::Graceful => out,
+                _ => self.work.in_flight(),
+            },
+            duration: now.saturating_duration_since(since),
+        }
     }
 
     /// Its part in the rendezvous hash: one value per life of a backend.

@@ -21,6 +21,7 @@ pub struct FrameLabel {
 pub struct ShardMetrics {
     pub sessions: Gauge,
     pub online: Gauge,
+    pub waiting: Gauge,
     pub accepted: Counter,
     pub requests: Counter,
     pub replies: Counter,
@@ -43,6 +44,11 @@ impl ShardMetrics {
         let r = registry.sub_registry_with_prefix("frontend");
         r.register("sessions", "Sessions in any state", self.sessions.clone());
         r.register("sessions_online", "Sessions that are online", self.online.clone());
+        r.register(
+            "sessions_waiting",
+            "Sessions that wait for a backend before they are online",
+            self.waiting.clone(),
+        );
         r.register("accepted", "Connections taken", self.accepted.clone());
         r.register("requests", "Requests taken into a window", self.requests.clone());
         r.register(

@@ -167,7 +167,7 @@ impl World {
         self.backends = rest;
         let over: Vec<Backend> = over;
         for backend in over {
-            self.hub.handle_disconnected(&backend.identity);
+            self.hub.handle_disconnected(self.now, &backend.identity);
         }
     }
 
@@ -181,7 +181,7 @@ impl World {
     fn crash(&mut self, which: u8) {
         if !self.backends.is_empty() {
             let backend = self.backends.remove(usize::from(which) % self.backends.len());
-            self.hub.handle_disconnected(&backend.identity);
+            self.hub.handle_disconnected(self.now, &backend.identity);
         }
     }
 

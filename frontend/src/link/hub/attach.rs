@@ -1,5 +1,6 @@
 //! Backends that come, leave and are lost.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,8 +11,10 @@ use holdfast_proto::link::{
 };
 
 use super::{Hub, MAX_BOOTS, MAX_NOTICES};
+use crate::BUILD;
 use crate::exchange::{PeerId, ToShard};
 use crate::link::peer::{Outgoing, Peer, ShareState, Stage};
+use crate::link::status::{HandOver, HandOverKind};
 
 /// Longest name or build of a backend that is kept, in bytes.
 const MAX_NAME_BYTES: usize = 128;
@@ -113,7 +116,7 @@ impl Hub {
         lane.enqueue(Command::Hello(self.hello()), None);
         let identity = Bytes::copy_from_slice(identity);
         self.by_identity.insert(identity.clone(), id);
-        self.peers.push(Peer {
+        let peer = Peer {
             id,
             identity,
             lane,
@@ -121,12 +124,17 @@ impl Hub {
             share: ShareState::NONE,
             name: shorten(hello.name),
             build: shorten(hello.build),
+            since: now,
+            work: Arc::default(),
+            leaving: None,
             outgoing: Outgoing::new(self.config.shards),
             broadcasts: Default::default(),
             counted: LaneStats::default(),
             moved: (0, now),
-        });
+        };
         self.metrics.attached.inc();
+        self.metrics.info(&peer.name, &peer.build, epoch).set(1);
+        self.peers.push(peer);
         self.update_gauges();
         id
     }
@@ -136,7 +144,7 @@ impl Hub {
             version_min: *PROTOCOL_VERSIONS.start(),
             version_max: *PROTOCOL_VERSIONS.end(),
             features: vec![FEATURE_SHARE.into()],
-            build: env!("CARGO_PKG_VERSION").into(),
+            build: BUILD.clone(),
             name: format!("frontend-{}", self.config.frontend.0),
             frontend_id: self.config.frontend.0.into(),
             frontend_epoch: self.config.epoch.0,
@@ -210,6 +218,7 @@ impl Hub {
             return;
         };
         peer.stage = Stage::Draining { shards };
+        peer.leaving = Some((self.now, peer.work.in_flight()));
         self.tell_all_shards(|_| ToShard::PeerDraining { peer: id });
         self.update_gauges();
     }
@@ -238,7 +247,7 @@ impl Hub {
         marked
     }
 
-    pub(super) fn on_done(&mut self, _now: Instant, id: PeerId) {
+    pub(super) fn on_done(&mut self, id: PeerId) {
         let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
             return;
         };
@@ -247,7 +256,9 @@ impl Hub {
         }
         peer.stage = Stage::Done;
         let sent = peer.outgoing.sent.clone();
+        let hand_over = peer.hand_over(self.now, HandOverKind::Graceful);
         self.metrics.drained.inc();
+        self.note_hand_over(hand_over);
         self.tell_all_shards(|shard| ToShard::PeerGone {
             peer: id,
             sent: sent[shard],
@@ -274,11 +285,19 @@ impl Hub {
             return;
         }
         self.metrics.gone(cause);
+        let kind = HandOverKind::of_loss(cause, peer.leaving.is_some());
+        self.note_hand_over(peer.hand_over(self.now, kind));
         self.tell_all_shards(|shard| ToShard::PeerGone {
             peer: id,
             sent: peer.outgoing.sent[shard],
             graceful: false,
         });
+    }
+
+    fn note_hand_over(&mut self, hand_over: HandOver) {
+        self.metrics.handed_over(hand_over.kind);
+        self.hand_overs.note(hand_over);
+        self.changed = true;
     }
 
     /// A backend that has left.
@@ -290,6 +309,8 @@ impl Hub {
         let index = self.peers.iter().position(|p| p.id == id)?;
         let peer = self.peers.remove(index);
         self.by_identity.remove(&peer.identity);
+        self.metrics
+            .remove_info(&peer.name, &peer.build, peer.lane.remote());
         self.update_gauges();
         Some(peer)
     }

@@ -331,6 +331,7 @@ pub(super) fn request(shard: u8) -> Command {
 pub(super) fn reply(id: SessionId) -> Command {
     Command::Reply(frames::Reply {
         id: Some(id.into()),
+        r#final: true,
         ..Default::default()
     })
 }

@@ -69,7 +69,7 @@ fn only_so_many_attach() {
     let notices = backends[3].notices();
     assert!(matches!(notices.as_slice(), [Command::Refused(r)] if r.code == "too_many_backends"));
     assert_eq!(w.hub.status().len(), 3);
-    w.hub.handle_disconnected(&backends[0].identity);
+    w.hub.handle_disconnected(w.now, &backends[0].identity);
     let mut again = w.attach(4, 1);
     assert!(
         again.notices().is_empty(),
@@ -181,8 +181,8 @@ fn a_broken_socket_is_a_crash_at_once() {
     w.work(1, peer, 1, Command::Bind(frames::Bind::default()));
     w.carry(&mut [&mut b]);
     w.work(0, peer, 2, request(0));
-    w.hub.handle_disconnected(&b.identity);
-    w.hub.handle_disconnected(&b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
     w.carry(&mut []);
     assert_eq!(
         w.gone(),

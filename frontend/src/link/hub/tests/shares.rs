@@ -142,7 +142,7 @@ fn an_answer_about_a_backend_that_is_gone_does_no_harm() {
     take(&mut w);
     ready(&mut w, &mut b, 200);
     assert_eq!(shares(&mut w).len(), 4);
-    w.hub.handle_disconnected(&b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
     take(&mut w);
     assert!(shares(&mut w).is_empty());
 }
