@@ -174,7 +174,7 @@ impl World {
         if self.now < self.devices[index].quiet_until {
             return;
         }
-        match self.rng.weighted(&[850, 40, 50, 20, 12, 10, 8, 10]) {
+        match self.rng.weighted(&[850, 40, 50, 20, 12, 16, 8, 10]) {
             0 => self.ask_some(index, conn),
             1 => self.put(
                 conn,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use holdfast_proto::Share;
 
 use super::Crash;
+use super::conn::ConnId;
 use super::nodes::BackendLife;
 use super::pipe::PipeId;
 use super::queue::Time;
@@ -164,8 +165,10 @@ impl World {
     }
 
     /// A device was just asked for a sign of life: the frontend may stand still before it hears the answer.
-    pub(super) fn strike_ping(&mut self, (frontend, shard): (usize, usize)) {
-        if self.healed.is_some() || !self.rng.chance(self.scenario.strikes * 10) {
+    pub(super) fn strike_ping(&mut self, (frontend, shard): (usize, usize), conn: ConnId) {
+        // Those who will not answer are few, and the ones that a hasty shard would do wrong.
+        let odds = if self.conns[conn.0].vanished { 20 } else { 10 };
+        if self.healed.is_some() || !self.rng.chance(self.scenario.strikes * odds) {
             return;
         }
         self.summary.faults += 1;
@@ -174,7 +177,7 @@ impl World {
         let pause = match self.rng.below(2) {
             // So that it goes on right when the time to answer is over.
             0 => answer_time + self.rng.millis(0..=1500),
-            _ => self.rng.millis(1000..=9000),
+            _ => answer_time + self.rng.millis(1500..=6000),
         };
         let until = self.now + pause;
         let fault = match self.rng.below(2) {

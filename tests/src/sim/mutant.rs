@@ -26,9 +26,9 @@ pub enum Mutant {
     Misdeliver,
     /// Two replies in a batch swap what they say.
     SwapReplies,
-    /// Two replies in a batch change places.
+    /// Two replies in a batch change places, of which the second names the first.
     Reorder,
-    /// They do, and forget which ones they come after.
+    /// Two do, and forget which ones they come after.
     ReorderBlindly,
     /// A reply comes once more, in place of the one behind it.
     RepeatReply,
@@ -127,11 +127,17 @@ impl World {
             .filter(|n| matches!(&batch.frames[*n].command, Some(Command::Reply(r)) if !r.silent))
             .collect();
         match (mutant, replies.as_slice()) {
-            (Mutant::Reorder | Mutant::ReorderBlindly, [first, second, ..]) if self.bends(mutant) => {
-                batch.frames.swap(*first, *second);
-                if mutant == Mutant::ReorderBlindly {
-                    batch.frames.iter_mut().for_each(forget_order);
+            (Mutant::Reorder, replies) => {
+                let names = |pair: &&[usize]| follows(&batch.frames[pair[0]], &batch.frames[pair[1]]);
+                let pair = replies.windows(2).find(names).map(|pair| (pair[0], pair[1]));
+                match pair {
+                    Some((first, second)) if self.bends(mutant) => batch.frames.swap(first, second),
+                    _ => return bytes,
                 }
+            }
+            (Mutant::ReorderBlindly, [first, second, ..]) if self.bends(mutant) => {
+                batch.frames.swap(*first, *second);
+                batch.frames.iter_mut().for_each(forget_order);
             }
             (Mutant::SwapReplies, [first, second, ..]) if self.bends(mutant) => {
                 let (head, tail) = batch.frames.split_at_mut(*second);
@@ -205,6 +211,17 @@ impl World {
             defences.add_frontend(life);
         }
         defences
+    }
+}
+
+/// Whether the second reply names the first. A session that had nothing in flight in between is not remembered by its
+/// backend: the order of the link alone is enough there.
+fn follows(first: &Frame, second: &Frame) -> bool {
+    match (&first.command, &second.command) {
+        (Some(Command::Reply(first)), Some(Command::Reply(second))) => {
+            first.id == second.id && first.sequence == second.after
+        }
+        _ => false,
     }
 }
 

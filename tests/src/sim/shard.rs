@@ -366,7 +366,7 @@ impl World {
             return;
         };
         self.conns[conn.0].pinged = Some(self.now);
-        self.strike_ping(place);
+        self.strike_ping(place, conn);
         self.say(place, conn, ToDevice::Ping);
     }
 
