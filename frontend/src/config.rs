@@ -79,7 +79,8 @@ pub struct LimitsConfig {
 pub struct TimesConfig {
     /// TLS and the upgrade request. 10s by default.
     pub accept: Interval,
-    /// A backend's answer to BIND or LOGIN. 10s by default.
+    /// Backends' answer to BIND or LOGIN. When half of it is over another backend is asked, also for control messages and
+    /// LOGOUT, which is repeated until it is acknowledged. 10s by default.
     pub backend: Interval,
     /// How long a connecting device waits when no backend is attached. 5s by default.
     pub wait: Interval,

@@ -153,6 +153,11 @@ impl Gateway {
         self.layout.dir.join(name)
     }
 
+    /// Where the first frontend's link is, for a backend of the test's own.
+    pub fn link(&self) -> String {
+        self.layout.link(1)
+    }
+
     /// Where the first frontend listens for devices.
     pub fn wss(&self) -> SocketAddr {
         self.endpoints[0].address

@@ -56,14 +56,14 @@ impl Backend {
 
     fn report_loss(&mut self, link: LinkIndex, reason: &LossReason, now: Instant) {
         let is_news = self.links[link.get()].report.on_loss(reason.label(), now);
-        let (link, text) = (link.get(), "no link to the frontend");
+        let link = link.get();
         match reason {
-            _ if !is_news => debug!(link, %reason, text),
+            _ if !is_news => debug!(link, %reason, "no link to the frontend"),
             LossReason::Refused { .. } | LossReason::Protocol(_) | LossReason::Lane(_) => {
-                error!(link, %reason, text)
+                error!(link, %reason, "no link to the frontend");
             }
             LossReason::Disconnected | LossReason::NoAnswer | LossReason::Fenced | LossReason::Silent => {
-                warn!(link, %reason, text)
+                warn!(link, %reason, "no link to the frontend");
             }
         }
     }

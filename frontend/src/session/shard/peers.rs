@@ -33,6 +33,8 @@ impl Shard {
                 };
                 if self.get(key).is_some_and(|s| s.id == session) {
                     self.close(now, key, code);
+                } else {
+                    self.metrics.late_frames.inc();
                 }
             }
             ToShard::Stop => self.on_stop(now),

@@ -16,7 +16,7 @@ const ASKS: u32 = 2;
 /// A control message that was lost with so many backends is answered by ourselves: it may have broken them.
 const POISON_ATTEMPTS: u32 = 2;
 /// Other keys that are tried in search of another backend.
-const MAX_SALT: u8 = 8;
+const MAX_SALT: u8 = 32;
 /// Bytes of a control message's word that are repeated to the device.
 const MAX_WORD_BYTES: usize = 32;
 
