@@ -67,6 +67,14 @@ fn promises_hold_over_many_seeds() {
     let (summaries, failures) = run_all(&seeds, Options::default());
     assert_none(&failures);
     let total = |what: fn(&Summary) -> u64| summaries.iter().map(what).sum::<u64>();
+    let draws = total(|s| s.canary_draws) as f64;
+    let (got, wanted) = (
+        total(|s| s.canary_sessions) as f64,
+        total(|s| s.canary_hundredths) as f64 / 10_000.0,
+    );
+    println!("canaries were to get {wanted:.0} of {draws} devices and got {got}");
+    // Four standard deviations of so many draws, each with a probability of a half: more than shares can vary.
+    assert!((got - wanted).abs() <= 4.0 * (draws / 4.0).sqrt() && draws > 0.0);
     println!(
         "{} connections, {} requests, {} calls of which {} replays, {} pushes, {} faults",
         total(|s| s.connections),

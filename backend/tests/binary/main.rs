@@ -3,6 +3,7 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used)]
 
+mod control;
 mod frontend;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -68,10 +69,24 @@ impl Fixture {
         self.dir.path().join(name)
     }
 
+    /// Adds the control socket's directory to the configuration and returns it.
+    fn control(&self) -> PathBuf {
+        let (config, directory) = (self.path("backend.toml"), self.path("control"));
+        let text = std::fs::read_to_string(&config).unwrap();
+        let line = format!("control_dir = {:?}\n", directory.display().to_string());
+        std::fs::write(config, line + &text).unwrap();
+        directory
+    }
+
     fn start(&self) -> Backend {
+        self.start_as(&[])
+    }
+
+    fn start_as(&self, arguments: &[&str]) -> Backend {
         let mut child = Process::new(BINARY)
             .args(["--log-format", "json", "--config"])
             .arg(self.path("backend.toml"))
+            .args(arguments)
             .env_remove("HOLDFAST_LOG")
             .stderr(Stdio::piped())
             .spawn()

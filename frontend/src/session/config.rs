@@ -26,7 +26,8 @@ pub struct ShardConfig {
     pub output_pushes: usize,
     /// How long the transport's set-up may take.
     pub accept_timeout: Duration,
-    /// How long a backend may take to answer BIND or LOGIN.
+    /// How long backends may take to answer BIND or LOGIN. When half of it is over another one is asked; so it is with a
+    /// control message or LOGOUT that a backend has had for that long.
     pub backend_timeout: Duration,
     /// How long a connecting device waits for a backend (P6).
     pub wait_limit: Duration,

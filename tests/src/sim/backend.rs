@@ -8,7 +8,7 @@ use holdfast_backend::core::{Action, Backend, CoreMetrics};
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::link::LinkIndex;
 use holdfast_backend::service::CallOutcome;
-use holdfast_proto::DeviceId;
+use holdfast_proto::{DeviceId, Share};
 
 use super::nodes::{BackendLife, BackendNode, JobResult, News, NewsEvent, Pace};
 use super::pipe::{Direction, PipeId};
@@ -22,10 +22,15 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 pub(super) const BAD_CREDENTIAL: &str = "bad.";
 
 impl World {
+    pub(super) fn start_backend(&mut self, slot: usize) {
+        self.start_backend_with(slot, Share::FULL);
+    }
+
     /// Starts a process; gives its number.
-    pub(super) fn start_backend(&mut self, slot: usize) -> usize {
+    pub(super) fn start_backend_with(&mut self, slot: usize, share: Share) -> usize {
         let (boot, seed, index) = (self.rng.uuid(), self.rng.next(), self.backends.len());
-        let settings = self.scenario.core(format!("backend-{index}"), boot, seed);
+        let mut settings = self.scenario.core(format!("backend-{index}"), boot, seed);
+        settings.link.share = share;
         let links = settings.links;
         let core = Backend::new(
             settings,
@@ -42,6 +47,7 @@ impl World {
             results: Default::default(),
             asks: Default::default(),
             running: Default::default(),
+            share: None,
             stop: false,
             stuck_until: Duration::ZERO,
             progress: 0,
@@ -52,7 +58,7 @@ impl World {
             boot,
             life: Some(life),
         });
-        self.trace.note(self.now, ("backend starts", index, slot));
+        self.trace.note(self.now, ("backend starts", index, slot, share));
         self.wake_soon(Actor::Backend(index));
         index
     }
@@ -84,7 +90,7 @@ impl World {
             life.core.handle_timeout(now, progress);
         }
         let has = self.links_of_backend(index);
-        self.check_judged(&had, &has, Direction::Down);
+        self.check_judged((Actor::Backend(index), Direction::Down), (&had, &has));
         moved |= self.act_for_backend(index);
         while let Some((link, batch)) = self.poll_transmit(index) {
             moved = true;
@@ -139,6 +145,11 @@ impl World {
         for (ticket, request) in life.asks.drain(..) {
             moved = true;
             life.core.handle_api(ticket, request, now.instant);
+        }
+        if let Some(share) = life.share.take() {
+            moved = true;
+            // Who leaves, or was a full member of a frontend that knows no shares, refuses and stays what it is.
+            let _ = life.core.handle_share(share);
         }
         if life.stop && !life.core.is_draining() {
             life.core.handle_shutdown(now.instant);

@@ -35,7 +35,8 @@ impl World {
     pub(super) fn add_devices(&mut self) {
         for index in 0..self.scenario.devices {
             let next_mark = (index as u64 + 1) << 32;
-            let name = format!("device-{index}");
+            // Its own in each world: what a canary gets hangs on the names.
+            let name = format!("device-{index}-{:x}", self.rng.next());
             self.devices.push(Device {
                 name,
                 conn: None,

@@ -7,10 +7,13 @@ use holdfast_backend::link::{LinkIndex, LinkState};
 
 use super::Promise;
 use super::pipe::{Direction, Pipe, PipeId};
-use super::world::World;
+use super::queue::Time;
+use super::world::{Actor, World};
 
 /// What a batch may be late on a link that works: a heartbeat, the delay of the link, a turn.
 const RECENT: Duration = Duration::from_millis(400);
+/// Who stood still for so long knows that it did: half a timeout beyond the heartbeat that was due.
+const LONG: Duration = Duration::from_millis(800);
 
 impl World {
     /// The links that an end has, before it judges them.
@@ -44,8 +47,18 @@ impl World {
             .collect()
     }
 
-    /// None of the links that an end gave up by itself may have brought something just now.
-    pub(super) fn check_judged(&mut self, had: &[PipeId], has: &[PipeId], direction: Direction) {
+    /// None of the links that an end gave up by itself may have brought something just now; and an end that stood still for
+    /// long gives the others time to speak.
+    pub(super) fn check_judged(
+        &mut self,
+        (judge, direction): (Actor, Direction),
+        (had, has): (&[PipeId], &[PipeId]),
+    ) {
+        let now = self.now;
+        let (held, ago) = self
+            .pace(judge)
+            .map_or((Time::ZERO, now), |pace| pace.last_hold(now));
+        let must_wait = held >= LONG && ago < RECENT;
         for id in had.iter().filter(|id| !has.contains(id)) {
             let pipe = &self.pipes[id.0];
             let heard = match direction {
@@ -62,6 +75,11 @@ impl World {
                     Promise::Fair,
                     format!("{id:?} is given up, {direction:?}, although a batch came {ago:?} ago"),
                 );
+            } else if !excused && must_wait {
+                let what = format!(
+                    "{id:?} is given up, {direction:?}, {ago:?} after its judge itself stood still for {held:?}"
+                );
+                self.fail(Promise::Fair, what);
             }
         }
     }

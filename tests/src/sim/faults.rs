@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use holdfast_proto::Share;
+
 use super::Crash;
+use super::nodes::BackendLife;
 use super::pipe::PipeId;
 use super::queue::Time;
 use super::scenario::Profile;
@@ -22,6 +25,10 @@ pub(super) enum Fault {
     StartBackend(usize),
     /// Starts one beside the one that is there, which is then told to go.
     Replace(usize),
+    /// Starts one beside the one that is there, as a standby or a canary, and then promotes it or rolls back.
+    Upgrade(usize),
+    /// Tells one how much of the sessions to take.
+    Share(usize, Share),
     /// Its workers stand still, its link thread does not.
     StickWorkers(usize, Time),
     KillFrontend(usize),
@@ -46,6 +53,8 @@ impl Fault {
             Self::StopBackend(_) => "stop backend",
             Self::StartBackend(_) => "start backend",
             Self::Replace(_) => "replace backend",
+            Self::Upgrade(_) => "upgrade backend",
+            Self::Share(..) => "share",
             Self::StickWorkers(..) => "stick workers",
             Self::KillFrontend(_) => "kill frontend",
             Self::StopFrontend(_) => "stop frontend",
@@ -89,8 +98,12 @@ impl World {
         if matches!(kind, 0..=3) {
             let backend = self.pick_backend(kind == 0)?;
             return Some(match kind {
-                0 if self.rng.chance(600) => Fault::Replace(backend),
-                0 => Fault::StopBackend(backend),
+                0 => match self.rng.below(10) {
+                    0..3 => Fault::Replace(backend),
+                    3..6 => Fault::Upgrade(backend),
+                    6 => Fault::Share(backend, self.draw_share()),
+                    _ => Fault::StopBackend(backend),
+                },
                 1 => Fault::KillBackend(backend),
                 2 => Fault::HoldBackend(backend, until),
                 _ => Fault::StickWorkers(backend, until + Duration::from_secs(2)),
@@ -214,6 +227,8 @@ impl World {
                 let at = self.now + self.rng.millis(0..=150);
                 self.queue.push(at, Event::Fault(Fault::StopBackend(index)));
             }
+            Fault::Upgrade(index) => self.begin_upgrade(index),
+            Fault::Share(index, share) => self.set_share(index, share),
             Fault::StickWorkers(index, until) => {
                 if let Some(life) = self.life_of_backend(index) {
                     life.stuck_until = until;
@@ -293,8 +308,11 @@ impl World {
     }
 
     fn has_staying(&self, slot: usize) -> bool {
-        self.backends
-            .iter()
-            .any(|node| node.slot == slot && node.life.as_ref().is_some_and(|life| !life.stop))
+        let stays = |life: &BackendLife| {
+            let share = life.share.unwrap_or_else(|| life.core.share());
+            !life.stop && share.is_full()
+        };
+        let mut of_slot = self.backends.iter().filter(|node| node.slot == slot);
+        of_slot.any(|node| node.life.as_ref().is_some_and(stays))
     }
 }

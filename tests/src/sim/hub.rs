@@ -135,7 +135,7 @@ impl World {
             life.hub.handle_timeout(now);
         }
         let has = self.links_of_hub(index);
-        self.check_judged(&had, &has, Direction::Up);
+        self.check_judged((Actor::Hub(index), Direction::Up), (&had, &has));
     }
 
     fn carry_out(&mut self, index: usize, effects: Effects) {

@@ -32,6 +32,7 @@ mod scenario;
 mod service;
 mod settle;
 mod shard;
+mod shares;
 mod trace;
 mod world;
 
@@ -77,6 +78,8 @@ pub enum Promise {
     Fair,
     /// Whatever comes from a backend that was declared gone is dropped.
     Fenced,
+    /// A backend gets no more than the share that it asked for.
+    Shared,
     /// No core's own assertion fails.
     Sound,
     /// A core asked its channel for what is not legal.
@@ -101,6 +104,11 @@ pub struct Summary {
     pub replays: u64,
     pub pushes: u64,
     pub faults: u64,
+    /// Devices that came while one canary was beside full members, hundredths of a percent that it was to get of each, and
+    /// how many it got.
+    pub canary_draws: u64,
+    pub canary_hundredths: u64,
+    pub canary_sessions: u64,
     /// How often a mutant bent something.
     pub bent: u64,
     pub defences: Defences,

@@ -223,6 +223,10 @@ impl World {
                 return self.fail(Promise::Truthful, what);
             }
         }
+        if text.contains("state_conflict") {
+            let what = format!("an update of {conn:?} is given up though nobody else writes its state");
+            return self.fail(Promise::Truthful, what);
+        }
         let c = &self.conns[conn.0];
         let session = c.session.map(|id| id.to_string()).unwrap_or_default();
         let wrong = text.starts_with("@welcome") && (!c.said_hello || !text.contains(&session));

@@ -108,6 +108,8 @@ impl World {
             } => session_id(answer.id).ok(),
             _ => None,
         };
+        self.note_peer(place, &message);
+        let Some(shard) = self.shard(place) else { return };
         shard.core.handle_hub(now, message);
         let Some(conn) = logged_in.and_then(|id| self.sessions.get(&id.as_u128()).copied()) else {
             return;
@@ -126,11 +128,11 @@ impl World {
     fn flush_to_hub(&mut self, place: Place) {
         let delay = self.rng.micros(1..=30);
         let at = self.now + delay;
-        let Some(shard) = self.shard(place) else { return };
-        if !shard.core.has_for_hub() {
+        self.collect(place);
+        let Some(shard) = self.shard(place).filter(|shard| !shard.to_hub.is_empty()) else {
             return;
-        }
-        let mut messages = shard.core.take_to_hub(Vec::new());
+        };
+        let mut messages = std::mem::take(&mut shard.to_hub);
         let at = shard.in_order((at, false));
         messages.retain(|message| self.note_for_hub(message));
         let (frontend, shard) = (place.0, ShardId(place.1 as u8));

@@ -114,6 +114,8 @@ pub(super) struct World {
     pub(super) sessions: BTreeMap<u128, ConnId>,
     /// Sessions of which a backend has said LOGGED_OUT.
     pub(super) logged_out: BTreeSet<u128>,
+    /// Devices that have counted for what a canary gets.
+    pub(super) drawn: BTreeSet<usize>,
     pub(super) asks: Asks,
     pub(super) bender: Bender,
     /// When the faults ended.
@@ -148,6 +150,7 @@ impl World {
             devices: Vec::new(),
             sessions: BTreeMap::new(),
             logged_out: BTreeSet::new(),
+            drawn: BTreeSet::new(),
             asks: Asks::default(),
             bender: Bender::new(options.mutant),
             healed: None,
@@ -311,7 +314,7 @@ impl World {
         }
     }
 
-    fn pace(&mut self, actor: Actor) -> Option<&mut super::nodes::Pace> {
+    pub(super) fn pace(&mut self, actor: Actor) -> Option<&mut super::nodes::Pace> {
         match actor {
             Actor::Hub(frontend) => Some(&mut self.frontends[frontend].life.as_mut()?.pace),
             Actor::Shard(frontend, shard) => Some(

@@ -124,6 +124,7 @@ impl Hub {
             outgoing: Outgoing::new(self.config.shards),
             broadcasts: Default::default(),
             counted: LaneStats::default(),
+            moved: (0, now),
         });
         self.metrics.attached.inc();
         self.update_gauges();

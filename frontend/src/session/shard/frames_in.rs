@@ -274,7 +274,7 @@ impl Shard {
     }
 
     /// The control message is done with: its place and its bytes are free, and the device hears the answer.
-    fn on_control_answered(&mut self, now: Instant, key: SessionKey, number: u64, reply: &Bytes) {
+    pub(super) fn on_control_answered(&mut self, now: Instant, key: SessionKey, number: u64, reply: &Bytes) {
         if let Some(active) = self.get(key).and_then(|s| s.active.as_mut())
             && let Some(index) = active.controls.iter().position(|c| c.number == number)
             && let Some(control) = active.controls.remove(index)
