@@ -151,7 +151,7 @@ impl Trial {
 
     fn handle(&mut self, input: Input) -> Option<Action> {
         let old_restarts = self.machine.old().restarts();
-        let is_sample = self.note_input(&input);
+        let (is_sample, is_ready) = (self.note_input(&input), matches!(input, Input::Ready));
         let action = self.machine.handle(self.runner.teller.now(), input);
         if is_sample {
             self.tell_watch();
@@ -161,6 +161,10 @@ impl Trial {
             self.runner.teller.note(format!(
                 "{name}, the old one, was started again; its figures go on"
             ));
+        }
+        if is_ready {
+            let text = format!("{} is attached", self.runner.new.name());
+            self.runner.teller.phase(Phase::Ready, text);
         }
         if let Some(action) = action {
             self.tell_action(action);
@@ -212,7 +216,6 @@ impl Trial {
             Action::SetShare(Share::FULL) => teller.phase(Phase::Promoting, format!("{new} takes all")),
             Action::SetShare(share) => {
                 let watch = self.runner.plan.watch;
-                teller.phase(Phase::Ready, format!("{new} is attached"));
                 teller.phase(
                     Phase::Canary,
                     format!("{new} gets {share}, watched for {watch:?}"),
