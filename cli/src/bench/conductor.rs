@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -23,14 +22,16 @@ use super::report::{self, Connections, CpuPoint, EventReport, Rate, Report, Sett
 use super::service::{self, Service};
 use super::verdict::{Evidence, Verdict};
 use super::{html, machine, plan, script, table};
+use crate::up::StopSignals;
 
 pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
-    let mut interrupt = Interrupt::new()?;
+    // Each sees all signals.
+    let (interrupt, insistence) = (StopSignals::new()?, StopSignals::new()?);
     let mut home = Home::make(options.keep.as_deref())?;
     let done = tokio::select! {
-        done = start_and_run(options, &home, interrupt.twin()?) => done,
+        done = start_and_run(options, &home, interrupt) => done,
         // The first one ends the run; who asks twice does not want to wait.
-        () = interrupt.twice() => Err(anyhow!("interrupted twice: stopped without a report")),
+        () = twice(insistence) => Err(anyhow!("interrupted twice: stopped without a report")),
     };
     let report = match done {
         Ok(report) => report,
@@ -61,7 +62,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-async fn start_and_run(options: &Options, home: &Home, mut interrupt: Interrupt) -> Result<Report> {
+async fn start_and_run(options: &Options, home: &Home, mut interrupt: StopSignals) -> Result<Report> {
     // Short enough to be typed again.
     let seed = options.seed.unwrap_or_else(|| rand::random::<u32>().into());
     let threads = options
@@ -129,7 +130,7 @@ impl Run<'_> {
         &mut self,
         plan: &[Kind],
         dialler: &Dialler,
-        (up, interrupt): (&mut Up, &mut Interrupt),
+        (up, interrupt): (&mut Up, &mut StopSignals),
     ) -> Result<Report> {
         let load = Load {
             devices: self.options.devices,
@@ -166,7 +167,7 @@ impl Run<'_> {
     }
 
     /// Until all events were; true if it was interrupted.
-    async fn watch(&mut self, plan: &[Kind], up: &mut Up, interrupt: &mut Interrupt) -> Result<bool> {
+    async fn watch(&mut self, plan: &[Kind], up: &mut Up, interrupt: &mut StopSignals) -> Result<bool> {
         let events = Events::new(self.home, self.options)?;
         let (sender, mut reports) = mpsc::channel(1);
         let shared = self.shared.clone();
@@ -312,42 +313,15 @@ fn settings(options: &Options, seed: u64, threads: u32, planned: usize) -> Setti
         quiet_s: options.quiet.as_secs_f64(),
         hang_for_s: options.hang_for.as_secs_f64(),
         watch_s: options.watch.as_secs_f64(),
-        canary_share: options.canary_share.clone(),
+        canary_share: options.canary_share.to_string(),
         events: planned as u32,
     }
 }
 
-/// Ctrl-C, SIGTERM, and the terminal's end.
-struct Interrupt([Signal; 3]);
-
-impl Interrupt {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("signals");
-        Ok(Self([
-            listen(SignalKind::interrupt())?,
-            listen(SignalKind::terminate())?,
-            listen(SignalKind::hangup())?,
-        ]))
-    }
-
-    /// Another that sees the same signals.
-    fn twin(&self) -> Result<Self> {
-        Self::new()
-    }
-
-    async fn next(&mut self) {
-        let Self([interrupt, terminate, hangup]) = self;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
-
-    async fn twice(&mut self) {
-        self.next().await;
-        self.next().await;
-    }
+/// Done at the second signal.
+async fn twice(mut interrupt: StopSignals) {
+    interrupt.next().await;
+    interrupt.next().await;
 }
 
 /// As a shell says it of a program that SIGINT ended.

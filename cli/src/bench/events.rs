@@ -44,7 +44,7 @@ impl<'a> Events<'a> {
             Kind::Kill => self.kill().await,
             Kind::Hang => self.hang().await,
             Kind::Upgrade => self.upgrade(&["--no-canary"], promoted).await,
-            Kind::Canary => self.upgrade(&self.watched(), promoted).await,
+            Kind::Canary => self.upgrade(&["--canary", &self.canary()], promoted).await,
             Kind::Rollback => self.roll_back().await,
         };
         done.unwrap_or_else(|error| Happened {
@@ -89,15 +89,15 @@ impl<'a> Events<'a> {
         bail!("the backend was not ready again within {RECOVERY_TIMEOUT:?}")
     }
 
-    fn watched(&self) -> [&str; 2] {
-        ["--canary", &self.options.canary_share]
+    fn canary(&self) -> String {
+        self.options.canary_share.to_string()
     }
 
     async fn roll_back(&self) -> Result<Happened> {
         let bad = self.write_bad_backend()?;
         let bad = bad.to_str().context("the directory's path is not UTF-8")?;
-        let [canary, share] = self.watched();
-        self.upgrade(&["--binary", bad, canary, share], rolled_back).await
+        self.upgrade(&["--binary", bad, "--canary", &self.canary()], rolled_back)
+            .await
     }
 
     async fn upgrade(&self, more: &[&str], judge: impl Fn(Option<i32>, &Answer) -> bool) -> Result<Happened> {
@@ -166,6 +166,7 @@ impl Drop for Woken {
 struct Answer {
     outcome: String,
     reason: Option<String>,
+    detail: Option<String>,
 }
 
 impl Answer {
@@ -181,8 +182,8 @@ impl Answer {
     }
 
     fn words(&self) -> String {
-        match self.reason.as_deref().filter(|reason| !reason.is_empty()) {
-            Some(reason) => format!("{}: {reason}", self.outcome),
+        match self.detail.as_ref().or(self.reason.as_ref()) {
+            Some(why) => format!("{}: {why}", self.outcome),
             None => self.outcome.clone(),
         }
     }
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_found_alone_or_after_progress() {
-        let one = b"{\"outcome\":\"promoted\",\"reason\":\"\"}\n";
+        let one = b"{\"outcome\":\"promoted\",\"reason\":null}\n";
         assert_eq!(Answer::read(one).unwrap().words(), "promoted");
         let many = b"{\"phase\":\"starting\"}\n{\"outcome\":\"rolled_back\",\"reason\":\"it crashed\"}\n\n";
         let answer = Answer::read(many).unwrap();

@@ -5,9 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Subcommand;
+use holdfast_proto::Share;
 
 use super::phase::Kind;
 use super::service::Fault;
+use crate::upgrade::plan::{parse_canary, parse_watch};
 
 /// Measure on this machine what devices notice of the gateway's backend
 #[derive(clap::Args)]
@@ -69,10 +71,10 @@ pub(crate) struct Options {
     #[arg(long, default_value = "1500ms", value_name = "TIME", value_parser = time)]
     pub(crate) hang_for: Duration,
     /// Share of the sessions that a canary gets
-    #[arg(long, default_value = "20%", value_name = "PERCENT")]
-    pub(crate) canary_share: String,
+    #[arg(long, default_value = "20%", value_name = "PERCENT", value_parser = parse_canary)]
+    pub(crate) canary_share: Share,
     /// How long a canary is watched
-    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = time)]
+    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = parse_watch)]
     pub(crate) watch: Duration,
     /// How long the service takes to answer: drawn for each request from this range
     #[arg(long, default_value = "0ms..50ms", value_name = "TIME..TIME")]
@@ -119,8 +121,8 @@ impl Options {
 
     /// What cannot be seen in one option alone.
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.canary_share.is_empty() || self.canary_share.starts_with('-') {
-            return Err(format!("--canary-share {}: such as 5%", self.canary_share));
+        if self.canary_share.is_none() && self.canaries + self.rollbacks > 0 {
+            return Err("--canary-share 0%: there is nothing to watch without a share".into());
         }
         let crashes = self.kills + self.hangs + self.rollbacks > 0;
         if crashes && self.spacing < self.service_delay.most {
@@ -200,7 +202,9 @@ mod tests {
             &["--service-delay", "0ms..11s"],
             &["--spacing", "1ms"],
             &["--spacing", "1s", "--service-delay", "2s"],
-            &["--canary-share", ""],
+            &["--canary-share", "100%"],
+            &["--canary-share", "0%"],
+            &["--watch", "10ms"],
             &["--payload", "1"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");

@@ -171,6 +171,7 @@ fn point(quarter: u64) -> Point {
         at_ms: quarter * 250,
         sent: 750,
         answered: 750,
+        replies: 750,
         latency: quantiles(spike),
     }
 }

@@ -15,8 +15,12 @@ use serde::Serialize;
 pub(crate) struct Point {
     /// Begin of the interval since the run's start.
     pub(crate) at_ms: u64,
+    /// Requests due in it.
     pub(crate) sent: u64,
+    /// Those of them that were answered.
     pub(crate) answered: u64,
+    /// Replies that came in it.
+    pub(crate) replies: u64,
     #[serde(flatten)]
     pub(crate) latency: Quantiles,
 }
@@ -81,6 +85,7 @@ pub(crate) struct Timeline {
 #[derive(Debug)]
 struct Interval {
     sent: u64,
+    replies: u64,
     /// Made when the first reply comes.
     latencies: Option<Box<Latencies>>,
 }
@@ -106,6 +111,9 @@ impl Timeline {
                 .latencies
                 .get_or_insert_with(|| Box::new(Latencies::new()));
             latencies.record(latency);
+        }
+        if let Some(interval) = self.interval(due + latency) {
+            interval.replies += 1;
         }
     }
 
@@ -142,6 +150,7 @@ impl Timeline {
         while self.open.len() <= place {
             self.open.push_back(Interval {
                 sent: 0,
+                replies: 0,
                 latencies: None,
             });
         }
@@ -155,6 +164,7 @@ impl Interval {
         Point {
             at_ms: index as u64 * width.as_millis() as u64,
             sent: self.sent,
+            replies: self.replies,
             answered: self.latencies.as_ref().map_or(0, |latencies| latencies.count()),
             latency,
         }
@@ -186,11 +196,12 @@ mod tests {
         timeline.handle_answered(ms(10), ms(900));
         timeline.handle_answered(ms(260), ms(2));
         let points = timeline.points();
-        assert_eq!(points.len(), 2);
-        assert_eq!((points[0].at_ms, points[0].sent, points[0].answered), (0, 1, 1));
+        assert_eq!(points.len(), 4);
+        let counts = |p: &Point| (p.at_ms, p.sent, p.answered, p.replies);
+        let expected = [(0, 1, 1, 0), (250, 1, 1, 1), (500, 0, 0, 0), (750, 0, 0, 1)];
+        assert_eq!(points.iter().map(counts).collect::<Vec<_>>(), expected);
         let max = points[0].latency.max_ms.unwrap();
         assert!((890.0..=910.0).contains(&max), "{max}");
-        assert_eq!(points[1].at_ms, 250);
     }
 
     #[test]
