@@ -54,6 +54,8 @@ impl Spec {
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDNAMES")
+            // Should `up` itself be a service: its state is not theirs to tell.
+            .env_remove("NOTIFY_SOCKET")
             .process_group(0);
         if let Some(listener) = &self.listener {
             let parent_fd = listener.try_clone().context("listener")?.into();

@@ -1,5 +1,7 @@
 //! What cannot be done is refused in a line that says why, and nothing changes. And the commands beside the upgrade.
 
+use std::time::Duration;
+
 use holdfast_tests::gateway::{Supervised, locate};
 use holdfast_tests::service::Service;
 use serde_json::{Value, json};
@@ -59,10 +61,7 @@ async fn a_share_is_set_by_hand_and_seen_in_the_status() {
         String::from_utf8_lossy(&set.stdout).contains("takes 12.5 % of the devices"),
         "{set:?}"
     );
-    let share = async || up.frontend_status().await["backends"][0]["share_percent"].as_f64();
-    while share().await != Some(12.5) {
-        tokio::task::yield_now().await;
-    }
+    wait_for_share(&up, 12.5).await;
     let directory = up.path("control");
     let by_directory = [
         "share",
@@ -72,11 +71,19 @@ async fn a_share_is_set_by_hand_and_seen_in_the_status() {
         directory.to_str().unwrap(),
     ];
     assert!(up.run(&by_directory).await.status.success());
-    while share().await != Some(100.0) {
-        tokio::task::yield_now().await;
-    }
+    wait_for_share(&up, 100.0).await;
     let nobody = refused(&up, &["share", "backend-7", "5%"]).await;
     assert!(nobody.contains("backend-7"), "{nobody}");
+}
+
+async fn wait_for_share(up: &Supervised, percent: f64) {
+    let wait = async {
+        while up.frontend_status().await["backends"][0]["share_percent"] != percent {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), wait).await;
+    assert!(waited.is_ok(), "{}", up.frontend_status().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
