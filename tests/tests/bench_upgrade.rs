@@ -213,11 +213,7 @@ fn an_interruption_tells_what_was_seen_and_leaves_nothing_behind() {
     said.for_each(drop);
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", text(&output));
-    assert!(
-        text(&output).contains("interrupted after 0 of"),
-        "{}",
-        text(&output)
-    );
+    assert!(text(&output).contains("interrupted after"), "{}", text(&output));
     for name in ["up_pid", "frontend_pid", "backend_pid"] {
         let pid = Pid::from_raw(number(&up, name).try_into().unwrap());
         assert!(kill(pid, None).is_err(), "{name} {pid} was left behind");

@@ -7,7 +7,7 @@ mod ticker;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,17 +20,18 @@ use super::tally::Tally;
 
 pub(crate) use worker::NAMESPACE;
 
-/// Time since the run's start.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock(Instant);
+/// Time since the devices were told to send.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(OnceLock<Instant>);
 
 impl Clock {
-    pub(crate) fn start() -> Self {
-        Self(Instant::now())
+    /// Zero before the start.
+    pub(crate) fn now(&self) -> Duration {
+        self.0.get().map(Instant::elapsed).unwrap_or_default()
     }
 
-    pub(crate) fn now(self) -> Duration {
-        self.0.elapsed()
+    fn start(&self) {
+        self.0.get_or_init(Instant::now);
     }
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(phase: Arc<Now>, payloads: Payloads, threads: u32) -> Self {
         Self {
-            clock: Clock::start(),
+            clock: Clock::default(),
             phase,
             payloads,
             tally: Mutex::new(Tally::new(INTERVAL)),
@@ -163,8 +164,8 @@ impl Generator {
     }
 
     pub(crate) fn send(&self) {
-        let from = self.shared.clock.now() + LEAD;
-        self.wish.send_replace(Wish::Send { from });
+        self.shared.clock.start();
+        self.wish.send_replace(Wish::Send { from: LEAD });
     }
 
     /// Sends no more, waits up to `patience` for what is unanswered (it is lost then), and closes all connections.

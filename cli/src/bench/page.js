@@ -2,15 +2,18 @@
 // Draws the report's series as SVG, anew at each change of width. Points are thinned to one per pixel, which keeps peaks.
 const data = JSON.parse(document.getElementById("data").textContent);
 const NS = "http://www.w3.org/2000/svg";
-const MARGIN = { left: 46, right: 8, top: 22, bottom: 22 };
+const MARGIN = { left: 46, right: 8, bottom: 22 };
 const LETTERS = { upgrade: "U", canary: "C", rollback: "R", kill: "K", hang: "H" };
 const tip = document.getElementById("tip");
+// An interval stands at its middle.
 const width_s = data.timeline.length > 1 ? (data.timeline[1].at_ms - data.timeline[0].at_ms) / 1000 : 1;
 const end_s = Math.max(1, ...data.timeline.slice(-1).map((p) => p.at_ms / 1000 + width_s), ...data.cpu_timeline.slice(-1).map((p) => p.at_ms / 1000));
 
+for (const p of data.timeline) p.at_ms += width_s * 500;
+
 const charts = [
   {
-    id: "latency", height: 300, log: true, unit: " ms", points: data.timeline,
+    id: "latency", height: 300, top: 22, log: true, unit: " ms", points: data.timeline,
     series: [
       { name: "max", color: "--max", width: 1, value: (p) => p.max_ms, thin: Math.max },
       { name: "p99", color: "--p99", width: 1.4, value: (p) => p.p99_ms, thin: Math.max },
@@ -18,14 +21,14 @@ const charts = [
     ],
   },
   {
-    id: "rate", height: 150, unit: "/s", points: data.timeline.slice(0, -1),
+    id: "rate", height: 140, top: 8, unit: "/s", points: data.timeline.slice(0, -1),
     series: [
       { name: "replies that came", color: "--p99", width: 1.2, value: (p) => p.replies / width_s, thin: Math.max },
       { name: "requests due", color: "--p50", width: 1.6, value: (p) => p.sent / width_s, thin: (a, b) => (a + b) / 2 },
     ],
   },
   {
-    id: "cpu", height: 150, unit: " cores", points: data.cpu_timeline,
+    id: "cpu", height: 140, top: 8, unit: " cores", points: data.cpu_timeline,
     series: [
       { name: "whole machine", color: "--max", width: 1, value: (p) => p.machine, thin: Math.max },
       ...["frontend", "backend", "service", "generator"].map((name) => (
@@ -104,7 +107,7 @@ function drawEvents(svg, chart, x, bottom) {
   let lastLetter = -Infinity;
   for (const e of data.events) {
     const from = x(e.at_ms / 1000), to = x((e.at_ms + e.settled_ms) / 1000), color = `var(--${e.kind})`;
-    add(svg, "rect", { x: from, y: MARGIN.top, width: Math.max(1, to - from), height: bottom - MARGIN.top, fill: color, opacity: 0.16 });
+    add(svg, "rect", { x: from, y: chart.top, width: Math.max(1, to - from), height: bottom - chart.top, fill: color, opacity: 0.16 });
     if (chart.id === "latency") {
       const node = add(svg, "g", {});
       add(node, "title", {}, `${e.kind} at ${clock(e.at_ms / 1000)}: ${e.outcome}; took ${e.took_ms} ms; p99 ${e.p99_ms} ms, max ${e.max_ms} ms`);
@@ -127,7 +130,7 @@ function draw(chart) {
   const bottom = height - MARGIN.bottom, right = width - MARGIN.right;
   const x = (s) => MARGIN.left + (right - MARGIN.left) * s / end_s;
   const { at, ticks } = scale(chart);
-  const y = (v) => bottom - (bottom - MARGIN.top) * Math.min(1, at(v));
+  const y = (v) => bottom - (bottom - chart.top) * Math.min(1, at(v));
   drawEvents(svg, chart, x, bottom);
   for (const v of ticks) {
     add(svg, "line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(v), y2: y(v) });
@@ -140,7 +143,7 @@ function draw(chart) {
   for (const s of chart.series) {
     add(svg, "path", { d: line(thinned(chart.points, s, x), y), stroke: `var(${s.color})`, "stroke-width": s.width });
   }
-  const cursor = add(svg, "line", { class: "cursor", y1: MARGIN.top, y2: bottom, visibility: "hidden" });
+  const cursor = add(svg, "line", { class: "cursor", y1: chart.top, y2: bottom, visibility: "hidden" });
   const point = (event) => {
     const left = svg.getBoundingClientRect().left;
     const s = Math.min(end_s, Math.max(0, (event.clientX - left - MARGIN.left) / (right - MARGIN.left) * end_s));
