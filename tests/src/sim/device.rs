@@ -234,7 +234,10 @@ impl World {
         self.conns[conn.0].vanished = true;
         self.queue
             .push(self.now + self.scenario.user_timeout, Event::UserTimeout(conn));
-        self.end_for_device(conn, Duration::from_millis(300));
+        // Some stay away for so long that the frontend finds out by itself.
+        let long = self.healed.is_none() && self.rng.chance(400);
+        let pause = if long { 4000 } else { 300 };
+        self.end_for_device(conn, Duration::from_millis(pause));
     }
 
     /// Bytes that nobody acknowledges end a connection.

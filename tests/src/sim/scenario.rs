@@ -96,7 +96,7 @@ impl Scenario {
             },
             deaf: rng.pick(&[0, 100, 500, 1000]),
             socket_bytes: rng.pick(&[600, 2000, 16_000, 64_000]),
-            user_timeout: Duration::from_secs(6),
+            user_timeout: rng.pick(&[Duration::from_secs(6), Duration::from_secs(20)]),
             pace: rng.millis(5..=250),
             eagerness: rng.range(1..=14) as usize,
         }

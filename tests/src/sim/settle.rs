@@ -16,6 +16,8 @@ use super::world::{Event, SETTLE_INTERVAL, World};
 /// Everything must have settled so long after the last fault: a vanished device is noticed, a request's deadline and an open
 /// circuit have passed.
 const SETTLE_LIMIT: Duration = Duration::from_secs(45);
+/// Whoever wanted to stay away comes back so soon.
+const COME_BACK: Duration = Duration::from_millis(200);
 
 impl World {
     /// Faults end; what they broke is mended.
@@ -25,6 +27,9 @@ impl World {
         self.mood = Mood::Well;
         for conn in 0..self.conns.len() {
             self.resume_reading(ConnId(conn));
+        }
+        for device in &mut self.devices {
+            device.not_before = device.not_before.min(self.now + COME_BACK);
         }
         for frontend in 0..self.frontends.len() {
             if self.frontends[frontend].life.is_none() {
