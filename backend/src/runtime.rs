@@ -6,6 +6,7 @@
 mod gateway;
 mod hub;
 mod start;
+mod supervisor;
 mod worker;
 
 pub use gateway::{ApiCommand, HubGateway, HubMember, ShareCommand, Snapshot};

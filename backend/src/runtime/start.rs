@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::gateway::{COMMANDS_CAPACITY, HubGateway, HubMember, SHARES_CAPACITY, ShareCommand, Snapshot};
 use super::hub::{Hub, HubInputs, HubOutputs};
+use super::supervisor;
 use super::worker::{WorkerSettings, WorkerStuck, Workers};
 use crate::api::{ApiKeys, ApiMetrics, ApiState, BackendStats, Duty, listen_or_inherit, router, serve};
 use crate::auth::{JwtAuthenticator, TokenKeys};
@@ -105,6 +106,7 @@ pub async fn run(config: &Config, share: Share, stop: watch::Receiver<bool>) -> 
     let state = ApiState::new(gateway, prepared.keys, prepared.registry, prepared.api_metrics);
     let address = prepared.listener.local_addr()?;
     let quiet = until_quiet(stop.clone(), snapshot.clone());
+    tokio::spawn(supervisor::tell(stop.clone(), snapshot.clone()));
     let duty = Duty {
         draining: stop,
         share: share_watch,
@@ -212,8 +214,8 @@ fn listen(config: &Config) -> Result<TcpListener, StartError> {
     })
 }
 
-/// How often a leaving backend looks whether its devices' work is done.
-const QUIET_POLL: Duration = Duration::from_millis(20);
+/// How often somebody looks at what the link thread last said of itself.
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// Resolves when the backend was told to stop and its devices' work is done: until then the API goes on, and tells callers
 /// to come back elsewhere; from then on no further call may hold the backend up.
@@ -221,7 +223,7 @@ async fn until_quiet(mut stop: watch::Receiver<bool>, snapshot: Arc<ArcSwap<Snap
     // An error means that nobody can stop it any more, which is a stop too.
     let _ = stop.wait_for(|stop| *stop).await;
     while !snapshot.load().is_quiet() {
-        tokio::time::sleep(QUIET_POLL).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
