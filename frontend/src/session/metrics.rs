@@ -81,21 +81,7 @@ impl ShardMetrics {
             "Times a full window stopped the reading",
             self.stalls.clone(),
         );
-        r.register(
-            "pushes_written",
-            "Pushes that a socket took",
-            self.pushes_written.clone(),
-        );
-        r.register(
-            "pushes_dropped",
-            "Pushes not written, by reason",
-            self.pushes_dropped.clone(),
-        );
-        r.register(
-            "pushes_unconfirmed",
-            "Pushes to all that sockets had not taken when the wait for them was over",
-            self.pushes_unconfirmed.clone(),
-        );
+        self.register_pushes(r);
         r.register(
             "repeated_frames",
             "Frames asked again because a backend that is there did not answer them, by command",
@@ -112,6 +98,24 @@ impl ShardMetrics {
             "replayed_requests",
             "Requests asked again after a backend was lost",
             self.replayed_requests.clone(),
+        );
+    }
+
+    fn register_pushes(&self, r: &mut Registry) {
+        r.register(
+            "pushes_written",
+            "Pushes that a socket took",
+            self.pushes_written.clone(),
+        );
+        r.register(
+            "pushes_dropped",
+            "Pushes not written, by reason",
+            self.pushes_dropped.clone(),
+        );
+        r.register(
+            "pushes_unconfirmed",
+            "Pushes to all that sockets had not taken when the wait for them was over",
+            self.pushes_unconfirmed.clone(),
         );
     }
 
