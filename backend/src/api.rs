@@ -30,7 +30,9 @@ pub use keys::{ApiKeys, MAX_API_KEYS, MIN_SECRET_CHARS, Scope};
 pub use messages::{MAX_BODY_BYTES, MAX_MESSAGE_BYTES};
 pub use metrics::ApiMetrics;
 pub use problem::Problem;
-pub use serve::{MAX_CONNECTIONS, listen_or_inherit, serve};
+pub(crate) use problem::{dress, method_not_allowed, not_found};
+pub(crate) use serve::Server;
+pub use serve::{Duty, MAX_CONNECTIONS, listen_or_inherit, serve};
 
 /// Bodies of pushes that may be in memory at once, in KiB: a body takes its announced size, or the largest allowed.
 const BODY_BUDGET_KIB: usize = 64 * 1024;

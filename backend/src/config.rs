@@ -37,6 +37,9 @@ pub struct Config {
     /// Names this backend in logs, metrics and `/v1/stats`: 1 to 64 bytes of `[A-Za-z0-9._-]`. Default `"backend"`.
     #[serde(default = "default_name")]
     pub name: String,
+    /// Directory of the control socket, `<control_dir>/<name>.sock`; made with mode 0700. Default none: no such socket.
+    #[serde(default)]
+    pub control_dir: Option<PathBuf>,
     /// The frontends to attach to, as `ipc://` paths: 1 to 64, each once.
     pub frontends: Vec<String>,
     /// Where the HTTP API listens, unless a socket is inherited. Default `127.0.0.1:7401`.
@@ -129,13 +132,11 @@ impl Config {
     }
 
     fn check(&self, checker: &Checker<'_>) -> Result<(), ConfigError> {
-        let named = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        let good_name = (1..=MAX_NAME_BYTES).contains(&self.name.len()) && self.name.bytes().all(named);
         checker.that(
-            good_name,
+            is_name(&self.name),
             "name",
             &format!("{:?}", self.name),
-            "1 to 64 bytes of letters, digits and . _ -",
+            NAME_ALLOWED,
         )?;
         self.check_frontends(checker)?;
         let local = self.api_allow_remote || self.api.ip().is_loopback();
@@ -187,6 +188,14 @@ impl Config {
     }
 }
 
+/// Whether a backend may be called so.
+pub fn is_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// What [`is_name`] takes, in words.
+pub const NAME_ALLOWED: &str = "1 to 64 bytes of letters, digits and . _ -";
 const MAX_NAME_BYTES: usize = 64;
 const MAX_WORKERS: usize = 64;
 /// Every route's part has room for the largest reply.

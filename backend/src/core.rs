@@ -12,6 +12,7 @@ mod metrics;
 mod operations;
 mod owed;
 mod report;
+mod share;
 mod usage;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Incoming, LaneStats, Origin};
 use tracing::info;
 
@@ -35,6 +37,7 @@ pub use crate::dispatch::Now;
 pub use metrics::CoreMetrics;
 pub use operations::{ApiAnswer, ApiRequest};
 pub use owed::MAX_OWED_CLOSES;
+pub use share::ShareRefused;
 pub use usage::BackendUsage;
 
 /// Bytes of replies that wait for their turn or for credit, over all sessions.
@@ -102,6 +105,7 @@ pub struct Backend {
     actions: VecDeque<Action>,
     metrics: CoreMetrics,
     stop: Stop,
+    share: Share,
     progress: u64,
     /// Which link the next batch is taken from.
     turn: usize,
@@ -157,6 +161,7 @@ impl Backend {
             actions: VecDeque::new(),
             metrics,
             stop: Stop::No,
+            share: settings.link.share,
             progress: 0,
             turn: 0,
             again: None,
@@ -322,9 +327,11 @@ impl Backend {
     pub fn frontends(&self) -> Vec<api::Frontend> {
         let frontend = |link: &Link| api::Frontend {
             id: link.attachment.frontend().map(|f| f.id),
+            epoch: link.attachment.frontend().map(|f| f.epoch),
             state: match link.attachment.state() {
                 LinkState::Detached if link.attachment.frontend().is_some() => "lost",
                 LinkState::Detached | LinkState::Greeting => "connecting",
+                LinkState::Attached if link.attachment.is_standby() => "standby",
                 LinkState::Attached => "active",
                 LinkState::Draining => "draining",
                 LinkState::Finished => "finished",

@@ -7,6 +7,7 @@
 
 mod arrival;
 mod control;
+mod durations;
 mod event;
 mod last_seen;
 mod lifecycle;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use arrival::{Arrival, SMALL_PAYLOAD_BYTES};
 pub use control::{control_error, handle_control};
+pub use durations::{DURATION_BOUNDS_US, DurationCounts, Durations};
 pub use last_seen::LastSeen;
 pub use lifecycle::{BindId, BindStep, Lifecycle, LoginStep, MAX_AUTHENTICATIONS, Replaced};
 pub use metrics::RequestMetrics;

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use holdfast_backend::config::Config;
+use holdfast_backend::config::{Config, NAME_ALLOWED, is_name};
+use holdfast_backend::metrics::BUILD;
 use holdfast_backend::runtime::{self, StartError};
+use holdfast_proto::Share;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -17,11 +19,18 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// SIGTERM and SIGINT stop it: work under way is finished (drain_grace in the configuration bounds that), then it exits 0. A
 /// second signal ends it at once. HOLDFAST_LOG filters the log, e.g. HOLDFAST_LOG=debug.
 #[derive(Parser)]
-#[command(name = "holdfast-backend", version)]
+#[command(name = "holdfast-backend", version = BUILD.as_str())]
 struct Arguments {
     /// The configuration file (TOML). See deploy/backend.toml for every field.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Name of this backend, in place of the configuration's: several may run on one configuration.
+    #[arg(long, value_name = "NAME", value_parser = read_name)]
+    name: Option<String>,
+    /// Its part of the sessions at first. Less than 100% makes it a canary, which does not serve the HTTP API; 0% a standby,
+    /// which is attached and gets nothing. The control socket (control_dir) changes it.
+    #[arg(long, value_name = "PERCENT", default_value_t = Share::FULL)]
+    share: Share,
     /// Check the configuration and the files that it names, and exit.
     #[arg(long)]
     check: bool,
@@ -44,10 +53,13 @@ const EXIT_FORCED: u8 = 130;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     init_logging(arguments.log_format);
-    let config = match Config::load(&arguments.config) {
+    let mut config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
+    if let Some(name) = arguments.name {
+        config.name = name;
+    }
     if arguments.check {
         return match runtime::check(&config) {
             Ok(()) => {
@@ -59,12 +71,12 @@ fn main() -> ExitCode {
     }
     abort_on_panic();
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(config)),
+        Ok(runtime) => runtime.block_on(run(config, arguments.share)),
         Err(error) => fail(&error),
     }
 }
 
-async fn run(config: Config) -> ExitCode {
+async fn run(config: Config, share: Share) -> ExitCode {
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
         return fail(&"signals cannot be handled");
@@ -77,7 +89,7 @@ async fn run(config: Config) -> ExitCode {
         next_signal(&mut terminate, &mut interrupt).await;
     };
     tokio::select! {
-        ended = runtime::run(&config, stopped) => match ended {
+        ended = runtime::run(&config, share, stopped) => match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error @ (StartError::Stuck(_) | StartError::LinkEnded)) => {
                 tracing::error!(%error, "the backend failed");
@@ -94,6 +106,12 @@ async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+}
+
+fn read_name(text: &str) -> Result<String, String> {
+    is_name(text)
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("allowed is {NAME_ALLOWED}"))
 }
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {

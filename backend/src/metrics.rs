@@ -3,6 +3,8 @@
 //! Each subsystem registers its own metrics beside its code: a struct with `fn register(registry: &mut Registry) -> Self`.
 //! When all have done so, the registry is shared read-only with the API, which renders it.
 
+use std::sync::LazyLock;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::histogram::exponential_buckets;
@@ -11,6 +13,10 @@ use prometheus_client::registry::Registry;
 
 /// The content type of [`render`]'s text (OpenMetrics 1.0).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What was built.
+pub static BUILD: LazyLock<String> =
+    LazyLock::new(|| holdfast_proto::build_name(env!("CARGO_PKG_VERSION"), option_env!("HOLDFAST_BUILD")));
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct BuildLabels {
@@ -21,7 +27,7 @@ struct BuildLabels {
 pub fn new_registry() -> Registry {
     let mut registry = Registry::with_prefix("holdfast_backend");
     let info = Info::new(BuildLabels {
-        version: env!("CARGO_PKG_VERSION"),
+        version: BUILD.as_str(),
     });
     registry.register("build", "What was built", info);
     registry

@@ -6,9 +6,10 @@
 mod gateway;
 mod hub;
 mod start;
+mod supervisor;
 mod worker;
 
-pub use gateway::{ApiCommand, HubGateway, Snapshot};
-pub use hub::{Hub, HubInputs};
+pub use gateway::{ApiCommand, HubGateway, HubMember, ShareCommand, Snapshot};
+pub use hub::{Hub, HubInputs, HubOutputs};
 pub use start::{StartError, check, run};
 pub use worker::{Job, JobResult, Workers};

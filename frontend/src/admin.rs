@@ -1,5 +1,7 @@
 //! The admin listener: `/live`, `/ready`, `/metrics`, `/status`. It changes nothing.
 
+mod status;
+
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -16,7 +18,9 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
 
-use crate::link::PeerStatus;
+use crate::link::LinkStatus;
+use crate::session::ShardMetrics;
+use status::{Clock, Status};
 
 /// Connections served at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -29,7 +33,9 @@ pub struct AdminState {
     pub registry: Arc<Registry>,
     /// The device listener and the link are bound, and the frontend does not stop.
     pub ready: Arc<AtomicBool>,
-    pub backends: watch::Receiver<Vec<PeerStatus>>,
+    pub link: watch::Receiver<LinkStatus>,
+    /// Of every shard.
+    pub shards: Vec<ShardMetrics>,
     pub frontend_id: u16,
     pub epoch: u64,
 }
@@ -86,33 +92,6 @@ async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
     }
 }
 
-#[derive(serde::Serialize)]
-struct Status {
-    frontend_id: u16,
-    epoch: u64,
-    build: &'static str,
-    backends: Vec<Backend>,
-}
-
-#[derive(serde::Serialize)]
-struct Backend {
-    name: String,
-    build: String,
-    epoch: String,
-    state: &'static str,
-}
-
 async fn status(State(state): State<AdminState>) -> Json<Status> {
-    let backend = |p: &PeerStatus| Backend {
-        name: p.name.clone(),
-        build: p.build.clone(),
-        epoch: p.epoch.to_string(),
-        state: p.stage,
-    };
-    Json(Status {
-        frontend_id: state.frontend_id,
-        epoch: state.epoch,
-        build: env!("CARGO_PKG_VERSION"),
-        backends: state.backends.borrow().iter().map(backend).collect(),
-    })
+    Json(Status::read(&state, Clock::read()))
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use holdfast_proto::link::frames::PushResult;
 use holdfast_proto::link::{Class, Command, Incoming};
-use holdfast_proto::{CloseCode, DeviceId, SessionId};
+use holdfast_proto::{CloseCode, DeviceId, SessionId, Share};
 
 /// One attachment of one backend. Never used twice in a frontend's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +60,8 @@ pub enum ToHub {
     Release { peer: PeerId, charge: (Class, u32) },
     /// After this the shard sends no more work to a draining peer.
     Drained { peer: PeerId },
+    /// The shard goes by the share that it was last told of this peer.
+    ShareTaken { peer: PeerId },
     /// A session is over that was online or tried to be.
     Offline { device: DeviceId, session: SessionId },
     /// How a push to one session ended.
@@ -106,7 +108,9 @@ pub struct Presence {
 #[derive(Debug)]
 pub enum ToShard {
     /// A backend takes work. `seed` is its part in the rendezvous hash.
-    PeerActive { peer: PeerId, seed: u64 },
+    PeerActive { peer: PeerId, seed: u64, share: Share },
+    /// Its share has changed; answer with [`ToHub::ShareTaken`].
+    PeerShare { peer: PeerId, share: Share },
     /// A backend wants to leave: no new work; answer with [`ToHub::Drained`].
     PeerDraining { peer: PeerId },
     /// A backend is gone; `graceful` when it left with everything done.

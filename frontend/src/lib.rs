@@ -2,6 +2,8 @@
 //!
 //! `session`, `channel` and `link` know nothing of each other; `driver` joins them.
 
+use std::sync::LazyLock;
+
 pub mod admin;
 pub mod channel;
 pub mod config;
@@ -10,3 +12,7 @@ pub mod epoch;
 pub mod exchange;
 pub mod link;
 pub mod session;
+
+/// What was built.
+pub static BUILD: LazyLock<String> =
+    LazyLock::new(|| holdfast_proto::build_name(env!("CARGO_PKG_VERSION"), option_env!("HOLDFAST_BUILD")));

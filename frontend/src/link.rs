@@ -8,7 +8,9 @@ mod hub;
 mod index;
 mod metrics;
 mod peer;
+mod status;
 
-pub use hub::{Hub, HubConfig, HubUsage, MAX_ENDED, PeerStatus, PeerUsage};
+pub use hub::{Hub, HubConfig, HubUsage, MAX_ENDED, PeerUsage};
 pub use index::{DeviceIndex, Swap};
 pub use metrics::LinkMetrics;
+pub use status::{HandOver, HandOverKind, LinkStatus, MAX_HAND_OVERS, PeerStatus, Work};

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use holdfast_frontend::BUILD;
 use holdfast_frontend::config::Config;
 use holdfast_frontend::driver::Frontend;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -16,7 +18,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// SIGTERM and SIGINT stop it: every device is told to come back (`@goodbye`, close code 1001), then it exits 0.
 /// HOLDFAST_LOG filters the log, e.g. HOLDFAST_LOG=debug.
 #[derive(Parser)]
-#[command(name = "holdfast-frontend", version)]
+#[command(name = "holdfast-frontend", version = BUILD.as_str())]
 struct Arguments {
     /// The configuration file (TOML). See deploy/frontend.toml for every field.
     #[arg(long, value_name = "FILE")]
@@ -69,15 +71,24 @@ async fn run(config: Config) -> ExitCode {
         Err(error) => return fail(&error),
     };
     tracing::info!(wss = %frontend.wss, admin = %frontend.admin, link = %config.link, "the frontend is ready");
+    tell_supervisor(NotifyState::Ready);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    tell_supervisor(NotifyState::Stopping);
     tokio::select! {
         () = frontend.stop(config.times.stop_grace.get()) => ExitCode::SUCCESS,
         _ = terminate.recv() => ExitCode::from(EXIT_FORCED),
         _ = interrupt.recv() => ExitCode::from(EXIT_FORCED),
+    }
+}
+
+/// What the service manager is told (sd_notify): nothing when there is none.
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 

@@ -57,7 +57,11 @@ impl Place {
     }
 
     fn start(&self, config: &PathBuf) -> Frontend {
-        let mut child = program()
+        Self::start_program(program(), config)
+    }
+
+    fn start_program(mut program: Command, config: &PathBuf) -> Frontend {
+        let mut child = program
             .args(["--log-format", "json", "--config"])
             .arg(config)
             .stderr(Stdio::piped())
@@ -98,7 +102,9 @@ impl Place {
 }
 
 fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_holdfast-frontend"))
+    let mut program = Command::new(env!("CARGO_BIN_EXE_holdfast-frontend"));
+    program.env_remove("NOTIFY_SOCKET");
+    program
 }
 
 fn field(line: &str, name: &str) -> SocketAddr {
@@ -248,6 +254,27 @@ fn it_starts_answers_and_stops() {
         stopped.elapsed() < Duration::from_secs(5),
         "nobody is there to wait for"
     );
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let place = Place::new();
+    let path = place.directory.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut message = [0; 64];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).trim_end().to_owned()
+    };
+    let mut program = program();
+    program.env("NOTIFY_SOCKET", &path);
+    let mut frontend = Place::start_program(program, &place.valid("one", "127.0.0.1:0", ""));
+    assert_eq!(told(), "READY=1");
+    assert!(frontend.get("/ready").starts_with("HTTP/1.1 200"));
+    frontend.terminate();
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(frontend.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

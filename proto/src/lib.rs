@@ -10,6 +10,7 @@ pub mod config;
 pub mod event;
 pub mod ids;
 pub mod link;
+pub mod share;
 
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
 pub use ids::{
@@ -18,3 +19,23 @@ pub use ids::{
 };
 /// Whether a device's message is text or binary.
 pub use link::frames::MessageKind;
+pub use share::{Share, ShareError};
+
+/// What was built, as Hello, `/status` and metrics name it: the version, or `<version>+<build>` when whoever compiled it named
+/// the build (`HOLDFAST_BUILD` in the environment of the compiler).
+pub fn build_name(version: &str, build: Option<&str>) -> String {
+    match build {
+        Some(build) if !build.is_empty() => format!("{version}+{build}"),
+        _ => version.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_build_may_have_a_name() {
+        assert_eq!(super::build_name("1.2", None), "1.2");
+        assert_eq!(super::build_name("1.2", Some("")), "1.2");
+        assert_eq!(super::build_name("1.2", Some("ab12")), "1.2+ab12");
+    }
+}

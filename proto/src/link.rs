@@ -29,6 +29,9 @@ pub use lane::{
 /// The protocol versions that this build speaks, both included.
 pub const PROTOCOL_VERSIONS: std::ops::RangeInclusive<u32> = 1..=1;
 
+/// Feature of a frontend that respects `Ready.share`.
+pub const FEATURE_SHARE: &str = "share";
+
 /// Longest payload of a reply, in bytes: what a route may allow, and what a frontend always has room for.
 pub const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 
@@ -37,6 +40,31 @@ pub fn common_version(hello: &frames::Hello) -> Option<u32> {
     let highest = hello.version_max.min(*PROTOCOL_VERSIONS.end());
     let lowest = hello.version_min.max(*PROTOCOL_VERSIONS.start());
     (lowest <= highest).then_some(highest)
+}
+
+/// Whether the sender of this Hello lists `feature`.
+pub fn has_feature(hello: &frames::Hello, feature: &str) -> bool {
+    hello.features.iter().any(|f| f == feature)
+}
+
+impl From<crate::Share> for frames::Ready {
+    fn from(share: crate::Share) -> Self {
+        Self {
+            share: share.hundredths().into(),
+            standby: share.is_none(),
+        }
+    }
+}
+
+impl From<frames::Ready> for crate::Share {
+    /// What is above the whole counts as the whole.
+    fn from(ready: frames::Ready) -> Self {
+        match ready {
+            frames::Ready { standby: true, .. } => Self::NONE,
+            frames::Ready { share: 0, .. } => Self::FULL,
+            frames::Ready { share, .. } => Self::clamped(share),
+        }
+    }
 }
 
 impl From<crate::SessionId> for frames::SessionId {
@@ -62,6 +90,30 @@ pub fn session_id(id: Option<frames::SessionId>) -> Result<crate::SessionId, cra
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_cross_the_link_and_older_senders_mean_full() {
+        use crate::Share;
+        let there_and_back = |share: Share| Share::from(frames::Ready::from(share));
+        for hundredths in [0, 1, 50, 9_999, 10_000] {
+            let share = Share::clamped(hundredths);
+            assert_eq!(there_and_back(share), share);
+        }
+        let said = |share, standby| Share::from(frames::Ready { share, standby });
+        assert_eq!(said(0, false), Share::FULL);
+        assert_eq!(said(70_000, false), Share::FULL);
+        assert_eq!(said(500, true), Share::NONE);
+    }
+
+    #[test]
+    fn features_are_compared_whole() {
+        let hello = frames::Hello {
+            features: vec!["shares".into(), FEATURE_SHARE.into()],
+            ..Default::default()
+        };
+        assert!(has_feature(&hello, FEATURE_SHARE) && !has_feature(&hello, "shar"));
+        assert!(!has_feature(&frames::Hello::default(), FEATURE_SHARE));
+    }
 
     #[test]
     fn versions_meet_at_the_highest_common_one() {

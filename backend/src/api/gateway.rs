@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_proto::{DeviceId, FrontendId, SessionId};
+use holdfast_proto::{DeviceId, FrontendEpoch, FrontendId, SessionId};
 use serde::Serialize;
 use serde::ser::Serializer;
 
@@ -182,7 +182,10 @@ pub struct Frontend {
     /// `None` until it has said who it is.
     #[serde(serialize_with = "frontend_number")]
     pub id: Option<FrontendId>,
-    /// A word such as `connecting`, `active`, `draining` or `lost`.
+    /// Which life of it; `None` as long as the id.
+    #[serde(serialize_with = "frontend_epoch")]
+    pub epoch: Option<FrontendEpoch>,
+    /// A word such as `connecting`, `standby`, `active`, `draining` or `lost`.
     pub state: &'static str,
     /// Sessions that it last reported.
     pub sessions: u64,
@@ -204,6 +207,10 @@ fn optional_text<T: std::fmt::Display, S: Serializer>(
 
 fn frontend_number<S: Serializer>(id: &Option<FrontendId>, serializer: S) -> Result<S::Ok, S::Error> {
     id.map(|id| id.0).serialize(serializer)
+}
+
+fn frontend_epoch<S: Serializer>(epoch: &Option<FrontendEpoch>, serializer: S) -> Result<S::Ok, S::Error> {
+    epoch.map(|epoch| epoch.0).serialize(serializer)
 }
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {

@@ -50,7 +50,7 @@ impl Problem {
     }
 
     /// A field whose value is not allowed.
-    pub(super) fn field(field: &str, allowed: impl std::fmt::Display) -> Self {
+    pub(crate) fn field(field: &str, allowed: impl std::fmt::Display) -> Self {
         Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "invalid_field",
@@ -116,7 +116,7 @@ const NOSNIFF: (HeaderName, HeaderValue) = (
     HeaderValue::from_static("nosniff"),
 );
 
-pub(super) async fn not_found() -> Problem {
+pub(crate) async fn not_found() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "not_found",
@@ -124,7 +124,7 @@ pub(super) async fn not_found() -> Problem {
     )
 }
 
-pub(super) async fn method_not_allowed() -> Problem {
+pub(crate) async fn method_not_allowed() -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
@@ -133,7 +133,7 @@ pub(super) async fn method_not_allowed() -> Problem {
 }
 
 /// Turns an error that the framework answered with plain text into a problem document, and sets what every response has.
-pub(super) async fn dress(request: Request, next: Next) -> Response {
+pub(crate) async fn dress(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();

@@ -1,6 +1,8 @@
-//! Serving the API: connections with bounds and time limits, and an end without losing an answer.
+//! Serving HTTP: connections with bounds and time limits, and an end without losing an answer.
 //!
-//! The listening socket may be inherited, and then outlives this process: another one accepts from it during an upgrade.
+//! The API's listening socket may be inherited, and then outlives this process: another one accepts from it during an upgrade.
+//! A backend that is not a full member holds it without accepting: who connects waits in the kernel's queue, which all
+//! processes that have the socket share.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -11,6 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONNECTION, HeaderValue};
 use axum::http::{Request, Response};
+use holdfast_proto::Share;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -18,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use listenfd::ListenFd;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -59,71 +63,137 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves until `shutdown` resolves, then finishes what is in progress, for at most [`STOP_GRACE`].
-///
-/// While `draining` holds true, every response closes its connection, so that callers come back to another process.
+/// What connections are accepted from.
+pub(crate) trait Acceptor {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Cancel-safe: a connection that is not returned stays in the kernel's queue, for this process or another one.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Acceptor for tokio::net::UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        Ok(tokio::net::UnixListener::accept(self).await?.0)
+    }
+}
+
+impl Acceptor for tokio::net::TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = tokio::net::TcpListener::accept(self).await?;
+        // Answers are small and written at once.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+/// What a server is made of.
+pub(crate) struct Server<A> {
+    pub(crate) acceptor: A,
+    pub(crate) router: Router,
+    /// Connections at once; more wait in the kernel's queue.
+    pub(crate) max_connections: usize,
+    /// How long requests may take to finish when told to stop.
+    pub(crate) stop_grace: Duration,
+    pub(crate) duty: Duty,
+}
+
+/// What a server owes to its callers at the moment.
+#[derive(Debug, Clone)]
+pub struct Duty {
+    /// The process leaves: callers are told to come back to another one.
+    pub draining: watch::Receiver<bool>,
+    /// Only a full member accepts connections; what others had accepted before they tell to come back elsewhere.
+    pub share: watch::Receiver<Share>,
+}
+
+impl Duty {
+    fn sends_away(&self) -> bool {
+        *self.draining.borrow() || !self.share.borrow().is_full()
+    }
+}
+
+/// Serves the API until `shutdown` resolves, then finishes what is in progress, for at most [`STOP_GRACE`].
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     shutdown: impl Future<Output = ()>,
-    draining: watch::Receiver<bool>,
+    duty: Duty,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => break,
-            Some(_) = connections.join_next() => {}
-            (stream, place) = accept(&listener, &places) => {
-                let service = service(router.clone(), draining.clone());
-                let connection = builder().serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIMEOUT)), service);
-                let connection = graceful.watch(connection);
-                connections.spawn(async move {
-                    if let Err(error) = connection.await {
-                        debug!(%error, "an API connection ended");
-                    }
-                    drop(place);
-                });
-            }
-        }
-    }
-    drop(listener);
-    if tokio::time::timeout(STOP_GRACE, graceful.shutdown())
-        .await
-        .is_err()
-    {
-        warn!(
-            connections = connections.len(),
-            "API requests did not finish in time"
-        );
-        connections.shutdown().await;
-    }
+    let server = Server {
+        acceptor: tokio::net::TcpListener::from_std(listener)?,
+        router,
+        max_connections: MAX_CONNECTIONS,
+        stop_grace: STOP_GRACE,
+        duty,
+    };
+    server.run(shutdown).await;
     Ok(())
 }
 
+impl<A: Acceptor> Server<A> {
+    /// Serves until `shutdown` resolves, then finishes what is in progress, for at most the grace.
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self {
+            acceptor,
+            router,
+            max_connections,
+            stop_grace,
+            mut duty,
+        } = self;
+        let places = Arc::new(Semaphore::new(max_connections));
+        let graceful = GracefulShutdown::new();
+        let mut connections = JoinSet::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let accepts = duty.share.borrow_and_update().is_full();
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => {}
+                Ok(()) = duty.share.changed() => {}
+                (stream, place) = accept(&acceptor, &places), if accepts => {
+                    let stream = TokioIo::new(Patient::new(stream, WRITE_TIMEOUT));
+                    let connection = builder().serve_connection(stream, service(router.clone(), duty.clone()));
+                    let connection = graceful.watch(connection);
+                    connections.spawn(async move {
+                        if let Err(error) = connection.await {
+                            debug!(%error, "an HTTP connection ended");
+                        }
+                        drop(place);
+                    });
+                }
+            }
+        }
+        drop(acceptor);
+        if tokio::time::timeout(stop_grace, graceful.shutdown())
+            .await
+            .is_err()
+        {
+            warn!(
+                connections = connections.len(),
+                "HTTP requests did not finish in time"
+            );
+            connections.shutdown().await;
+        }
+    }
+}
+
 /// The next connection, with its place among those allowed.
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept<A: Acceptor>(acceptor: &A, places: &Arc<Semaphore>) -> (A::Stream, OwnedSemaphorePermit) {
     let place = places
         .clone()
         .acquire_owned()
         .await
         .expect("the semaphore is never closed");
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Answers are small and written at once.
-                let _ = stream.set_nodelay(true);
-                return (stream, place);
-            }
+        match acceptor.accept().await {
+            Ok(stream) => return (stream, place),
             Err(error) => {
-                warn!(%error, "the API cannot accept a connection");
+                warn!(%error, "a connection cannot be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -142,16 +212,16 @@ fn builder() -> http1::Builder {
 
 fn service(
     router: Router,
-    draining: watch::Receiver<bool>,
+    duty: Duty,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
 {
     let router = TowerToHyperService::new(router);
     service_fn(move |request| {
         let answer = router.call(request);
-        let draining = draining.clone();
+        let duty = duty.clone();
         async move {
             let mut response = answer.await?;
-            if *draining.borrow() {
+            if duty.sends_away() {
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));

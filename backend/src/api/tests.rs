@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_proto::{DeviceId, FrontendId};
+use holdfast_proto::{DeviceId, FrontendEpoch, FrontendId, Share};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -117,6 +117,7 @@ impl Gateway for FakeGateway {
             },
             frontends: vec![Frontend {
                 id: Some(FrontendId(1)),
+                epoch: Some(FrontendEpoch(5)),
                 state: "active",
                 sessions: 7,
             }],
@@ -130,6 +131,7 @@ struct Api {
     gateway: Arc<FakeGateway>,
     client: Client<HttpConnector, Full<Bytes>>,
     draining: watch::Sender<bool>,
+    share: watch::Sender<Share>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -174,6 +176,10 @@ impl Api {
     }
 
     fn start_with(gateway: FakeGateway) -> Self {
+        Self::start_as(Share::FULL, gateway)
+    }
+
+    fn start_as(share: Share, gateway: FakeGateway) -> Self {
         let gateway = Arc::new(gateway);
         let key = |id: &str, secret: &str| {
             format!("[[key]]\nid = {id:?}\nsecret = {secret:?}\nscopes = [{id:?}]\n")
@@ -190,15 +196,21 @@ impl Api {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let (draining, receiver) = watch::channel(false);
+        let (draining, drains) = watch::channel(false);
+        let (share, shares) = watch::channel(share);
+        let duty = Duty {
+            draining: drains,
+            share: shares,
+        };
         let shutdown = async { drop(stopped.await) };
-        let serving = tokio::spawn(serve(listener, router(state), shutdown, receiver));
+        let serving = tokio::spawn(serve(listener, router(state), shutdown, duty));
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self {
             address,
             gateway,
             client,
             draining,
+            share,
             stop: Some(stop),
             serving,
         }

@@ -7,6 +7,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::durations::Durations;
+
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: &'static str,
@@ -19,6 +21,8 @@ pub struct RequestMetrics {
     ok: Counter,
     silent: Counter,
     errors: [Counter; ErrorCode::ALL.len()],
+    /// From a request's arrival here to its result, before that waits for its order.
+    pub durations: Durations,
     pub(super) replays: Counter,
     pub(super) duplicates: Counter,
     pub(super) poison: Counter,
@@ -37,6 +41,7 @@ impl Default for RequestMetrics {
             ok: outcome("ok"),
             silent: outcome("silent"),
             errors: ErrorCode::ALL.map(|code| outcome(code.label())),
+            durations: Durations::default(),
             requests,
             replays: Counter::default(),
             duplicates: Counter::default(),
@@ -53,6 +58,11 @@ impl Default for RequestMetrics {
 impl RequestMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("requests", "Requests answered, by outcome", self.requests.clone());
+        registry.register(
+            "request_seconds",
+            "Time from a request's arrival to its result, without the wait for its order",
+            self.durations.clone(),
+        );
         registry.register(
             "replays",
             "Requests that a lost backend had before",
@@ -94,6 +104,12 @@ impl RequestMetrics {
     /// How often requests were answered with this error.
     pub fn errors(&self, code: ErrorCode) -> u64 {
         self.errors[code as usize].get()
+    }
+
+    /// Final answers of any outcome.
+    pub fn answered(&self) -> u64 {
+        let errors: u64 = self.errors.iter().map(Counter::get).sum();
+        self.ok.get() + self.silent.get() + errors
     }
 
     pub(super) fn count(&self, outcome: Result<bool, ErrorCode>) {

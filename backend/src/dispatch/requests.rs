@@ -82,6 +82,7 @@ pub struct Requests {
 struct Call {
     key: RequestKey,
     reply_to: ReplyTo,
+    arrived: Instant,
     route: Arc<Route>,
     deadline: Instant,
     stage: Stage,
@@ -141,12 +142,12 @@ impl Requests {
         if let Stage::Running { admission, .. } = call.stage {
             self.states.leave(&call.route.key, admission, ending, now.instant);
         }
-        let silent = call.route.one_way;
-        match outcome {
-            CallOutcome::Reply(body) => self.answer(call.key, &call.reply_to, silent, Ok(body)),
-            CallOutcome::Empty => self.answer(call.key, &call.reply_to, silent, Ok(Bytes::new())),
-            CallOutcome::Failed { code, .. } => self.answer(call.key, &call.reply_to, silent, Err(code)),
-        }
+        let body = match outcome {
+            CallOutcome::Reply(body) => Ok(body),
+            CallOutcome::Empty => Ok(Bytes::new()),
+            CallOutcome::Failed { code, .. } => Err(code),
+        };
+        self.answer_call(&call, body, now.instant);
         self.advance(&call.route.key, now.instant);
     }
 
@@ -262,12 +263,7 @@ impl Requests {
                 _ => Ending::Abandoned,
             };
             self.give_up(id, &call, ending, now);
-            self.answer(
-                call.key,
-                &call.reply_to,
-                call.route.one_way,
-                Err(ErrorCode::UpstreamTimeout),
-            );
+            self.answer_call(&call, Err(ErrorCode::UpstreamTimeout), now);
             if keys.last() != Some(&call.route.key) {
                 keys.push(call.route.key.clone());
             }
@@ -314,6 +310,7 @@ impl Requests {
     fn begin(&mut self, link: LinkIndex, arrival: Arrival, now: Now) -> Result<(), Malformed> {
         let remaining = arrival.remaining(now.instant);
         let age = arrival.age(now.instant);
+        let (arrived, took) = (arrival.at, now.instant.saturating_duration_since(arrival.at));
         let Arrival { request, binary, .. } = arrival;
         let session = request.session.ok_or(Malformed)?;
         let sequence = Sequence(request.sequence);
@@ -339,12 +336,13 @@ impl Requests {
         self.metrics.replays.inc_by(u64::from(request.attempt > 0));
         let (route, event) = match plan.step {
             Ok(_) if expired => {
-                self.answer(key, &plan.reply_to, plan.silent, Err(ErrorCode::DeadlineExceeded));
+                let late = Err(ErrorCode::DeadlineExceeded);
+                self.answer((key, took), &plan.reply_to, plan.silent, late);
                 return Ok(());
             }
             Ok(step) => step,
             Err(code) => {
-                self.answer(key, &plan.reply_to, plan.silent, Err(code));
+                self.answer((key, took), &plan.reply_to, plan.silent, Err(code));
                 return Ok(());
             }
         };
@@ -368,6 +366,7 @@ impl Requests {
             Call {
                 key,
                 reply_to: plan.reply_to,
+                arrived,
                 route,
                 deadline: now.instant + limit,
                 stage,
@@ -382,7 +381,7 @@ impl Requests {
         let id = CallId(self.last_call);
         let place = self.states.enter(&call.route, id, now);
         if let Place::Refused(code) = place {
-            self.answer(call.key, &call.reply_to, call.route.one_way, Err(code));
+            self.answer_call(&call, Err(code), now);
             return;
         }
         self.deadlines.insert((call.deadline, id));
@@ -411,8 +410,7 @@ impl Requests {
             if let Some(admission) = admission {
                 self.start(id, admission, now);
             } else if let Some(call) = self.remove_call(id) {
-                let code = ErrorCode::UpstreamUnavailable;
-                self.answer(call.key, &call.reply_to, call.route.one_way, Err(code));
+                self.answer_call(&call, Err(ErrorCode::UpstreamUnavailable), now);
             }
         }
     }
@@ -433,7 +431,18 @@ impl Requests {
         }
     }
 
-    fn answer(&mut self, key: RequestKey, reply_to: &ReplyTo, silent: bool, body: Result<Bytes, ErrorCode>) {
+    fn answer_call(&mut self, call: &Call, body: Result<Bytes, ErrorCode>, now: Instant) {
+        let took = now.saturating_duration_since(call.arrived);
+        self.answer((call.key, took), &call.reply_to, call.route.one_way, body);
+    }
+
+    fn answer(
+        &mut self,
+        (key, took): (RequestKey, Duration),
+        reply_to: &ReplyTo,
+        silent: bool,
+        body: Result<Bytes, ErrorCode>,
+    ) {
         let binary = reply_to.binary;
         let payload = match &body {
             _ if silent => Bytes::new(),
@@ -465,6 +474,7 @@ impl Requests {
             debug_assert!(taken.is_ok(), "an error reply is short");
         }
         self.metrics.count(outcome);
+        self.metrics.durations.observe(took);
         self.output
             .extend(out.into_iter().map(|release| RequestOutput::Reply {
                 link: release.key.link,

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_proto::link::frames::{Done, Draining, Hello, Ready, Sync};
+use holdfast_proto::link::frames::{Done, Draining, Hello, Sync};
 use holdfast_proto::link::{
-    Class, Command, Epoch, Incoming, Lane, LaneError, LaneStats, LaneUsage, Origin, PROTOCOL_VERSIONS,
-    UNKNOWN_EPOCH, common_version, decode_batch, read_notice,
+    Class, Command, Epoch, FEATURE_SHARE, Incoming, Lane, LaneError, LaneStats, LaneUsage, Origin,
+    PROTOCOL_VERSIONS, UNKNOWN_EPOCH, common_version, decode_batch, has_feature, read_notice,
 };
-use holdfast_proto::{FrontendEpoch, FrontendId};
+use holdfast_proto::{FrontendEpoch, FrontendId, Share};
 
 use super::Jitter;
 use super::outcome::{Frontend, LinkSettings, LinkState, Loss, LossReason, Step};
@@ -29,6 +29,8 @@ const MAX_REFUSED_RETRY: Duration = Duration::from_secs(5);
 pub struct Attachment {
     settings: Arc<LinkSettings>,
     jitter: Jitter,
+    /// What READY says, now and after every loss.
+    share: Share,
     /// The next socket's number.
     attach: u32,
     state: State,
@@ -46,9 +48,38 @@ enum State {
     /// Our Hello is out. Legal: `handle_batch`, `handle_timeout`. Next: `Attached`, `Detached`.
     Greeting { lane: Box<Lane>, deadline: Instant },
     /// The frontend's Hello came. Next: `Detached`, `Finished`.
-    Attached { lane: Box<Lane>, drain: Drain },
+    Attached {
+        lane: Box<Lane>,
+        drain: Drain,
+        ready: Said,
+    },
     /// Drained, or stopped before it was attached. Final.
     Finished,
+}
+
+/// What the frontend was told of our share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    /// It respects shares. One that does not takes READY for a full member's and never lets go of it.
+    shares: bool,
+    /// The last READY, if there was one.
+    share: Option<Share>,
+}
+
+impl Said {
+    /// The READY that makes `share` known: none when it is known, or cannot be said.
+    fn ready(&mut self, share: Share) -> Option<Command> {
+        let known = self.share.unwrap_or(Share::NONE) == share;
+        if known || !(self.shares || share.is_full()) {
+            return None;
+        }
+        self.share = Some(share);
+        Some(Command::Ready(share.into()))
+    }
+
+    fn allows(&self, share: Share) -> bool {
+        self.shares || share.is_full() || self.share.is_none()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +96,7 @@ enum Drain {
 impl Attachment {
     pub fn new(settings: Arc<LinkSettings>, seed: u64) -> Self {
         Self {
+            share: settings.share,
             settings,
             jitter: Jitter::new(seed),
             attach: 1,
@@ -96,6 +128,34 @@ impl Attachment {
             State::Attached { drain: Drain::No, .. } => LinkState::Attached,
             State::Attached { .. } => LinkState::Draining,
             State::Finished => LinkState::Finished,
+        }
+    }
+
+    /// Attached, and the frontend gives it no work: it has no share, or one that the frontend would not respect.
+    pub fn is_standby(&self) -> bool {
+        matches!(&self.state, State::Attached { ready, drain: Drain::No, .. }
+            if ready.share.is_none_or(Share::is_none))
+    }
+
+    /// Whether the frontend would respect this share. One that knows no shares keeps a full member full.
+    pub fn allows(&self, share: Share) -> bool {
+        match &self.state {
+            State::Attached { ready, .. } => ready.allows(share),
+            State::Detached | State::Greeting { .. } | State::Finished => true,
+        }
+    }
+
+    /// From now on READY says this; an attached frontend is told unless the link drains.
+    pub fn set_share(&mut self, share: Share) {
+        self.share = share;
+        if let State::Attached {
+            lane,
+            drain: Drain::No,
+            ready,
+        } = &mut self.state
+            && let Some(command) = ready.ready(share)
+        {
+            lane.enqueue(command, None);
         }
     }
 
@@ -271,6 +331,7 @@ impl Attachment {
             State::Attached {
                 lane,
                 drain: drain @ Drain::No,
+                ..
             } => {
                 lane.enqueue(Command::Draining(Draining {}), None);
                 *drain = Drain::Asked;
@@ -282,7 +343,7 @@ impl Attachment {
 
     /// Goes on with draining. `idle` says that nothing of this link is being worked on.
     pub fn advance_drain(&mut self, idle: bool) {
-        let State::Attached { lane, drain } = &mut self.state else {
+        let State::Attached { lane, drain, .. } = &mut self.state else {
             return;
         };
         match *drain {
@@ -348,12 +409,19 @@ impl Attachment {
             window_requests: hello.window_requests,
             build: hello.build.chars().take(64).collect(),
         });
-        lane.enqueue(Command::Ready(Ready {}), None);
+        let mut ready = Said {
+            shares: has_feature(&hello, FEATURE_SHARE),
+            share: None,
+        };
+        if let Some(command) = ready.ready(self.share) {
+            lane.enqueue(command, None);
+        }
         lane.enqueue(Command::Sync(Sync { cursor: 0 }), None);
         self.failures = 0;
         self.state = State::Attached {
             lane,
             drain: Drain::No,
+            ready,
         };
         Ok(())
     }

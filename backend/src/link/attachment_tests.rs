@@ -11,6 +11,7 @@ fn settings() -> Arc<LinkSettings> {
         boot: 1,
         lane: LaneConfig::default(),
         retry: Duration::from_millis(100),
+        share: Share::FULL,
     })
 }
 
@@ -39,6 +40,43 @@ impl Pair {
             peer: None,
             received: Vec::new(),
         }
+    }
+
+    /// One that wants this share, attached to a frontend that knows these features.
+    fn with_share(share: Share, features: &[&str]) -> Self {
+        let settings = LinkSettings {
+            share,
+            ..(*settings()).clone()
+        };
+        let mut pair = Self::new();
+        pair.link = Attachment::new(Arc::new(settings), 1);
+        pair.attach(features);
+        pair
+    }
+
+    fn attach(&mut self, features: &[&str]) {
+        self.peer = None;
+        self.received.clear();
+        self.link.handle_connected(self.now);
+        self.turn();
+        let features = features.iter().map(|f| (*f).to_owned()).collect();
+        let hello = Hello { features, ..hello() };
+        self.peer().lane.enqueue(Command::Hello(hello), None);
+        self.turn();
+        self.turn();
+    }
+
+    /// The shares that READY named since the last time, in hundredths of a percent.
+    fn said(&mut self) -> Vec<u16> {
+        self.turn();
+        let share = |command| match command {
+            Command::Ready(ready) => Some(Share::from(ready).hundredths()),
+            _ => None,
+        };
+        std::mem::take(&mut self.received)
+            .into_iter()
+            .filter_map(share)
+            .collect()
     }
 
     fn connected() -> Self {
@@ -375,7 +413,7 @@ fn a_frontend_that_breaks_the_protocol_is_left() {
     );
 
     for (command, reason) in [
-        (Command::Ready(Ready {}), "a frame before Hello"),
+        (Command::Ready(Share::FULL.into()), "a frame before Hello"),
         (
             Command::Hello(Hello {
                 version_min: 2,
@@ -397,4 +435,83 @@ fn a_frontend_that_breaks_the_protocol_is_left() {
         pair.peer().lane.enqueue(command, None);
         assert_eq!(pair.turn().unwrap().reason, LossReason::Protocol(reason));
     }
+}
+
+const SHARES: &[&str] = &["something", FEATURE_SHARE];
+
+fn part(hundredths: u32) -> Share {
+    Share::clamped(hundredths)
+}
+
+#[test]
+fn a_standby_says_nothing_until_it_gets_a_share() {
+    let mut pair = Pair::with_share(Share::NONE, SHARES);
+    assert_eq!(
+        (pair.link.state(), pair.link.is_standby()),
+        (LinkState::Attached, true)
+    );
+    assert!(matches!(pair.received[..], [Command::Hello(_), Command::Sync(_)]));
+    pair.link.set_share(Share::NONE);
+    assert!(pair.said().is_empty());
+    pair.link.set_share(part(500));
+    assert_eq!((pair.said(), pair.link.is_standby()), (vec![500], false));
+    pair.link.set_share(part(500));
+    assert!(pair.said().is_empty(), "it is known");
+    pair.link.set_share(Share::FULL);
+    assert_eq!(pair.said(), [10_000]);
+    pair.link.set_share(Share::NONE);
+    assert_eq!((pair.said(), pair.link.is_standby()), (vec![0], true));
+}
+
+#[test]
+fn every_attachment_is_told_the_share_of_the_day() {
+    let mut pair = Pair::with_share(part(500), SHARES);
+    assert_eq!(pair.said(), [500]);
+    pair.link.handle_disconnected(pair.now);
+    pair.link.set_share(part(700));
+    pair.attach(SHARES);
+    assert_eq!(pair.said(), [700]);
+}
+
+#[test]
+fn a_frontend_that_knows_no_shares_hears_only_of_full_members() {
+    let mut pair = Pair::with_share(part(500), &[]);
+    assert!(pair.said().is_empty() && pair.link.is_standby());
+    assert!(pair.link.allows(part(600)) && pair.link.allows(Share::NONE));
+    pair.link.set_share(part(600));
+    assert!(pair.said().is_empty());
+    pair.link.set_share(Share::FULL);
+    assert_eq!((pair.said(), pair.link.is_standby()), (vec![10_000], false));
+    assert!(!pair.link.allows(part(600)) && !pair.link.allows(Share::NONE));
+    pair.link.set_share(part(600));
+    assert!(pair.said().is_empty());
+    assert!(!pair.link.is_standby(), "it is still given work");
+    pair.link.handle_disconnected(pair.now);
+    assert!(pair.link.allows(part(600)), "the next attachment begins anew");
+}
+
+#[test]
+fn no_share_is_named_once_the_link_drains() {
+    let mut pair = Pair::with_share(part(500), SHARES);
+    pair.link.start_draining();
+    pair.link.set_share(Share::FULL);
+    assert_eq!(pair.said(), [500]);
+}
+
+#[test]
+fn a_standby_drains_like_any_other() {
+    let mut pair = Pair::with_share(Share::NONE, SHARES);
+    pair.link.start_draining();
+    assert_eq!(pair.link.state(), LinkState::Draining);
+    pair.turn();
+    let last_frame = pair.peer().lane.last_frame();
+    pair.peer()
+        .lane
+        .enqueue(Command::DrainMark(DrainMark { last_frame }), None);
+    for _ in 0..3 {
+        pair.turn();
+        pair.link.advance_drain(true);
+    }
+    assert_eq!(pair.link.state(), LinkState::Finished);
+    assert!(matches!(pair.received.last(), Some(Command::Done(_))));
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use holdfast_proto::link::{LaneConfig, LaneError};
-use holdfast_proto::{FrontendEpoch, FrontendId};
+use holdfast_proto::{FrontendEpoch, FrontendId, Share};
 
 /// What all links of a process have in common.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct LinkSettings {
     pub lane: LaneConfig,
     /// First pause before a lost link is tried again; doubles up to 1 s, after refusals up to 5 s.
     pub retry: Duration,
+    /// The part of the sessions that it wants at the start.
+    pub share: Share,
 }
 
 /// What a frontend said of itself.

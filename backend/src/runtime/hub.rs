@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use holdfast_proto::Share;
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
-use super::gateway::{ApiCommand, Snapshot, Waiters};
+use super::gateway::{ApiCommand, ShareCommand, Snapshot, Waiters};
 use super::worker::{JobResult, WorkerStuck, Workers};
 use crate::core::{Action, Backend, Now};
 use crate::link::{LinkIndex, SocketEvent, SocketNews, Sockets};
@@ -25,9 +26,18 @@ pub struct HubInputs {
     pub news: mpsc::Receiver<SocketNews>,
     pub results: mpsc::Receiver<JobResult>,
     pub commands: mpsc::Receiver<ApiCommand>,
+    pub shares: mpsc::Receiver<ShareCommand>,
     pub routes: watch::Receiver<Arc<RouteTable>>,
     /// Becomes true when the process is to leave.
     pub stop: watch::Receiver<bool>,
+}
+
+/// Where the hub says how it stands.
+pub struct HubOutputs {
+    /// Of `/ready`, `/v1/stats` and the control socket.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Whether connections are accepted follows from it.
+    pub share: watch::Sender<Share>,
 }
 
 /// The core with everything around it.
@@ -38,7 +48,7 @@ pub struct Hub<S> {
     waiters: Waiters,
     /// Which socket of each link counts: news of earlier ones are ignored.
     attach: Vec<u32>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    outputs: HubOutputs,
     published: Option<Instant>,
     exit: bool,
 }
@@ -48,25 +58,20 @@ enum Woken {
     News(SocketNews),
     Result(JobResult),
     Command(ApiCommand),
+    Share(ShareCommand),
     /// Something to look at, or only time.
     Other,
 }
 
 impl<S: Sockets> Hub<S> {
-    pub fn new(
-        core: Backend,
-        sockets: S,
-        workers: Workers,
-        links: usize,
-        snapshot: Arc<ArcSwap<Snapshot>>,
-    ) -> Self {
+    pub fn new(core: Backend, sockets: S, workers: Workers, links: usize, outputs: HubOutputs) -> Self {
         Self {
             core,
             sockets,
             workers,
             waiters: Waiters::default(),
             attach: vec![0; links],
-            snapshot,
+            outputs,
             published: None,
             exit: false,
         }
@@ -91,6 +96,7 @@ impl<S: Sockets> Hub<S> {
                 Woken::News(news) => self.on_news(news),
                 Woken::Result(result) => self.on_result(result),
                 Woken::Command(command) => self.on_command(command),
+                Woken::Share(command) => self.on_share(command),
                 Woken::Other => {}
             }
         }
@@ -140,6 +146,10 @@ impl<S: Sockets> Hub<S> {
             moved = true;
             self.on_command(command);
         }
+        while let Ok(command) = inputs.shares.try_recv() {
+            moved = true;
+            self.on_share(command);
+        }
         if inputs.routes.has_changed().unwrap_or(false) {
             let table = inputs.routes.borrow_and_update().clone();
             self.core.handle_routes(table, now());
@@ -185,6 +195,18 @@ impl<S: Sockets> Hub<S> {
         self.core.handle_api(ticket, request, Instant::now());
     }
 
+    /// Who asked is told when everything that shows the share shows the new one.
+    fn on_share(&mut self, ShareCommand { share, reply }: ShareCommand) {
+        let taken = self.core.handle_share(share);
+        if taken.is_ok() {
+            info!(%share, "share of the sessions");
+            self.outputs.share.send_replace(share);
+            self.publish_now();
+        }
+        // A caller that has gone away is not told.
+        let _ = reply.send(taken);
+    }
+
     fn act(&mut self) -> Result<bool, WorkerStuck> {
         let mut moved = false;
         while let Some(action) = self.core.poll_action() {
@@ -218,6 +240,9 @@ impl<S: Sockets> Hub<S> {
             command = inputs.commands.recv(), if !inputs.commands.is_closed() => {
                 command.map_or(Woken::Other, Woken::Command)
             }
+            command = inputs.shares.recv(), if !inputs.shares.is_closed() => {
+                command.map_or(Woken::Other, Woken::Share)
+            }
             Ok(()) = inputs.routes.changed() => {
                 inputs.routes.mark_changed();
                 Woken::Other
@@ -232,21 +257,28 @@ impl<S: Sockets> Hub<S> {
 
     /// Renews what `/ready` and `/v1/stats` say: at once when readiness changed.
     fn publish(&mut self) {
-        let (ready, draining) = (self.core.is_ready(), self.core.is_draining());
-        let current = self.snapshot.load();
+        let draining = self.core.is_draining();
+        let current = self.outputs.snapshot.load();
         let due = self.published.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP);
-        let in_flight = self.core.in_flight() as u64;
-        let quiet = draining && in_flight == 0 && !current.is_quiet();
-        if due || quiet || current.ready != ready || current.draining != draining {
-            let frontends = self.core.frontends();
-            self.snapshot.store(Arc::new(Snapshot {
-                ready,
-                draining,
-                in_flight,
-                frontends,
-            }));
-            self.published = Some(Instant::now());
+        let quiet = draining && self.core.in_flight() == 0 && !current.is_quiet();
+        let changed = (current.ready, current.attached, current.draining)
+            != (self.core.is_ready(), self.core.is_attached(), draining);
+        if due || quiet || changed {
+            self.publish_now();
         }
+    }
+
+    fn publish_now(&mut self) {
+        let core = &self.core;
+        self.outputs.snapshot.store(Arc::new(Snapshot {
+            ready: core.is_ready(),
+            attached: core.is_attached(),
+            draining: core.is_draining(),
+            share: core.share(),
+            in_flight: core.in_flight() as u64,
+            frontends: core.frontends(),
+        }));
+        self.published = Some(Instant::now());
     }
 }
 

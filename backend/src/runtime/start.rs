@@ -7,21 +7,26 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use holdfast_proto::Share;
 use holdfast_proto::link::{HEADER_DELAY, LaneConfig};
+use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::gateway::{COMMANDS_CAPACITY, HubGateway, Snapshot};
-use super::hub::{Hub, HubInputs};
+use super::gateway::{COMMANDS_CAPACITY, HubGateway, HubMember, SHARES_CAPACITY, ShareCommand, Snapshot};
+use super::hub::{Hub, HubInputs, HubOutputs};
+use super::supervisor;
 use super::worker::{WorkerSettings, WorkerStuck, Workers};
-use crate::api::{ApiKeys, ApiMetrics, ApiState, BackendStats, listen_or_inherit, router, serve};
+use crate::api::{ApiKeys, ApiMetrics, ApiState, BackendStats, Duty, listen_or_inherit, router, serve};
 use crate::auth::{JwtAuthenticator, TokenKeys};
 use crate::config::{Config, ConfigError};
+use crate::control::{self, ControlError, ControlSocket};
 use crate::core::{Backend, CoreMetrics, CoreSettings};
 use crate::link::LinkSettings;
 use crate::link::edge::ZmqSockets;
-use crate::metrics::new_registry;
+use crate::metrics::{BUILD, new_registry};
 use crate::route::RouteTable;
 use crate::route::breaker::BreakerSettings;
 use crate::route::watch::{RouteMetrics, RouteWatcher};
@@ -37,6 +42,8 @@ pub enum StartError {
         address: std::net::SocketAddr,
         error: io::Error,
     },
+    #[error(transparent)]
+    Control(#[from] ControlError),
     #[error("threads cannot be started: {0}")]
     Threads(#[from] io::Error),
     /// The process must end: it cannot do its work.
@@ -46,76 +53,158 @@ pub enum StartError {
     LinkEnded,
 }
 
-const BUILD: &str = env!("CARGO_PKG_VERSION");
-
 /// Reads every file that the configuration names, and uses nothing of it.
-pub fn check(config: &Config) -> Result<(), ConfigError> {
+pub fn check(config: &Config) -> Result<(), StartError> {
+    if let Some(directory) = &config.control_dir {
+        ControlSocket::path(directory, &config.name)?;
+    }
     ApiKeys::load(&config.api_keys)?;
     TokenKeys::load(&config.token_keys)?;
     Signer::load(&config.signing.key)?;
     client_tls(config.service_ca.as_deref())?;
-    RouteWatcher::start(&config.routes, RouteMetrics::default()).map(drop)
+    RouteWatcher::start(&config.routes, RouteMetrics::default())?;
+    Ok(())
 }
 
-/// Runs a backend until `stop` becomes true and everything is drained. Must be called on a tokio runtime, which serves the
-/// API; the link and the workers get threads of their own.
-pub async fn run(config: &Config, stop: watch::Receiver<bool>) -> Result<(), StartError> {
-    let mut registry = new_registry();
-    let core_metrics = CoreMetrics::register(&mut registry);
-    let api_metrics = ApiMetrics::register(&mut registry);
-    let services = ServiceSettings {
-        signer: Signer::load(&config.signing.key)?,
-        tls: client_tls(config.service_ca.as_deref())?,
-        metrics: ServiceMetrics::register(&mut registry),
-        memory: ReplyMemory::new(config.max_reply_memory_bytes),
-    };
-    services.memory.register(&mut registry);
-    let (watcher, routes) = RouteWatcher::start(&config.routes, RouteMetrics::register(&mut registry))?;
-    let authenticator = Arc::new(JwtAuthenticator::new(TokenKeys::load(&config.token_keys)?));
-    let keys = ApiKeys::load(&config.api_keys)?;
-    let listener = listen(config)?;
-
+/// Runs a backend until `stop` becomes true and everything is drained; `share` is what it wants of the sessions at first. Must
+/// be called on a tokio runtime, which serves the API; the link and the workers get threads of their own.
+pub async fn run(config: &Config, share: Share, stop: watch::Receiver<bool>) -> Result<(), StartError> {
+    let prepared = Prepared::new(config)?;
     let (commands, api_commands) = mpsc::channel(COMMANDS_CAPACITY);
+    let (shares, share_commands) = mpsc::channel(SHARES_CAPACITY);
+    let (share_now, share_watch) = watch::channel(share);
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::starting(share)));
     let link = LinkThread {
         config: config.clone(),
         boot: Uuid::new_v4(),
-        workers: WorkerSettings {
-            services,
-            authenticator,
-        },
-        metrics: core_metrics,
-        routes,
+        share,
+        workers: prepared.workers,
+        metrics: prepared.core_metrics.clone(),
+        routes: prepared.routes,
         commands: api_commands,
+        shares: share_commands,
         stop: stop.clone(),
-        snapshot: Arc::default(),
+        outputs: HubOutputs {
+            snapshot: snapshot.clone(),
+            share: share_now,
+        },
     };
     let backend = BackendStats {
         name: config.name.clone(),
-        version: BUILD.to_owned(),
+        version: BUILD.clone(),
         epoch: link.boot.to_string(),
     };
-    let gateway = HubGateway::new(commands, link.snapshot.clone(), backend);
-    let state = ApiState::new(Arc::new(gateway), keys, Arc::new(registry), api_metrics);
-    let address = listener.local_addr()?;
-    let snapshot = link.snapshot.clone();
+    let member = HubMember {
+        backend: backend.clone(),
+        addresses: config.frontends.clone(),
+        requests: prepared.core_metrics.requests,
+        snapshot: snapshot.clone(),
+        shares,
+    };
+    let control = ControlTask::start(prepared.socket, member, prepared.registry.clone());
+    let gateway = Arc::new(HubGateway::new(commands, snapshot.clone(), backend));
+    let state = ApiState::new(gateway, prepared.keys, prepared.registry, prepared.api_metrics);
+    let address = prepared.listener.local_addr()?;
     let quiet = until_quiet(stop.clone(), snapshot.clone());
-    let api = tokio::spawn(serve(listener, router(state), quiet, stop.clone()));
-    tokio::spawn(watcher.run());
-    info!(api = %address, frontends = config.frontends.len(), workers = config.workers, "the backend is running");
+    tokio::spawn(supervisor::tell(stop.clone(), snapshot.clone()));
+    let duty = Duty {
+        draining: stop,
+        share: share_watch,
+    };
+    let api = tokio::spawn(serve(prepared.listener, router(state), quiet, duty));
+    tokio::spawn(prepared.watcher.run());
+    info!(api = %address, %share, frontends = config.frontends.len(), workers = config.workers, "the backend is running");
 
     link.start()?.await.map_err(|_| StartError::LinkEnded)??;
     // Also when the grace was over before the work was.
     snapshot.store(Arc::new(Snapshot {
         draining: true,
-        ..Snapshot::default()
+        ..Snapshot::starting(snapshot.load().share)
     }));
     // The API has stopped accepting; what it was asked is answered by now, or never will be.
-    match api.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => error!(%error, "the API failed"),
-        Err(error) => error!(%error, "the API panicked"),
-    }
+    log_end("the API", api.await);
+    control.end().await;
     Ok(())
+}
+
+fn log_end(what: &str, ended: Result<io::Result<()>, JoinError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => error!(%error, "{what} failed"),
+        Err(error) => error!(%error, "{what} panicked"),
+    }
+}
+
+/// What may be missing or wrong, read and bound before anything runs.
+struct Prepared {
+    registry: Arc<Registry>,
+    core_metrics: CoreMetrics,
+    api_metrics: ApiMetrics,
+    workers: WorkerSettings,
+    watcher: RouteWatcher,
+    routes: watch::Receiver<Arc<RouteTable>>,
+    keys: ApiKeys,
+    listener: TcpListener,
+    socket: Option<ControlSocket>,
+}
+
+impl Prepared {
+    fn new(config: &Config) -> Result<Self, StartError> {
+        let mut registry = new_registry();
+        let core_metrics = CoreMetrics::register(&mut registry);
+        let api_metrics = ApiMetrics::register(&mut registry);
+        let services = ServiceSettings {
+            signer: Signer::load(&config.signing.key)?,
+            tls: client_tls(config.service_ca.as_deref())?,
+            metrics: ServiceMetrics::register(&mut registry),
+            memory: ReplyMemory::new(config.max_reply_memory_bytes),
+        };
+        services.memory.register(&mut registry);
+        let (watcher, routes) = RouteWatcher::start(&config.routes, RouteMetrics::register(&mut registry))?;
+        let authenticator = Arc::new(JwtAuthenticator::new(TokenKeys::load(&config.token_keys)?));
+        let keys = ApiKeys::load(&config.api_keys)?;
+        let listener = listen(config)?;
+        let directory = config.control_dir.as_deref();
+        let socket = directory.map(|directory| ControlSocket::bind(directory, &config.name));
+        Ok(Self {
+            registry: Arc::new(registry),
+            core_metrics,
+            api_metrics,
+            workers: WorkerSettings {
+                services,
+                authenticator,
+            },
+            watcher,
+            routes,
+            keys,
+            listener,
+            socket: socket.transpose()?,
+        })
+    }
+}
+
+/// The control socket's server, when there is one. It goes when the backend has ended, also when that ends in an error.
+struct ControlTask {
+    running: Option<(oneshot::Sender<()>, JoinHandle<io::Result<()>>)>,
+}
+
+impl ControlTask {
+    fn start(socket: Option<ControlSocket>, member: HubMember, registry: Arc<Registry>) -> Self {
+        let running = socket.map(|socket| {
+            let (end, ended) = oneshot::channel();
+            // An error means that the other end is gone: then it is time as well.
+            let ended = async { drop(ended.await) };
+            let server = control::serve(socket, Arc::new(member), registry, ended);
+            (end, tokio::spawn(server))
+        });
+        Self { running }
+    }
+
+    async fn end(self) {
+        let Some((end, task)) = self.running else { return };
+        let _ = end.send(());
+        log_end("the control socket", task.await);
+    }
 }
 
 fn listen(config: &Config) -> Result<TcpListener, StartError> {
@@ -125,8 +214,8 @@ fn listen(config: &Config) -> Result<TcpListener, StartError> {
     })
 }
 
-/// How often a leaving backend looks whether its devices' work is done.
-const QUIET_POLL: Duration = Duration::from_millis(20);
+/// How often somebody looks at what the link thread last said of itself.
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// Resolves when the backend was told to stop and its devices' work is done: until then the API goes on, and tells callers
 /// to come back elsewhere; from then on no further call may hold the backend up.
@@ -134,7 +223,7 @@ async fn until_quiet(mut stop: watch::Receiver<bool>, snapshot: Arc<ArcSwap<Snap
     // An error means that nobody can stop it any more, which is a stop too.
     let _ = stop.wait_for(|stop| *stop).await;
     while !snapshot.load().is_quiet() {
-        tokio::time::sleep(QUIET_POLL).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -142,12 +231,14 @@ async fn until_quiet(mut stop: watch::Receiver<bool>, snapshot: Arc<ArcSwap<Snap
 struct LinkThread {
     config: Config,
     boot: Uuid,
+    share: Share,
     workers: WorkerSettings,
     metrics: CoreMetrics,
     routes: watch::Receiver<Arc<RouteTable>>,
     commands: mpsc::Receiver<super::ApiCommand>,
+    shares: mpsc::Receiver<ShareCommand>,
     stop: watch::Receiver<bool>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    outputs: HubOutputs,
 }
 
 impl LinkThread {
@@ -161,20 +252,20 @@ impl LinkThread {
         let (ended, end) = oneshot::channel();
         thread::Builder::new().name("link".to_owned()).spawn(move || {
             let result = runtime.block_on(async move {
-                let settings = core_settings(&self.config, self.boot);
+                let settings = core_settings(&self.config, self.boot, self.share);
                 let (endpoints, links) = (self.config.frontends, settings.links);
                 let (sockets, news) = ZmqSockets::new(endpoints, settings.link.lane.timeout);
                 let table = self.routes.borrow().clone();
                 let core = Backend::new(settings, table, self.metrics, Instant::now());
-                let (commands, routes, stop) = (self.commands, self.routes, self.stop);
                 let inputs = HubInputs {
                     news,
                     results,
-                    commands,
-                    routes,
-                    stop,
+                    commands: self.commands,
+                    shares: self.shares,
+                    routes: self.routes,
+                    stop: self.stop,
                 };
-                Hub::new(core, sockets, workers, links, self.snapshot)
+                Hub::new(core, sockets, workers, links, self.outputs)
                     .run(inputs)
                     .await
             });
@@ -185,7 +276,7 @@ impl LinkThread {
     }
 }
 
-fn core_settings(config: &Config, boot: Uuid) -> CoreSettings {
+fn core_settings(config: &Config, boot: Uuid, share: Share) -> CoreSettings {
     let lane = LaneConfig {
         heartbeat: config.link.heartbeat.get(),
         timeout: config.link.timeout.get(),
@@ -194,10 +285,11 @@ fn core_settings(config: &Config, boot: Uuid) -> CoreSettings {
     };
     let link = LinkSettings {
         name: config.name.clone(),
-        build: BUILD.to_owned(),
+        build: BUILD.clone(),
         boot: boot.as_u128(),
         lane,
         retry: config.link.reconnect.get(),
+        share,
     };
     CoreSettings {
         link,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::frames::Hello;
-use holdfast_proto::link::{Command, Epoch, Lane, LaneConfig, decode_batch};
+use holdfast_proto::link::{Command, Epoch, FEATURE_SHARE, Lane, LaneConfig, decode_batch};
 use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
 use super::PATIENCE;
@@ -16,6 +16,9 @@ pub(crate) struct Frontend {
     identity: Bytes,
     pub(crate) lane: Option<Lane>,
     attached: u32,
+    /// Of the backend.
+    pub(crate) name: &'static str,
+    pub(crate) features: Vec<String>,
 }
 
 impl Frontend {
@@ -27,6 +30,8 @@ impl Frontend {
             identity: Bytes::new(),
             lane: None,
             attached: 0,
+            name: "backend",
+            features: vec![FEATURE_SHARE.to_owned()],
         }
     }
 
@@ -57,7 +62,11 @@ impl Frontend {
             self.attached += 1;
             self.identity = message.get(0).unwrap().clone();
             let text = String::from_utf8(self.identity.to_vec()).unwrap();
-            assert_eq!(text, format!("backend/{from}"), "the identity names the epoch");
+            assert_eq!(
+                text,
+                format!("{}/{from}", self.name),
+                "the identity names the epoch"
+            );
             let local = Epoch {
                 boot: 9,
                 attach: self.attached,
@@ -67,6 +76,7 @@ impl Frontend {
                 version_min: 1,
                 version_max: 1,
                 frontend_id: 1,
+                features: self.features.clone(),
                 ..Default::default()
             };
             lane.enqueue(Command::Hello(hello), None);

@@ -3,6 +3,7 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used)]
 
+mod control;
 mod frontend;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -68,10 +69,25 @@ impl Fixture {
         self.dir.path().join(name)
     }
 
+    /// Adds the control socket's directory to the configuration and returns it.
+    fn control(&self) -> PathBuf {
+        let (config, directory) = (self.path("backend.toml"), self.path("control"));
+        let text = std::fs::read_to_string(&config).unwrap();
+        let line = format!("control_dir = {:?}\n", directory.display().to_string());
+        std::fs::write(config, line + &text).unwrap();
+        directory
+    }
+
     fn start(&self) -> Backend {
+        self.start_as(&[])
+    }
+
+    fn start_as(&self, arguments: &[&str]) -> Backend {
         let mut child = Process::new(BINARY)
+            .env("NOTIFY_SOCKET", self.path("notify"))
             .args(["--log-format", "json", "--config"])
             .arg(self.path("backend.toml"))
+            .args(arguments)
             .env_remove("HOLDFAST_LOG")
             .stderr(Stdio::piped())
             .spawn()
@@ -294,6 +310,27 @@ async fn it_attaches_works_and_drains_without_losing_a_reply() {
     assert_eq!(replies, (1..=200).collect::<Vec<_>>());
     let ended = tokio::task::spawn_blocking(move || backend.wait());
     assert_eq!(ended.await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told_when_a_frontend_is_attached_and_when_it_stops() {
+    let fixture = Fixture::new("");
+    let manager = tokio::net::UnixDatagram::bind(fixture.path("notify")).unwrap();
+    let mut message = [0; 64];
+    let mut backend = fixture.start_as(&["--share", "0%"]);
+    let nothing = tokio::time::timeout(Duration::from_millis(200), manager.recv(&mut message)).await;
+    assert!(nothing.is_err(), "no frontend is attached");
+    let mut frontend = Frontend::bind(&fixture.path("frontend.sock")).await;
+    frontend.until(|c| matches!(c, Command::Sync(_))).await;
+    for said in ["READY=1", "STOPPING=1"] {
+        let length = tokio::time::timeout(PATIENCE, manager.recv(&mut message))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&message[..length]).trim_end(), said);
+        backend.signal("-TERM");
+    }
+    let _ = tokio::task::spawn_blocking(move || backend.wait()).await;
 }
 
 #[tokio::test]

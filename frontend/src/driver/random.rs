@@ -33,6 +33,8 @@ pub(super) enum Op {
     Crash(u8),
     Hang(u8),
     Drain(u8),
+    /// A backend wants this many hundredths of a percent of the sessions.
+    Share(u8, u16),
     Push(u8, u8),
     PushToAll(u8),
     Close(u8, u8),
@@ -62,6 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => n().prop_map(Crash),
         1 => n().prop_map(Hang),
         2 => n().prop_map(Drain),
+        4 => (n(), share()).prop_map(|(b, share)| Share(b, share)),
         3 => (n(), n()).prop_map(|(b, d)| Push(b, d)),
         2 => n().prop_map(PushToAll),
         1 => (n(), n()).prop_map(|(b, d)| Close(b, d)),
@@ -69,6 +72,11 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (1u16..3000).prop_map(Pass),
         20 => Just(Carry),
     ]
+}
+
+/// Often one of the ends.
+fn share() -> impl Strategy<Value = u16> {
+    prop_oneof![Just(0), Just(10_000), 1u16..10_000]
 }
 
 proptest! {

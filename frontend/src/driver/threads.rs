@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
-use crate::link::{Hub, HubConfig, LinkMetrics};
+use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
 use crate::session::{ShardConfig, ShardMetrics};
 
 /// Why the frontend did not start, in one line.
@@ -72,11 +72,13 @@ impl Frontend {
 
         let (to_hub, from_shards) = mpsc::unbounded_channel();
         let mut to_shards: ToShards = Vec::new();
+        let mut shard_metrics = Vec::new();
         for index in 0..config.shards {
             let index = u8::try_from(index).unwrap_or(u8::MAX);
             let metrics = ShardMetrics::default();
             let label = ("shard".into(), index.to_string().into());
             metrics.register(registry.sub_registry_with_label(label));
+            shard_metrics.push(metrics.clone());
             let (sender, receiver) = mpsc::unbounded_channel();
             to_shards.push(sender);
             let shard = ShardConfig {
@@ -97,7 +99,7 @@ impl Frontend {
         }
         drop(to_hub);
 
-        let (status, backends) = watch::channel(Vec::new());
+        let (status, link) = watch::channel(LinkStatus::default());
         let (stop, stop_receiver) = watch::channel(false);
         let hub = Hub::new(
             hub_config(config, data.epoch),
@@ -119,7 +121,8 @@ impl Frontend {
         let state = AdminState {
             registry: Arc::new(registry),
             ready: ready.clone(),
-            backends,
+            link,
+            shards: shard_metrics,
             frontend_id: config.frontend_id,
             epoch,
         };

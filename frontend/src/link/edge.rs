@@ -16,8 +16,9 @@ use holdfast_proto::ShardId;
 use tokio::sync::{mpsc, watch};
 use zeromq::{RouterRecvHalf, RouterSendHalf, Socket, SocketEvent, SocketRecv, SocketSend, ZmqMessage};
 
-use super::hub::{Hub, PeerStatus};
+use super::hub::Hub;
 use super::metrics::LinkMetrics;
+use super::status::LinkStatus;
 use crate::exchange::{ToHub, ToShard};
 
 /// Messages taken from the socket, and vectors from shards, before a turn goes on to send.
@@ -38,7 +39,7 @@ pub struct LinkSetup {
     pub to_shards: Vec<mpsc::UnboundedSender<Vec<ToShard>>>,
     /// Turns true when the frontend shall stop.
     pub stop: watch::Receiver<bool>,
-    pub status: watch::Sender<Vec<PeerStatus>>,
+    pub status: watch::Sender<LinkStatus>,
 }
 
 /// A bound ROUTER and the lock on its place.
@@ -182,7 +183,7 @@ struct Link {
     to_shards: Vec<mpsc::UnboundedSender<Vec<ToShard>>>,
     /// By shard: what this turn has for it.
     batches: Vec<Vec<ToShard>>,
-    status: watch::Sender<Vec<PeerStatus>>,
+    status: watch::Sender<LinkStatus>,
     sends: usize,
     /// When the frontend was told to stop.
     stopping: Option<Instant>,
@@ -285,7 +286,7 @@ impl Link {
     fn on_event(&mut self, event: SocketEvent) {
         if let SocketEvent::Disconnected(identity) = event {
             self.hub
-                .handle_disconnected(&Bytes::copy_from_slice(identity.as_ref()));
+                .handle_disconnected(Instant::now(), &Bytes::copy_from_slice(identity.as_ref()));
         }
     }
 
@@ -338,11 +339,9 @@ impl Link {
         if !self.hub.take_changed() {
             return;
         }
-        let status = self.hub.status();
-        self.status.send_if_modified(|old| {
-            let changed = *old != status;
-            *old = status;
-            changed
+        self.status.send_replace(LinkStatus {
+            backends: self.hub.status(),
+            hand_overs: self.hub.hand_overs(),
         });
     }
 }

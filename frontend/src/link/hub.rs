@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::frames::{Frame, Header};
-use holdfast_proto::link::{Command, Epoch, Gone, Incoming, LaneConfig, decode_batch};
+use holdfast_proto::link::{Command, Gone, Incoming, LaneConfig, decode_batch};
 use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
 use rustc_hash::FxHashMap;
 
 use super::index::DeviceIndex;
 use super::metrics::LinkMetrics;
 use super::peer::{Peer, Stage};
+use super::status::{HandOver, HandOvers, PeerStatus};
 use crate::exchange::{PeerId, ToShard};
 
 /// What the hub is told at start.
@@ -44,15 +45,6 @@ pub struct HubConfig {
     pub window_requests: u32,
 }
 
-/// An attachment as the admin API shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerStatus {
-    pub name: String,
-    pub build: String,
-    pub epoch: Epoch,
-    pub stage: &'static str,
-}
-
 /// See the parent module. Owners feed it with `handle_*` and then poll until everything is out.
 #[derive(Debug)]
 pub struct Hub {
@@ -69,6 +61,7 @@ pub struct Hub {
     ended: rustc_hash::FxHashSet<holdfast_proto::SessionId>,
     /// Logins that backends have not answered.
     logins: FxHashMap<holdfast_proto::SessionId, logins::Login>,
+    hand_overs: HandOvers,
     to_shards: VecDeque<(ShardId, ToShard)>,
     /// Batches outside any lane.
     notices: VecDeque<(Bytes, Bytes)>,
@@ -76,6 +69,8 @@ pub struct Hub {
     turn: usize,
     /// Scratch for received frames.
     incoming: Vec<Incoming>,
+    /// The last input's time.
+    now: Instant,
     due: Instant,
     next_ping: Instant,
     last_notice: Option<Instant>,
@@ -102,10 +97,12 @@ impl Hub {
             index: DeviceIndex::default(),
             ended: Default::default(),
             logins: FxHashMap::default(),
+            hand_overs: HandOvers::default(),
             to_shards: VecDeque::new(),
             notices: VecDeque::new(),
             turn: 0,
             incoming: Vec::new(),
+            now,
             due: next_ping,
             next_ping,
             last_notice: None,
@@ -117,6 +114,7 @@ impl Hub {
 
     /// A message from the socket: who sent it, and its one frame.
     pub fn handle_batch(&mut self, now: Instant, identity: &Bytes, batch: Bytes) {
+        self.now = now;
         let Ok((header, frames)) = decode_batch(batch) else {
             self.metrics.malformed.inc();
             if let Some(id) = self.by_identity.get(identity).copied() {
@@ -145,7 +143,7 @@ impl Hub {
                     if !self.peers.iter().any(|p| p.id == id && p.stage != Stage::Done) {
                         break;
                     }
-                    self.handle_frame(now, id, frame);
+                    self.handle_frame(id, frame);
                 }
             }
             Err(error) if error.is_fatal() => {
@@ -161,13 +159,13 @@ impl Hub {
     }
 
     /// One frame of an attached backend: about the link, answered here, or for a shard.
-    fn handle_frame(&mut self, now: Instant, id: PeerId, incoming: Incoming) {
+    fn handle_frame(&mut self, id: PeerId, incoming: Incoming) {
         match &incoming.command {
             // It was read when the attachment was made.
             Command::Hello(_) => {}
-            Command::Ready(_) => self.on_ready(id),
+            Command::Ready(ready) => self.on_ready(id, (*ready).into()),
             Command::Draining(_) => self.on_draining(id),
-            Command::Done(_) => self.on_done(now, id),
+            Command::Done(_) => self.on_done(id),
             Command::Query(_) | Command::Sync(_) | Command::Push(_) | Command::Close(_) => {
                 self.handle_addressed(id, incoming);
             }
@@ -179,6 +177,10 @@ impl Hub {
                 Some(Ok(session)) if session.parts().frontend == self.config.frontend => {
                     let superseded = match command {
                         Command::LoggedIn(answer) => self.on_login_answer(id, answer),
+                        Command::Reply(reply) => {
+                            self.count_reply(id, reply.r#final);
+                            None
+                        }
                         _ => None,
                     };
                     self.tell_shard_of(session, ToShard::Frame { peer: id, incoming });
@@ -191,6 +193,12 @@ impl Hub {
                     self.release(id, incoming.charge);
                 }
             },
+        }
+    }
+
+    fn count_reply(&self, id: PeerId, last: bool) {
+        if let Some(peer) = self.peers.iter().find(|p| p.id == id && last) {
+            peer.work.on_reply();
         }
     }
 
@@ -220,7 +228,8 @@ impl Hub {
     }
 
     /// The socket of this identity is gone, as far as ZeroMQ tells.
-    pub fn handle_disconnected(&mut self, identity: &Bytes) {
+    pub fn handle_disconnected(&mut self, now: Instant, identity: &Bytes) {
+        self.now = now;
         if let Some(id) = self.by_identity.get(identity).copied() {
             self.lose(id, "disconnected");
         }
@@ -297,6 +306,7 @@ impl Hub {
 
     /// Judges the backends. Everything that the socket holds must have been handled before.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
         if now > self.due + self.config.lane.timeout / 2 {
             // We were paused: what others sent meanwhile is still on its way to us.
             self.metrics.paused.inc();
@@ -327,21 +337,15 @@ impl Hub {
 
     /// The attached backends, for people.
     pub fn status(&self) -> Vec<PeerStatus> {
-        let status = |p: &Peer| PeerStatus {
-            name: p.name.clone(),
-            build: p.build.clone(),
-            epoch: p.lane.remote(),
-            stage: match p.stage {
-                Stage::Greeted => "greeted",
-                Stage::Active => "active",
-                Stage::Draining { .. } | Stage::Marked => "draining",
-                Stage::Done => "done",
-            },
-        };
-        self.peers.iter().map(status).collect()
+        self.peers.iter().map(Peer::status).collect()
     }
 
-    /// Whether [`Hub::status`] has changed since the last call.
+    /// The last ends of attachments, newest first.
+    pub fn hand_overs(&self) -> Vec<HandOver> {
+        self.hand_overs.list()
+    }
+
+    /// Whether [`Hub::status`] or [`Hub::hand_overs`] have changed since the last call, but for the counts of work.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }

@@ -8,3 +8,7 @@ mod drain;
 mod harness;
 #[path = "hub/tests/judge.rs"]
 mod judge;
+#[path = "hub/tests/record.rs"]
+mod record;
+#[path = "hub/tests/shares.rs"]
+mod shares;

@@ -1,14 +1,30 @@
 //! What the hub counts.
 
+use holdfast_proto::link::Epoch;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::status::HandOverKind;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CauseLabel {
     pub cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    pub kind: &'static str,
+}
+
+/// Bounded by the backends that may be attached: a backend's labels go with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BackendLabels {
+    pub name: String,
+    pub version: String,
+    pub epoch: String,
 }
 
 /// Counters of the hub; clones share them.
@@ -21,6 +37,8 @@ pub struct LinkMetrics {
     pub gone: Family<CauseLabel, Counter>,
     pub fenced: Counter,
     pub drained: Counter,
+    pub hand_overs: Family<KindLabel, Counter>,
+    pub backend_info: Family<BackendLabels, Gauge>,
     pub refused: Counter,
     pub stale_epoch: Counter,
     pub malformed: Counter,
@@ -36,6 +54,11 @@ pub struct LinkMetrics {
 
 impl LinkMetrics {
     pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "backend_info",
+            "1 for each backend that is attached",
+            self.backend_info.clone(),
+        );
         let r = registry.sub_registry_with_prefix("link");
         r.register("backends", "Backends attached", self.backends.clone());
         r.register(
@@ -55,6 +78,11 @@ impl LinkMetrics {
             self.fenced.clone(),
         );
         r.register("drained", "Backends that left gracefully", self.drained.clone());
+        r.register(
+            "hand_overs",
+            "Backends whose sessions went to others, by how they ended",
+            self.hand_overs.clone(),
+        );
         r.register(
             "refused",
             "Backends that could not be spoken with",
@@ -108,7 +136,29 @@ impl LinkMetrics {
         );
     }
 
+    pub(super) fn handed_over(&self, kind: HandOverKind) {
+        let kind = kind.label();
+        self.hand_overs.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    pub(super) fn info(&self, name: &str, version: &str, epoch: Epoch) -> Gauge {
+        self.backend_info
+            .get_or_create_owned(&backend_labels(name, version, epoch))
+    }
+
+    pub(super) fn remove_info(&self, name: &str, version: &str, epoch: Epoch) {
+        self.backend_info.remove(&backend_labels(name, version, epoch));
+    }
+
     pub(super) fn gone(&self, cause: &'static str) {
         self.gone.get_or_create(&CauseLabel { cause }).inc();
+    }
+}
+
+fn backend_labels(name: &str, version: &str, epoch: Epoch) -> BackendLabels {
+    BackendLabels {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        epoch: epoch.to_string(),
     }
 }

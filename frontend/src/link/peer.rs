@@ -1,11 +1,14 @@
 //! One attachment of one backend.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::{Class, Lane, LaneStats, Origin};
 use rustc_hash::FxHashMap;
 
+use super::status::{HandOver, HandOverKind, PeerStatus, Work};
 use crate::exchange::{BroadcastCounts, PeerId, SentTickets, Ticket};
 
 /// Where an attachment stands.
@@ -13,7 +16,7 @@ use crate::exchange::{BroadcastCounts, PeerId, SentTickets, Ticket};
 pub(super) enum Stage {
     /// Hello was exchanged. Next: READY, or gone.
     Greeted,
-    /// Takes work. Next: DRAINING, or gone.
+    /// Takes as much work as its share says. Next: DRAINING, or gone.
     Active,
     /// Wants to leave; this many shards have not stopped giving it work. Next: `Marked`, or gone.
     Draining { shards: usize },
@@ -23,14 +26,59 @@ pub(super) enum Stage {
     Done,
 }
 
+/// What a backend wants to have, and what the shards were told. One change is on its way to them at a time, so that a backend
+/// that changes its mind faster than they listen keeps nobody busy but itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShareState {
+    /// What it last said.
+    pub(super) wanted: Share,
+    told: Share,
+    /// Shards that have not answered.
+    unanswered: usize,
+}
+
+impl ShareState {
+    pub(super) const NONE: Self = Self::new(Share::NONE);
+
+    /// As the shards are told together with the news that the backend takes work.
+    pub(super) const fn new(share: Share) -> Self {
+        Self {
+            wanted: share,
+            told: share,
+            unanswered: 0,
+        }
+    }
+
+    /// A shard has taken the last change.
+    pub(super) fn on_taken(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+    }
+
+    /// A change that so many shards are to be told now.
+    pub(super) fn poll(&mut self, shards: u8) -> Option<Share> {
+        if self.unanswered > 0 || self.wanted == self.told {
+            return None;
+        }
+        self.told = self.wanted;
+        self.unanswered = usize::from(shards);
+        Some(self.told)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: PeerId,
     pub(super) identity: Bytes,
     pub(super) lane: Lane,
     pub(super) stage: Stage,
+    pub(super) share: ShareState,
     pub(super) name: String,
     pub(super) build: String,
+    /// When it said Hello.
+    pub(super) since: Instant,
+    pub(super) work: Arc<Work>,
+    /// When it said DRAINING, and the requests that were out.
+    pub(super) leaving: Option<(Instant, u64)>,
     pub(super) outgoing: Outgoing,
     /// Pushes to all whose shards have not all reported.
     pub(super) broadcasts: FxHashMap<u64, Broadcast>,
@@ -100,7 +148,40 @@ pub(super) struct Broadcast {
 
 impl Peer {
     pub(super) fn takes_work(&self) -> bool {
-        self.stage == Stage::Active
+        self.stage == Stage::Active && !self.share.wanted.is_none()
+    }
+
+    pub(super) fn status(&self) -> PeerStatus {
+        PeerStatus {
+            name: self.name.clone(),
+            build: self.build.clone(),
+            epoch: self.lane.remote(),
+            stage: match self.stage {
+                Stage::Active if self.takes_work() => "active",
+                Stage::Greeted | Stage::Active => "standby",
+                Stage::Draining { .. } | Stage::Marked => "draining",
+                Stage::Done => "done",
+            },
+            share: self.share.wanted,
+            since: self.since,
+            work: self.work.clone(),
+        }
+    }
+
+    /// Its end, for the record.
+    pub(super) fn hand_over(&self, now: Instant, kind: HandOverKind) -> HandOver {
+        let (since, out) = self.leaving.unwrap_or((now, 0));
+        HandOver {
+            at: now,
+            kind,
+            backend: self.name.clone(),
+            epoch: self.lane.remote(),
+            requests: match kind {
+                HandOverKind::Graceful => out,
+                _ => self.work.in_flight(),
+            },
+            duration: now.saturating_duration_since(since),
+        }
     }
 
     /// Its part in the rendezvous hash: one value per life of a backend.

@@ -21,6 +21,7 @@ pub struct FrameLabel {
 pub struct ShardMetrics {
     pub sessions: Gauge,
     pub online: Gauge,
+    pub waiting: Gauge,
     pub accepted: Counter,
     pub requests: Counter,
     pub replies: Counter,
@@ -43,6 +44,11 @@ impl ShardMetrics {
         let r = registry.sub_registry_with_prefix("frontend");
         r.register("sessions", "Sessions in any state", self.sessions.clone());
         r.register("sessions_online", "Sessions that are online", self.online.clone());
+        r.register(
+            "sessions_waiting",
+            "Sessions that wait for a backend before they are online",
+            self.waiting.clone(),
+        );
         r.register("accepted", "Connections taken", self.accepted.clone());
         r.register("requests", "Requests taken into a window", self.requests.clone());
         r.register(
@@ -75,21 +81,7 @@ impl ShardMetrics {
             "Times a full window stopped the reading",
             self.stalls.clone(),
         );
-        r.register(
-            "pushes_written",
-            "Pushes that a socket took",
-            self.pushes_written.clone(),
-        );
-        r.register(
-            "pushes_dropped",
-            "Pushes not written, by reason",
-            self.pushes_dropped.clone(),
-        );
-        r.register(
-            "pushes_unconfirmed",
-            "Pushes to all that sockets had not taken when the wait for them was over",
-            self.pushes_unconfirmed.clone(),
-        );
+        self.register_pushes(r);
         r.register(
             "repeated_frames",
             "Frames asked again because a backend that is there did not answer them, by command",
@@ -106,6 +98,24 @@ impl ShardMetrics {
             "replayed_requests",
             "Requests asked again after a backend was lost",
             self.replayed_requests.clone(),
+        );
+    }
+
+    fn register_pushes(&self, r: &mut Registry) {
+        r.register(
+            "pushes_written",
+            "Pushes that a socket took",
+            self.pushes_written.clone(),
+        );
+        r.register(
+            "pushes_dropped",
+            "Pushes not written, by reason",
+            self.pushes_dropped.clone(),
+        );
+        r.register(
+            "pushes_unconfirmed",
+            "Pushes to all that sockets had not taken when the wait for them was over",
+            self.pushes_unconfirmed.clone(),
         );
     }
 

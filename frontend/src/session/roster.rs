@@ -1,5 +1,10 @@
-//! Which backends take work, and which of them serves a given key: rendezvous hashing (Thaler and Ravishankar 1998), so
-//! that a backend that comes or goes moves only its own share.
+//! Which backends take work, and which of them serves a given key.
+//!
+//! A canary has a range of a fixed hash of the key, as wide as its share: raising a share only adds keys to it. What canaries
+//! leave is spread over the full members by rendezvous hashing (Thaler and Ravishankar 1998), so that one that comes or goes
+//! moves only its own part.
+
+use holdfast_proto::Share;
 
 use crate::exchange::{PeerId, Ticket, Track};
 
@@ -7,12 +12,14 @@ use crate::exchange::{PeerId, Ticket, Track};
 struct Peer {
     id: PeerId,
     seed: u64,
+    share: Share,
     draining: bool,
     requests: Ticket,
     lifecycle: Ticket,
 }
 
-/// A shard's view of the attached backends: a few, so a list is the fastest map.
+/// A shard's view of the attached backends: a few, so a list is the fastest map. In the order in which they attached, so that
+/// all shards cut the same ranges.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     peers: Vec<Peer>,
@@ -22,21 +29,37 @@ pub(super) struct Roster {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     Active,
-    Draining,
+    /// Takes nothing new: it leaves, or has no share.
+    Idle,
     Gone,
 }
 
+impl Peer {
+    fn takes_work(&self) -> bool {
+        !self.draining && !self.share.is_none()
+    }
+}
+
 impl Roster {
-    pub(super) fn on_active(&mut self, id: PeerId, seed: u64) {
+    pub(super) fn on_active(&mut self, id: PeerId, seed: u64, share: Share) {
         let peer = Peer {
             id,
             seed,
+            share,
             draining: false,
             requests: Ticket(0),
             lifecycle: Ticket(0),
         };
         self.peers.retain(|p| p.id != id);
-        self.peers.push(peer);
+        let place = self.peers.partition_point(|p| p.id < id);
+        self.peers.insert(place, peer);
+    }
+
+    /// What it has been given stays with it.
+    pub(super) fn on_share(&mut self, id: PeerId, share: Share) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) {
+            peer.share = share;
+        }
     }
 
     pub(super) fn on_draining(&mut self, id: PeerId) {
@@ -52,28 +75,50 @@ impl Roster {
     pub(super) fn standing(&self, id: PeerId) -> Standing {
         match self.peers.iter().find(|p| p.id == id) {
             None => Standing::Gone,
-            Some(peer) if peer.draining => Standing::Draining,
-            Some(_) => Standing::Active,
+            Some(peer) if peer.takes_work() => Standing::Active,
+            Some(_) => Standing::Idle,
         }
     }
 
-    /// The active peer with the highest weight for `key`; `None` when none is active.
+    /// Whether any peer takes work.
+    pub(super) fn is_serving(&self) -> bool {
+        self.peers.iter().any(Peer::takes_work)
+    }
+
+    /// The peer that takes work for `key`; `None` when none takes any. Without a full member canaries take all.
     pub(super) fn choose(&self, key: &[u8]) -> Option<PeerId> {
-        let mut active = self.peers.iter().filter(|p| !p.draining);
-        let first = active.next()?;
-        let Some(second) = active.next() else {
+        let mut serving = self.peers.iter().filter(|p| p.takes_work());
+        let first = serving.next()?;
+        if serving.next().is_none() {
             return Some(first.id);
-        };
+        }
         let hash = fnv1a(key);
-        let rest = std::iter::once(second).chain(active);
-        let best = rest.fold(first, |best, p| {
-            if mix(hash ^ p.seed) > mix(hash ^ best.seed) {
-                p
-            } else {
-                best
-            }
-        });
-        Some(best.id)
+        self.canary(hash)
+            .or_else(|| self.heaviest(hash, Share::is_full))
+            .or_else(|| self.heaviest(hash, Share::is_canary))
+    }
+
+    /// The canary whose range the hash falls into. Ranges lie side by side; what goes beyond the whole is empty.
+    fn canary(&self, hash: u64) -> Option<PeerId> {
+        let mut canaries = self.peers.iter().filter(|p| !p.draining && p.share.is_canary());
+        let first = canaries.next()?;
+        let point = (u128::from(mix(hash ^ CANARY_SEED)) * u128::from(Share::FULL.hundredths())) >> 64;
+        let mut end = 0;
+        let mut holds = |p: &&Peer| {
+            end += u128::from(p.share.hundredths());
+            point < end
+        };
+        std::iter::once(first)
+            .chain(canaries)
+            .find(|p| holds(p))
+            .map(|p| p.id)
+    }
+
+    /// Of the peers with such a share, the one with the highest weight.
+    fn heaviest(&self, hash: u64, wanted: impl Fn(Share) -> bool) -> Option<PeerId> {
+        let peers = self.peers.iter().filter(|p| !p.draining && wanted(p.share));
+        let weighed = peers.map(|p| (mix(hash ^ p.seed), p.id));
+        weighed.max_by_key(|(weight, _)| *weight).map(|(_, id)| id)
     }
 
     /// The next ticket for a frame to this peer.
@@ -90,6 +135,10 @@ impl Roster {
     }
 }
 
+/// Fixed, so that a canary's sessions are the same ones on every shard and after a restart; no backend's seed, so that they
+/// are drawn from all full members alike.
+const CANARY_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// FNV-1a, 64 bits: keys are short and the result is mixed afterwards.
 fn fnv1a(key: &[u8]) -> u64 {
     key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -105,42 +154,5 @@ fn mix(mut x: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys() -> impl Iterator<Item = Vec<u8>> {
-        (0..3000).map(|n| format!("device-{n}").into_bytes())
-    }
-
-    #[test]
-    fn shares_are_even_and_only_the_leavers_share_moves() {
-        let mut roster = Roster::default();
-        assert_eq!(roster.choose(b"x"), None);
-        for (id, seed) in [(1, 0x1111), (2, 0x2222), (3, 0x3333)] {
-            roster.on_active(PeerId(id), seed);
-        }
-        let before: Vec<PeerId> = keys().filter_map(|k| roster.choose(&k)).collect();
-        for id in 1..=3 {
-            let share = before.iter().filter(|p| p.0 == id).count();
-            assert!((800..1200).contains(&share), "peer {id} got {share} of 3000");
-        }
-        roster.on_draining(PeerId(2));
-        assert_eq!(roster.standing(PeerId(2)), Standing::Draining);
-        for (key, old) in keys().zip(&before) {
-            let new = roster.choose(&key).unwrap();
-            assert!(new != PeerId(2));
-            assert!(new == *old || *old == PeerId(2));
-        }
-        roster.on_gone(PeerId(2));
-        assert_eq!(roster.standing(PeerId(2)), Standing::Gone);
-    }
-
-    #[test]
-    fn tickets_grow_per_peer_and_track() {
-        let mut roster = Roster::default();
-        roster.on_active(PeerId(1), 0);
-        assert_eq!(roster.ticket(PeerId(1), Track::Requests), Ticket(1));
-        assert_eq!(roster.ticket(PeerId(1), Track::Requests), Ticket(2));
-        assert_eq!(roster.ticket(PeerId(1), Track::Lifecycle), Ticket(1));
-    }
-}
+#[path = "roster_tests.rs"]
+mod tests;

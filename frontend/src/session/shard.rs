@@ -275,6 +275,11 @@ impl Shard {
         }
     }
 
+    fn set_waiting(&mut self, waiting: u32) {
+        self.waiting = waiting;
+        self.metrics.waiting.set(waiting.into());
+    }
+
     /// Ends a session whose connection is gone or told to go. LOGOUT follows when a backend may know it.
     fn end(&mut self, now: Instant, key: SessionKey, reason: CloseReason) {
         let Some(session) = self.get(key) else { return };
@@ -285,7 +290,7 @@ impl Shard {
         let was_online = matches!(session.state, State::Online);
         let owes_logout = session.state.on_closed(now, reason).unwrap_or(false);
         let (id, device) = (session.id, session.device.clone());
-        self.waiting -= u32::from(before_online);
+        self.set_waiting(self.waiting - u32::from(before_online));
         self.metrics.closed(reason.label());
         self.drop_active(key.slot);
         if was_online {

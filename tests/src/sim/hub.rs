@@ -163,9 +163,9 @@ impl FrontendLife {
     fn take_inputs(&mut self, now: Instant, rng: &mut Rng) -> bool {
         if !self.busy {
             match rng.below(3) {
-                0 => drop(self.take_batch(now) || self.take_gone() || self.take_messages(now)),
-                1 => drop(self.take_gone() || self.take_messages(now) || self.take_batch(now)),
-                _ => drop(self.take_messages(now) || self.take_batch(now) || self.take_gone()),
+                0 => drop(self.take_batch(now) || self.take_gone(now) || self.take_messages(now)),
+                1 => drop(self.take_gone(now) || self.take_messages(now) || self.take_batch(now)),
+                _ => drop(self.take_messages(now) || self.take_batch(now) || self.take_gone(now)),
             }
         }
         let mut moved = false;
@@ -175,7 +175,7 @@ impl FrontendLife {
             }
             moved = true;
         }
-        while self.take_gone() {
+        while self.take_gone(now) {
             moved = true;
         }
         for _ in 0..MAX_PER_TURN {
@@ -195,11 +195,11 @@ impl FrontendLife {
         true
     }
 
-    fn take_gone(&mut self) -> bool {
+    fn take_gone(&mut self, now: Instant) -> bool {
         let Some(identity) = self.gone.pop_front() else {
             return false;
         };
-        self.hub.handle_disconnected(&identity);
+        self.hub.handle_disconnected(now, &identity);
         true
     }
 

@@ -132,6 +132,7 @@ impl Scenario {
                 boot,
                 lane: self.lane,
                 retry: Duration::from_millis(50),
+                share: holdfast_proto::Share::FULL,
             },
             links: self.frontends,
             max_in_flight: self.max_in_flight,

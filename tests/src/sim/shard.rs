@@ -454,6 +454,7 @@ impl World {
             ToHub::Work { command, .. } => self.note_work(command),
             ToHub::Release { .. }
             | ToHub::Drained { .. }
+            | ToHub::ShareTaken { .. }
             | ToHub::Offline { .. }
             | ToHub::PushDone { .. }
             | ToHub::BroadcastDone { .. }

@@ -98,7 +98,7 @@ async fn stats_are_told() {
     let answer = Api::start().call("GET", "/v1/stats", READ).await;
     let expected = json!({
         "backend": {"name": "b", "version": "1", "epoch": "e"},
-        "frontends": [{"id": 1, "state": "active", "sessions": 7}],
+        "frontends": [{"id": 1, "epoch": 5, "state": "active", "sessions": 7}],
         "in_flight": 2,
     });
     assert_eq!(answer.json(), expected);

@@ -29,6 +29,63 @@ async fn while_draining_every_response_closes_its_connection() {
 }
 
 #[tokio::test]
+async fn who_is_no_full_member_accepts_nothing_until_it_is_promoted() {
+    let api = Api::start_as(Share::clamped(500), FakeGateway::default());
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let request = api.request("GET", "/live", "").header("connection", "close");
+            let client = Client::builder(TokioExecutor::new()).build_http();
+            tokio::spawn(async move {
+                client
+                    .request(request.body(Full::<Bytes>::default()).unwrap())
+                    .await
+            })
+        })
+        .collect();
+    // A connection is in the kernel's queue as soon as it is made; nobody takes it out.
+    let mut first = TcpStream::connect(api.address).await.unwrap();
+    first
+        .write_all(b"GET /live HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await
+        .unwrap();
+    for share in [Share::NONE, Share::clamped(9_999)] {
+        api.share.send_replace(share);
+        let answer = tokio::time::timeout(Duration::from_millis(100), first.read(&mut [0; 1])).await;
+        assert!(answer.is_err(), "it was answered");
+    }
+    api.share.send_replace(Share::FULL);
+    for call in calls {
+        let answer = tokio::time::timeout(PATIENCE, call).await.unwrap().unwrap();
+        assert_eq!(answer.unwrap().status(), 200, "who waited is served");
+    }
+    let mut answer = [0; 15];
+    first.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn one_that_is_full_no_longer_sends_its_callers_elsewhere() {
+    let api = Api::start();
+    let answer = api.call("GET", "/live", "").await;
+    assert!(!answer.headers.contains_key("connection"));
+    api.share.send_replace(Share::clamped(9_999));
+    // The connection that it has is served to its end.
+    let answer = api.call("GET", "/live", "").await;
+    assert_eq!(
+        (answer.status, &answer.headers["connection"]),
+        (200, &"close".parse().unwrap())
+    );
+    let mut next = TcpStream::connect(api.address).await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_millis(100), async {
+        next.write_all(b"GET /live HTTP/1.1\r\nhost: h\r\n\r\n")
+            .await
+            .unwrap();
+        next.read(&mut [0; 1]).await
+    });
+    assert!(waiting.await.is_err(), "a new one waits for a full member");
+}
+
+#[tokio::test]
 async fn a_stop_finishes_what_is_in_progress_and_nothing_else() {
     let gateway = FakeGateway {
         gate: Some(Default::default()),

@@ -4,13 +4,17 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use holdfast_proto::link::frames::{Close, Hello, PushResult, PushStatus, QueryResult};
-use holdfast_proto::link::{Command, Epoch, Incoming, Lane, LaneConfig, decode_batch, encode_notice};
+use holdfast_proto::link::{
+    Command, Epoch, FEATURE_SHARE, Incoming, Lane, LaneConfig, decode_batch, encode_notice,
+};
 
 /// See the module's documentation.
 pub(super) struct ScriptedFrontend {
     pub(super) id: u16,
     /// Whether sockets can be connected.
     pub(super) reachable: bool,
+    /// Whether it respects shares.
+    pub(super) shares: bool,
     /// Whether it takes and sends anything.
     pub(super) alive: bool,
     pub(super) lane: Option<Lane>,
@@ -26,6 +30,7 @@ impl ScriptedFrontend {
         Self {
             id,
             reachable: true,
+            shares: true,
             alive: true,
             lane: None,
             attach: 0,
@@ -70,7 +75,7 @@ impl ScriptedFrontend {
                 lane.release(charge);
             }
             match command {
-                Command::Hello(_) => lane.enqueue(Command::Hello(self_hello(self.id)), None),
+                Command::Hello(_) => lane.enqueue(Command::Hello(self_hello(self.id, self.shares)), None),
                 command => self.received.push(command),
             }
         }
@@ -121,8 +126,9 @@ impl ScriptedFrontend {
     }
 }
 
-fn self_hello(id: u16) -> Hello {
+fn self_hello(id: u16, shares: bool) -> Hello {
     Hello {
+        features: shares.then(|| FEATURE_SHARE.to_owned()).into_iter().collect(),
         version_min: 1,
         version_max: 1,
         frontend_id: id.into(),

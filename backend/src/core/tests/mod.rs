@@ -2,6 +2,7 @@
 
 mod frontend;
 mod links;
+mod shares;
 mod work;
 
 use super::*;
@@ -44,6 +45,7 @@ impl World {
                 boot: 1,
                 lane: LaneConfig::default(),
                 retry: ms(100),
+                share: Share::FULL,
             },
             links,
             max_in_flight: 100,

@@ -130,7 +130,7 @@ fn malformed_frames_are_counted_and_the_link_goes_on() {
         Command::Logout(Logout::default()),
         Command::Update(Update::default()),
         Command::Control(Control::default()),
-        Command::Ready(Ready {}),
+        Command::Ready(Ready::default()),
     ] {
         world.send(0, command);
     }

@@ -153,6 +153,38 @@ fn outcome(sequence: u64, after: u64, code: &str) -> (u64, u64, String) {
 }
 
 #[test]
+fn every_answer_is_counted_with_the_time_since_the_request_arrived() {
+    let mut bench = Bench::new(100);
+    let upper = |ms: u64| crate::dispatch::DURATION_BOUNDS_US.partition_point(|bound| *bound < ms * 1000);
+    for n in 1..=2 {
+        bench.send(request(n, event("N", "n")));
+    }
+    bench.send(request(3, event("Nowhere", "n")));
+    bench.advance(5);
+    // The second is done first: its time ends here, though it waits for its order.
+    bench.reply(1);
+    bench.advance(300);
+    bench.reply(0);
+    let read = bench.metrics.durations.read();
+    assert_eq!(
+        (read.counts[0], read.counts[upper(5)], read.counts[upper(305)]),
+        (1, 1, 1)
+    );
+    assert_eq!(read.sum_us, 310_000);
+    assert_eq!(
+        (bench.metrics.answered(), bench.metrics.errors(ErrorCode::NoRoute)),
+        (3, 1)
+    );
+    // One that waits for a place of its route until its time is up.
+    for n in 4..=6 {
+        bench.send(request(n, event("N", "n")));
+    }
+    bench.advance(1000);
+    let read = bench.metrics.durations.read();
+    assert_eq!((read.counts[upper(1000)], bench.metrics.answered()), (3, 6));
+}
+
+#[test]
 fn a_request_is_called_and_answered() {
     let mut bench = Bench::new(10);
     bench.send(frames::Request {

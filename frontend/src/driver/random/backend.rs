@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_proto::SessionId;
 use holdfast_proto::link::frames::{self, bound, logged_in};
 use holdfast_proto::link::{
     Command, Epoch, Incoming, Lane, LaneConfig, UNKNOWN_EPOCH, decode_batch, read_notice, session_id,
 };
+use holdfast_proto::{SessionId, Share};
 
 pub(super) struct Backend {
     pub(super) identity: Bytes,
@@ -20,6 +20,7 @@ pub(super) struct Backend {
     pub(super) hung: bool,
     fenced: bool,
     drain: Drain,
+    share: Share,
     pending: Vec<Command>,
     /// The last request of each session, in the order in which they came.
     last: HashMap<SessionId, u64>,
@@ -46,7 +47,7 @@ impl Backend {
             ..Default::default()
         };
         lane.enqueue(Command::Hello(hello), None);
-        lane.enqueue(Command::Ready(frames::Ready {}), None);
+        lane.enqueue(Command::Ready(frames::Ready::default()), None);
         Self {
             identity: epoch.to_string().into(),
             lane,
@@ -55,6 +56,7 @@ impl Backend {
             hung: false,
             fenced: false,
             drain: Drain::No,
+            share: Share::FULL,
             pending: Vec::new(),
             last: HashMap::new(),
             asked: HashSet::new(),
@@ -72,7 +74,14 @@ impl Backend {
     }
 
     pub(super) fn takes_work(&self) -> bool {
-        !self.hung && !self.fenced && self.drain == Drain::No
+        !self.hung && !self.fenced && self.drain == Drain::No && !self.share.is_none()
+    }
+
+    pub(super) fn share(&mut self, share: Share) {
+        if self.drain == Drain::No {
+            self.share = share;
+            self.lane.enqueue(Command::Ready(share.into()), None);
+        }
     }
 
     pub(super) fn drain(&mut self) {

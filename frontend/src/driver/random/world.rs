@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_proto::link::LaneConfig;
 use holdfast_proto::link::frames::push::Target;
-use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
+use holdfast_proto::{FrontendEpoch, FrontendId, ShardId, Share};
 
 use super::Op;
 use super::backend::{Backend, SILENCE};
@@ -119,6 +119,7 @@ impl World {
             Op::Crash(which) => self.crash(which),
             Op::Hang(which) => self.backend(which, |b| b.hung = true),
             Op::Drain(which) => self.backend(which, Backend::drain),
+            Op::Share(which, share) => self.backend(which, |b| b.share(Share::clamped(share.into()))),
             Op::Push(which, device) => {
                 if let Some(id) = pick(&mut self.devices, device).map(|d| d.id) {
                     self.backend(which, |b| b.push(Target::Session(id.into())));
@@ -166,7 +167,7 @@ impl World {
         self.backends = rest;
         let over: Vec<Backend> = over;
         for backend in over {
-            self.hub.handle_disconnected(&backend.identity);
+            self.hub.handle_disconnected(self.now, &backend.identity);
         }
     }
 
@@ -180,7 +181,7 @@ impl World {
     fn crash(&mut self, which: u8) {
         if !self.backends.is_empty() {
             let backend = self.backends.remove(usize::from(which) % self.backends.len());
-            self.hub.handle_disconnected(&backend.identity);
+            self.hub.handle_disconnected(self.now, &backend.identity);
         }
     }
 

@@ -1,16 +1,20 @@
 //! Backends that come, leave and are lost.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::Share;
 use holdfast_proto::link::frames::{self, Frame, Header};
 use holdfast_proto::link::{
-    Command, Epoch, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice,
+    Command, Epoch, FEATURE_SHARE, Lane, LaneStats, PROTOCOL_VERSIONS, common_version, encode_notice,
 };
 
 use super::{Hub, MAX_BOOTS, MAX_NOTICES};
+use crate::BUILD;
 use crate::exchange::{PeerId, ToShard};
-use crate::link::peer::{Outgoing, Peer, Stage};
+use crate::link::peer::{Outgoing, Peer, ShareState, Stage};
+use crate::link::status::{HandOver, HandOverKind};
 
 /// Longest name or build of a backend that is kept, in bytes.
 const MAX_NAME_BYTES: usize = 128;
@@ -112,19 +116,25 @@ impl Hub {
         lane.enqueue(Command::Hello(self.hello()), None);
         let identity = Bytes::copy_from_slice(identity);
         self.by_identity.insert(identity.clone(), id);
-        self.peers.push(Peer {
+        let peer = Peer {
             id,
             identity,
             lane,
             stage: Stage::Greeted,
+            share: ShareState::NONE,
             name: shorten(hello.name),
             build: shorten(hello.build),
+            since: now,
+            work: Arc::default(),
+            leaving: None,
             outgoing: Outgoing::new(self.config.shards),
             broadcasts: Default::default(),
             counted: LaneStats::default(),
             moved: (0, now),
-        });
+        };
         self.metrics.attached.inc();
+        self.metrics.info(&peer.name, &peer.build, epoch).set(1);
+        self.peers.push(peer);
         self.update_gauges();
         id
     }
@@ -133,8 +143,8 @@ impl Hub {
         frames::Hello {
             version_min: *PROTOCOL_VERSIONS.start(),
             version_max: *PROTOCOL_VERSIONS.end(),
-            features: Vec::new(),
-            build: env!("CARGO_PKG_VERSION").into(),
+            features: vec![FEATURE_SHARE.into()],
+            build: BUILD.clone(),
             name: format!("frontend-{}", self.config.frontend.0),
             frontend_id: self.config.frontend.0.into(),
             frontend_epoch: self.config.epoch.0,
@@ -155,19 +165,50 @@ impl Hub {
         }
     }
 
-    pub(super) fn on_ready(&mut self, id: PeerId) {
-        let Some(peer) = self
-            .peers
-            .iter_mut()
-            .find(|p| p.id == id && p.stage == Stage::Greeted)
-        else {
-            self.metrics.malformed.inc();
+    /// Said again it changes the share. Who has said DRAINING has no share to speak of any more.
+    pub(super) fn on_ready(&mut self, id: PeerId, share: Share) {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
             return;
         };
-        peer.stage = Stage::Active;
-        let seed = peer.seed();
-        self.tell_all_shards(|_| ToShard::PeerActive { peer: id, seed });
+        match peer.stage {
+            Stage::Greeted => {
+                peer.stage = Stage::Active;
+                peer.share = ShareState::new(share);
+                let seed = peer.seed();
+                self.tell_all_shards(|_| ToShard::PeerActive {
+                    peer: id,
+                    seed,
+                    share,
+                });
+            }
+            Stage::Active if peer.share.wanted == share => return,
+            Stage::Active => {
+                peer.share.wanted = share;
+                self.tell_share(id);
+            }
+            Stage::Draining { .. } | Stage::Marked | Stage::Done => {
+                self.metrics.malformed.inc();
+                return;
+            }
+        }
         self.update_gauges();
+    }
+
+    fn tell_share(&mut self, id: PeerId) {
+        let shards = self.config.shards;
+        let active = |p: &&mut Peer| p.id == id && p.stage == Stage::Active;
+        let peer = self.peers.iter_mut().find(active);
+        if let Some(share) = peer.and_then(|p| p.share.poll(shards)) {
+            self.tell_all_shards(|_| ToShard::PeerShare { peer: id, share });
+        }
+    }
+
+    /// A shard goes by the share that it was last told.
+    pub(super) fn on_share_taken(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) {
+            peer.share.on_taken();
+            self.tell_share(id);
+        }
     }
 
     pub(super) fn on_draining(&mut self, id: PeerId) {
@@ -177,6 +218,7 @@ impl Hub {
             return;
         };
         peer.stage = Stage::Draining { shards };
+        peer.leaving = Some((self.now, peer.work.in_flight()));
         self.tell_all_shards(|_| ToShard::PeerDraining { peer: id });
         self.update_gauges();
     }
@@ -205,7 +247,7 @@ impl Hub {
         marked
     }
 
-    pub(super) fn on_done(&mut self, _now: Instant, id: PeerId) {
+    pub(super) fn on_done(&mut self, id: PeerId) {
         let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
             return;
         };
@@ -214,7 +256,9 @@ impl Hub {
         }
         peer.stage = Stage::Done;
         let sent = peer.outgoing.sent.clone();
+        let hand_over = peer.hand_over(self.now, HandOverKind::Graceful);
         self.metrics.drained.inc();
+        self.note_hand_over(hand_over);
         self.tell_all_shards(|shard| ToShard::PeerGone {
             peer: id,
             sent: sent[shard],
@@ -241,11 +285,19 @@ impl Hub {
             return;
         }
         self.metrics.gone(cause);
+        let kind = HandOverKind::of_loss(cause, peer.leaving.is_some());
+        self.note_hand_over(peer.hand_over(self.now, kind));
         self.tell_all_shards(|shard| ToShard::PeerGone {
             peer: id,
             sent: peer.outgoing.sent[shard],
             graceful: false,
         });
+    }
+
+    fn note_hand_over(&mut self, hand_over: HandOver) {
+        self.metrics.handed_over(hand_over.kind);
+        self.hand_overs.note(hand_over);
+        self.changed = true;
     }
 
     /// A backend that has left.
@@ -257,6 +309,8 @@ impl Hub {
         let index = self.peers.iter().position(|p| p.id == id)?;
         let peer = self.peers.remove(index);
         self.by_identity.remove(&peer.identity);
+        self.metrics
+            .remove_info(&peer.name, &peer.build, peer.lane.remote());
         self.update_gauges();
         Some(peer)
     }

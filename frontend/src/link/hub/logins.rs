@@ -77,6 +77,7 @@ impl Hub {
         }
         let ended = std::mem::take(&mut self.ended);
         for peer in &mut self.peers {
+            let queued = peer.lane.queued(Class::Requests);
             peer.lane.retain_queued(Class::Requests, |command| match command {
                 Command::TextMessage(request) | Command::BinaryMessage(request) => {
                     let id = request.session.as_ref().and_then(|s| session_id(s.id).ok());
@@ -84,6 +85,8 @@ impl Hub {
                 }
                 _ => true,
             });
+            let dropped = queued - peer.lane.queued(Class::Requests);
+            peer.work.on_dropped(dropped as u64);
         }
     }
 }

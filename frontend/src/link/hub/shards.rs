@@ -11,7 +11,8 @@ use super::Hub;
 use crate::exchange::{BroadcastCounts, PeerId, ToHub, ToShard};
 
 impl Hub {
-    pub fn handle_shard(&mut self, _now: Instant, shard: ShardId, message: ToHub) {
+    pub fn handle_shard(&mut self, now: Instant, shard: ShardId, message: ToHub) {
+        self.now = now;
         match message {
             ToHub::Work {
                 peer,
@@ -23,6 +24,9 @@ impl Hub {
                 }
                 // Work for a peer that is gone meanwhile: the shard hears of that next and gives it to another.
                 if let Some(peer) = self.peers.iter_mut().find(|p| p.id == peer) {
+                    if matches!(command, Command::TextMessage(_) | Command::BinaryMessage(_)) {
+                        peer.work.on_request();
+                    }
                     peer.lane.enqueue(
                         command,
                         Some(Origin {
@@ -34,6 +38,7 @@ impl Hub {
             }
             ToHub::Release { peer, charge } => self.release(peer, Some(charge)),
             ToHub::Drained { peer } => self.on_shard_drained(peer),
+            ToHub::ShareTaken { peer } => self.on_share_taken(peer),
             ToHub::Offline { device, session } => self.on_offline(&device, session),
             ToHub::PushDone { peer, result } => self.answer(peer, Command::PushResult(result)),
             ToHub::BroadcastDone { peer, number, counts } => self.on_broadcast_done(peer, number, counts),

@@ -71,8 +71,8 @@ impl Shard {
         let may_move = session.active.as_ref().is_none_or(|a| a.window.may_move());
         match session.serving.map(|peer| (peer, self.roster.standing(peer))) {
             Some((peer, Standing::Active)) if !may_move => Some(peer),
-            // Its other requests are still with the one that leaves: the new ones wait until those are answered.
-            Some((_, Standing::Draining)) if !may_move => None,
+            // Its other requests are still with one that takes no more: the new ones wait until those are answered.
+            Some((_, Standing::Idle)) if !may_move => None,
             _ => self.roster.choose(session.hash_key()),
         }
     }

@@ -23,7 +23,7 @@ impl Shard {
         if session.state.on_upgrade(now, credential).is_err() {
             return self.close(now, key, CloseCode::Protocol);
         }
-        self.waiting += 1;
+        self.set_waiting(self.waiting + 1);
         if full {
             return self.refuse_overloaded(now, key);
         }
@@ -102,7 +102,7 @@ impl Shard {
     pub(super) fn greet(&mut self, now: Instant, key: SessionKey, hello: Bytes) {
         let Some(session) = self.get(key) else { return };
         if session.state.on_greeted(now, hello).is_ok() {
-            self.waiting += 1;
+            self.set_waiting(self.waiting + 1);
             self.deliver(now, key.slot);
         }
     }

@@ -43,7 +43,7 @@ impl Shard {
         session.device = Some(device);
         session.principal = Bytes::copy_from_slice(&admitted.principal);
         session.heard = now;
-        self.waiting -= 1;
+        self.set_waiting(self.waiting - 1);
         self.outputs.push_back(Output::Admit { key });
         self.arm(key.slot);
     }
@@ -131,7 +131,7 @@ impl Shard {
         {
             self.metrics.blob_conflicts.inc();
         }
-        self.waiting -= 1;
+        self.set_waiting(self.waiting - 1);
         self.online += 1;
         self.metrics.online.inc();
         if !welcomed.welcome.is_empty() {

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use holdfast_proto::CloseCode;
 use holdfast_proto::link::{Command, Incoming};
+use holdfast_proto::{CloseCode, Share};
 
 use super::Shard;
 use crate::exchange::{PeerId, SentTickets, ToHub, ToShard, Track};
@@ -13,10 +13,11 @@ use crate::session::state::State;
 impl Shard {
     pub fn handle_hub(&mut self, now: Instant, message: ToShard) {
         match message {
-            ToShard::PeerActive { peer, seed } => {
-                self.roster.on_active(peer, seed);
+            ToShard::PeerActive { peer, seed, share } => {
+                self.roster.on_active(peer, seed, share);
                 self.deliver_all(now);
             }
+            ToShard::PeerShare { peer, share } => self.on_share(now, peer, share),
             ToShard::PeerDraining { peer } => {
                 self.roster.on_draining(peer);
                 self.to_hub.push(ToHub::Drained { peer });
@@ -57,6 +58,16 @@ impl Shard {
         if let Some(charge) = charge {
             self.to_hub.push(ToHub::Release { peer, charge });
         }
+    }
+
+    /// Sessions move by themselves, each when it has nothing out. Only those that nobody served must be looked for.
+    fn on_share(&mut self, now: Instant, peer: PeerId, share: Share) {
+        let served = self.roster.is_serving();
+        self.roster.on_share(peer, share);
+        if !served && self.roster.is_serving() {
+            self.deliver_all(now);
+        }
+        self.to_hub.push(ToHub::ShareTaken { peer });
     }
 
     /// Gives every waiting session its backend. Visits every slot: backends come seldom.

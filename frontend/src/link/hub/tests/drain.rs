@@ -66,7 +66,7 @@ fn a_drain_runs_to_its_end() {
     assert_eq!((graceful.count(), told.len()), (2, 3));
     assert!(b.lane.is_acknowledged(), "it may exit");
     assert_eq!(w.hub.status()[0].stage, "done");
-    w.hub.handle_disconnected(&b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
     w.silence(Duration::from_secs(3));
     assert!(w.gone().is_empty() && w.hub.is_alone());
     assert_eq!((w.metrics.drained.get(), w.metrics.fenced.get()), (1, 0));
@@ -104,7 +104,7 @@ fn the_mark_waits_until_the_last_work_is_out() {
         version_max: 1,
         ..Default::default()
     }));
-    tight.send(Command::Ready(frames::Ready {}));
+    tight.send(Command::Ready(frames::Ready::default()));
     tight.releases = false;
     w.carry(&mut [&mut tight]);
     w.told();
@@ -175,7 +175,7 @@ fn a_crash_while_draining_is_a_crash() {
     w.work(0, peer, 4, request(0));
     draining(&mut w, &mut b);
     w.shard_says(0, ToHub::Drained { peer });
-    w.hub.handle_disconnected(&b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
     w.carry(&mut []);
     assert_eq!(w.gone(), [(0, false, 4, 0), (1, false, 0, 0)]);
     w.shard_says(1, ToHub::Drained { peer });

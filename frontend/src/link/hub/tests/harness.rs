@@ -129,7 +129,7 @@ impl World {
     /// A backend that takes work, and its number.
     pub(super) fn active(&mut self, boot: u128) -> (Backend, PeerId) {
         let mut backend = self.attach(boot, 1);
-        backend.send(Command::Ready(frames::Ready {}));
+        backend.send(Command::Ready(frames::Ready::default()));
         self.carry(&mut [&mut backend]);
         backend.got();
         let peer = self.told().into_iter().find_map(|(_, message)| match message {
@@ -331,6 +331,7 @@ pub(super) fn request(shard: u8) -> Command {
 pub(super) fn reply(id: SessionId) -> Command {
     Command::Reply(frames::Reply {
         id: Some(id.into()),
+        r#final: true,
         ..Default::default()
     })
 }

@@ -27,9 +27,9 @@ fn a_backend_attaches_and_takes_work_when_it_is_ready() {
         (1, 9, 30_000)
     );
     assert_eq!((hello.max_message_bytes, hello.window_requests), (1000, 32));
-    assert_eq!(stage(&w), ["greeted"]);
+    assert_eq!(stage(&w), ["standby"]);
     assert!(w.told().is_empty() && w.hub.take_changed());
-    b.send(Command::Ready(frames::Ready {}));
+    b.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut b]);
     let told = w.told();
     assert_eq!(told.len(), 2);
@@ -38,9 +38,9 @@ fn a_backend_attaches_and_takes_work_when_it_is_ready() {
         (stage(&w), w.metrics.active.get(), w.metrics.malformed.get()),
         (vec!["active"], 1, 0)
     );
-    b.send(Command::Ready(frames::Ready {}));
+    b.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut b]);
-    assert!(w.told().is_empty(), "READY counts once");
+    assert!(w.told().is_empty(), "nothing has changed");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn only_so_many_attach() {
     let notices = backends[3].notices();
     assert!(matches!(notices.as_slice(), [Command::Refused(r)] if r.code == "too_many_backends"));
     assert_eq!(w.hub.status().len(), 3);
-    w.hub.handle_disconnected(&backends[0].identity);
+    w.hub.handle_disconnected(w.now, &backends[0].identity);
     let mut again = w.attach(4, 1);
     assert!(
         again.notices().is_empty(),
@@ -105,14 +105,14 @@ fn a_process_that_attaches_anew_has_given_the_older_attachment_up() {
 fn strangers_are_told_that_their_epoch_is_over_but_not_each_time() {
     let mut w = World::new();
     let mut stranger = Backend::silent(w.now, 5, 1);
-    stranger.send(Command::Ready(frames::Ready {}));
+    stranger.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut stranger]);
     assert!(stranger.was_fenced());
-    stranger.send(Command::Ready(frames::Ready {}));
+    stranger.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut stranger]);
     assert!(stranger.notices().is_empty());
     w.now += Duration::from_millis(20);
-    stranger.send(Command::Ready(frames::Ready {}));
+    stranger.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut stranger]);
     assert!(stranger.was_fenced());
     assert_eq!(w.metrics.stale_epoch.get(), 3);
@@ -181,8 +181,8 @@ fn a_broken_socket_is_a_crash_at_once() {
     w.work(1, peer, 1, Command::Bind(frames::Bind::default()));
     w.carry(&mut [&mut b]);
     w.work(0, peer, 2, request(0));
-    w.hub.handle_disconnected(&b.identity);
-    w.hub.handle_disconnected(&b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
+    w.hub.handle_disconnected(w.now, &b.identity);
     w.carry(&mut []);
     assert_eq!(
         w.gone(),
@@ -218,7 +218,7 @@ fn a_backend_that_breaks_the_protocol_is_fenced() {
     // It forgets what it has numbered.
     let mut cheat = Backend::silent(w.now, 6, 1);
     cheat.lane = holdfast_proto::link::Lane::new(lane_config(64), b.lane.local(), b.lane.remote(), w.now);
-    cheat.send(Command::Ready(frames::Ready {}));
+    cheat.send(Command::Ready(frames::Ready::default()));
     w.carry(&mut [&mut cheat]);
     assert!(matches!(cheat.notices().first(), Some(Command::Fenced(_))));
     assert_eq!((w.gone().len(), w.metrics.fenced.get()), (2, 2));

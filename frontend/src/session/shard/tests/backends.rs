@@ -1,5 +1,6 @@
 //! Backends that crash, leave, come and share.
 
+use holdfast_proto::Share;
 use holdfast_proto::link::Command;
 
 use super::harness::*;
@@ -184,6 +185,86 @@ fn sessions_spread_over_the_active_backends() {
         shares[usize::from(peer == B)] += 1;
     }
     assert!(shares.iter().all(|n| *n > 120), "{shares:?}");
+}
+
+#[test]
+fn a_changed_share_moves_a_session_when_it_has_nothing_out() {
+    let mut w = World::attached();
+    let key = w.online("d");
+    w.text(key, "r").unwrap();
+    assert_eq!(w.requests(), [(A, 1, 1, 0)]);
+    // Next to a canary of everything the full member has no keys left.
+    w.member(B, Share::clamped(9_999));
+    w.text(key, "r").unwrap();
+    assert_eq!(w.requests(), [(A, 2, 1, 0)], "a busy session keeps its backend");
+    w.reply(A, key, 1, 0);
+    w.reply(A, key, 2, 1);
+    assert_eq!(w.texts(key), ["r1", "r2"]);
+    w.written(key, 2);
+    w.text(key, "r").unwrap();
+    assert_eq!(w.requests(), [(B, 3, 3, 0)]);
+    w.share(B, Share::clamped(1));
+    w.text(key, "r").unwrap();
+    assert_eq!(w.requests(), [(B, 4, 3, 0)]);
+    w.reply(B, key, 3, 0);
+    w.reply(B, key, 4, 3);
+    assert_eq!(w.texts(key), ["r3", "r4"]);
+    w.written(key, 2);
+    w.text(key, "r").unwrap();
+    assert_eq!(w.requests(), [(A, 5, 5, 0)]);
+    w.crashed(B, 9, 9);
+    assert!(w.work().is_empty(), "it has nothing left to lose");
+}
+
+#[test]
+fn a_member_without_a_share_finishes_what_it_has_and_gets_nothing_more() {
+    let mut w = World::attached();
+    let (busy, idle) = (w.online("busy"), w.online("idle"));
+    w.text(busy, "r").unwrap();
+    w.requests();
+    w.active(B);
+    w.share(A, Share::NONE);
+    w.text(busy, "r").unwrap();
+    assert!(w.work().is_empty(), "it waits for the first one's answer");
+    w.text(idle, "r").unwrap();
+    assert_eq!(w.requests(), [(B, 1, 1, 0)]);
+    w.text(busy, "@x").unwrap();
+    assert!(matches!(w.one(B), Command::Control(_)));
+    w.reply(A, busy, 1, 0);
+    assert_eq!(w.requests(), [(B, 2, 2, 0)]);
+    assert_eq!(w.texts(busy), ["r1"]);
+}
+
+#[test]
+fn what_waits_while_nobody_has_a_share_goes_to_the_first_who_gets_one() {
+    let mut w = World::new();
+    w.member(A, Share::NONE);
+    let other = w.accept();
+    w.upgrade(other);
+    assert!(w.work().is_empty(), "a standby admits nobody");
+    w.share(A, Share::clamped(1));
+    assert!(matches!(w.one(A), Command::Bind(_)), "alone, a canary takes all");
+    let key = w.online("d");
+    w.share(A, Share::NONE);
+    w.text(key, "r").unwrap();
+    w.member(B, Share::NONE);
+    assert!(w.work().is_empty());
+    w.share(B, Share::FULL);
+    assert_eq!(w.requests(), [(B, 1, 1, 0)]);
+}
+
+#[test]
+fn tickets_go_on_over_a_changed_share() {
+    let mut w = World::attached();
+    let key = w.online("d");
+    w.text(key, "r").unwrap();
+    w.share(A, Share::clamped(500));
+    w.text(key, "r").unwrap();
+    w.requests();
+    // The first had gone out, the second had not.
+    w.crashed(A, 1, 9);
+    w.active(B);
+    assert_eq!(w.requests(), [(B, 1, 1, 1), (B, 2, 1, 0)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use holdfast_proto::link::frames::{self, bound, logged_in};
 use holdfast_proto::link::{Class, Command, Incoming};
-use holdfast_proto::{CloseCode, MessageKind, SessionId};
+use holdfast_proto::{CloseCode, MessageKind, SessionId, Share};
 
 use crate::exchange::{PeerId, SentTickets, Ticket, ToHub, ToShard};
 use crate::session::{Output, SessionKey, Shard, ShardConfig, ShardMetrics, Stalled, WindowLimits};
@@ -161,8 +161,17 @@ impl World {
     }
 
     pub(super) fn active(&mut self, peer: PeerId) {
+        self.member(peer, Share::FULL);
+    }
+
+    pub(super) fn member(&mut self, peer: PeerId, share: Share) {
         let seed = u64::from(peer.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.hub(ToShard::PeerActive { peer, seed });
+        self.hub(ToShard::PeerActive { peer, seed, share });
+    }
+
+    pub(super) fn share(&mut self, peer: PeerId, share: Share) {
+        self.hub(ToShard::PeerShare { peer, share });
+        assert!(matches!(self.told().as_slice(), [ToHub::ShareTaken { peer: p }] if *p == peer));
     }
 
     pub(super) fn draining(&mut self, peer: PeerId) {
