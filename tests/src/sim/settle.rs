@@ -1,9 +1,10 @@
 //! The end of a run: nothing goes wrong any more, and everything that is owed must come.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_backend::link::{LinkIndex, LinkState};
+use holdfast_proto::Share;
 use holdfast_proto::link::LaneUsage;
 
 use super::Promise;
@@ -30,6 +31,9 @@ impl World {
                 self.queue
                     .push(self.now, Event::Fault(Fault::StartFrontend(frontend)));
             }
+        }
+        for index in 0..self.backends.len() {
+            self.set_share(index, Share::FULL);
         }
         for slot in 0..self.scenario.backends {
             self.queue.push(self.now, Event::Fault(Fault::StartBackend(slot)));
@@ -132,6 +136,15 @@ impl World {
         let running = self.backends.iter().filter(|node| node.life.is_some()).count();
         if status.len() != running || status.iter().any(|peer| peer.stage != "active") {
             return Some(format!("hub {index} with {running} backends: {status:?}"));
+        }
+        let knows = |shares: &BTreeMap<_, Share>| {
+            shares.len() == running && shares.values().all(|share| share.is_full())
+        };
+        if let Some(shard) = life.shards.iter().find(|shard| !knows(&shard.shares)) {
+            return Some(format!(
+                "frontend {index} with {running} backends: {:?}",
+                shard.shares
+            ));
         }
         let busy = life
             .hub

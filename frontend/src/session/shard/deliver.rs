@@ -135,7 +135,15 @@ impl Shard {
         let Some(active) = session.active.as_mut() else {
             return;
         };
+        let mut updating = active
+            .controls
+            .iter()
+            .any(|c| c.update && c.delivery.with.is_some());
         for control in active.controls.iter_mut().filter(|c| c.delivery.with.is_none()) {
+            // Each update builds on the state that the one before it left: side by side all but one would be in vain.
+            if control.update && std::mem::replace(&mut updating, true) {
+                continue;
+            }
             let ticket = self.roster.ticket(peer, Track::Lifecycle);
             control.delivery.with = Some((peer, ticket));
             control.since = now;
