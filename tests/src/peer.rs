@@ -67,7 +67,7 @@ impl Peer {
         let mut lane = Lane::new(LaneConfig::default(), epoch, UNKNOWN_EPOCH, Instant::now());
         let later = *versions.end() > *holdfast_proto::link::PROTOCOL_VERSIONS.end();
         lane.enqueue(Command::Hello(hello(name, versions)), None);
-        lane.enqueue(Command::Ready(Ready {}), None);
+        lane.enqueue(Command::Ready(Ready::default()), None);
         let (orders, todo) = mpsc::unbounded_channel();
         let (tell, got) = mpsc::unbounded_channel();
         let end = End {

@@ -19,7 +19,7 @@ use super::arrival::{Arrival, SMALL_PAYLOAD_BYTES, reply_frame};
 use super::event::ReplyTo;
 use super::metrics::RequestMetrics;
 use super::routes::{Ending, Place, RouteStates};
-use super::shares::Shares;
+use super::shares::{Room, Shares};
 use super::{Malformed, Now};
 use crate::link::LinkIndex;
 use crate::route::breaker::{Admission, BreakerSettings};
@@ -116,7 +116,9 @@ impl Requests {
         if arrival.request.payload.len() <= SMALL_PAYLOAD_BYTES {
             arrival.request.payload = Bytes::copy_from_slice(&arrival.request.payload);
         }
-        if !self.has_room(link) || self.backlog.iter().any(|waiting| !waiting.is_empty()) {
+        if !self.room().allows(self.sequencer.in_flight(link))
+            || self.backlog.iter().any(|waiting| !waiting.is_empty())
+        {
             if let Some(session) = &mut arrival.request.session {
                 session.device = Bytes::copy_from_slice(&session.device);
                 (session.principal, session.blob) = (Bytes::new(), Bytes::new());
@@ -203,11 +205,13 @@ impl Requests {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let call = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let (room, for_expired) = (self.room(), self.room_for_expired());
         let backlog = (0..self.backlog.len()).filter_map(|n| {
-            let (link, arrival) = (LinkIndex::new(n), self.backlog[n].front()?);
-            if self.has_room(link) {
+            let in_flight = self.sequencer.in_flight(LinkIndex::new(n));
+            let arrival = self.backlog[n].front()?;
+            if room.allows(in_flight) {
                 Some(arrival.at)
-            } else if self.takes_expired(link) {
+            } else if for_expired.allows(in_flight) {
                 arrival.expires()
             } else {
                 None
@@ -235,14 +239,13 @@ impl Requests {
         self.sequencer.held_bytes()
     }
 
-    fn has_room(&self, link: LinkIndex) -> bool {
-        self.shares.allow(link, |of| self.sequencer.in_flight(of))
+    fn room(&self) -> Room {
+        self.shares.room(|of| self.sequencer.in_flight(of))
     }
 
     /// What has expired is answered although nothing else is taken; but not when the answers do not leave either.
-    fn takes_expired(&self, link: LinkIndex) -> bool {
-        let shares = self.shares.doubled();
-        shares.allow(link, |of| self.sequencer.in_flight(of))
+    fn room_for_expired(&self) -> Room {
+        self.shares.doubled().room(|of| self.sequencer.in_flight(of))
     }
 
     /// All that is due ends before places are given on: a waiting call that is due as well is not started for nothing.
@@ -281,10 +284,12 @@ impl Requests {
     fn next_link(&self, now: Instant) -> Option<LinkIndex> {
         let links = self.backlog.len();
         let in_turn = (0..links).map(|offset| LinkIndex::new((self.turn + offset) % links));
+        let (room, for_expired) = (self.room(), self.room_for_expired());
         let may_be_taken = |link: &LinkIndex| {
+            let in_flight = self.sequencer.in_flight(*link);
             self.backlog[link.get()].front().is_some_and(|arrival| {
                 let expired = arrival.expires().is_some_and(|at| now >= at);
-                self.has_room(*link) || expired && self.takes_expired(*link)
+                room.allows(in_flight) || expired && for_expired.allows(in_flight)
             })
         };
         in_turn

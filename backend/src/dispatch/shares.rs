@@ -20,15 +20,15 @@ impl Shares {
         Self { max, links }
     }
 
-    /// Whether `link` may have one more, when each has as many as `in_flight` says.
-    pub(super) fn allow(self, link: LinkIndex, in_flight: impl Fn(LinkIndex) -> usize) -> bool {
+    /// The room that there is when each link has as many as `in_flight` says.
+    pub(super) fn room(self, in_flight: impl Fn(LinkIndex) -> usize) -> Room {
         let reserved = self.max / (RESERVED_SHARE * self.links);
-        if in_flight(link) < reserved {
-            return true;
-        }
         let links = (0..self.links).map(LinkIndex::new);
         let shared: usize = links.map(|link| in_flight(link).saturating_sub(reserved)).sum();
-        shared < self.max - reserved * self.links
+        Room {
+            reserved,
+            shared_left: shared < self.max - reserved * self.links,
+        }
     }
 
     /// The same with twice as many places.
@@ -40,16 +40,28 @@ impl Shares {
     }
 }
 
+/// Who may take one more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    reserved: usize,
+    shared_left: bool,
+}
+
+impl Room {
+    /// Whether a link with so many may have another.
+    pub(super) fn allows(self, in_flight: usize) -> bool {
+        self.shared_left || in_flight < self.reserved
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn allowed(max: usize, in_flight: &[usize]) -> Vec<bool> {
         let shares = Shares::new(max, in_flight.len());
-        let links = (0..in_flight.len()).map(LinkIndex::new);
-        links
-            .map(|link| shares.allow(link, |of| in_flight[of.get()]))
-            .collect()
+        let room = shares.room(|of| in_flight[of.get()]);
+        in_flight.iter().map(|n| room.allows(*n)).collect()
     }
 
     #[test]
@@ -73,8 +85,10 @@ mod tests {
         for max in [1, 2, 3, 8, 17, 100] {
             let mut in_flight = [0; 5];
             let shares = Shares::new(max, in_flight.len());
-            while let Some(link) = (0..5).find(|n| shares.allow(LinkIndex::new(*n), |of| in_flight[of.get()]))
-            {
+            while let Some(link) = {
+                let room = shares.room(|of| in_flight[of.get()]);
+                in_flight.iter().position(|n| room.allows(*n))
+            } {
                 in_flight[link] += 1;
             }
             assert_eq!(in_flight.iter().sum::<usize>(), max, "{in_flight:?}");

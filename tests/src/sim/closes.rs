@@ -23,7 +23,8 @@ impl World {
         let c = &self.conns[conn.0];
         let limits = &self.scenario.shard;
         let losses = self.losses_since(conn, c.opened) as u32;
-        let round = limits.wait_limit + limits.backend_timeout;
+        // Two backends are asked.
+        let round = limits.wait_limit + 2 * limits.backend_timeout;
         let bound = round * (losses + 1) + (held - c.held_before) + limits.accept_timeout + SLACK;
         let waited = self.now - c.opened;
         if waited > bound {

@@ -14,8 +14,8 @@ const MIB: usize = 1024 * 1024;
 
 /// A service that announces a body and never sends it; each call is told of.
 async fn promising_service(bytes: usize) -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("an ephemeral port");
+    let address = listener.local_addr().expect("a bound socket has an address");
     let (tell, told) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {

@@ -16,7 +16,7 @@ async fn a_backend_that_answers_nothing_keeps_nobody_out_or_in() {
     const DEVICES: usize = 24;
     let service = Service::start().await;
     let gateway = Gateway::builder(&service)
-        .frontend_set("times.backend", "4s")
+        .frontend_set("times.backend", "1s")
         .start()
         .await;
     let mut silent = Peer::attach(&gateway.link(), "silent", TODAY, Answers::Test).await;

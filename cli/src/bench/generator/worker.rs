@@ -225,10 +225,9 @@ impl Worker {
                 device: seat.index,
                 number,
             };
-            let reply = match seat.device.send(request(&self.shared, id)) {
-                Ok(reply) => reply,
-                // It is tried again when a reply comes, and when the next is due.
-                Err(_) => return,
+            // It is tried again when a reply comes, and when the next is due.
+            let Ok(reply) = seat.device.send(request(&self.shared, id)) else {
+                return;
             };
             seat.order.handle_sent(number);
             seat.sent += 1;

@@ -11,8 +11,11 @@ use crate::exchange::PeerId;
 use crate::session::session::{Control, Session, SessionKey};
 use crate::session::state::State;
 
-/// Backends that may be asked within the time that a device waits.
+/// Backends that are asked before a device is told to come back later.
 const ASKS: u32 = 2;
+/// A LOGOUT that nobody answers is given out after 1, 2, 4 … and at most so many times the usual time: when backends are
+/// merely slow, asking must not be what keeps them so.
+const MAX_LOGOUT_BACKOFF: u32 = 32;
 /// A control message that was lost with so many backends is answered by ourselves: it may have broken them.
 const POISON_ATTEMPTS: u32 = 2;
 /// Other keys that are tried in search of another backend.
@@ -21,16 +24,20 @@ const MAX_SALT: u8 = 32;
 const MAX_WORD_BYTES: usize = 32;
 
 impl Shard {
-    /// How long a backend may have a frame before another is asked.
-    pub(super) fn answer_time(&self) -> Duration {
-        self.config.backend_timeout / ASKS
+    /// How long a backend may have a LOGOUT before another is asked.
+    pub(super) fn logout_time(&self, attempt: u32) -> Duration {
+        let times = 1u32.checked_shl(attempt).unwrap_or(MAX_LOGOUT_BACKOFF);
+        self.config.backend_timeout * times.clamp(1, MAX_LOGOUT_BACKOFF)
     }
 
     /// When the first control message of a session has waited for long enough.
     pub(super) fn control_deadline(&self, session: &Session) -> Option<Instant> {
         let controls = session.active.as_ref()?.controls.iter();
         let given = controls.filter(|c| c.delivery.with.is_some());
-        given.map(|c| c.since).min().map(|at| at + self.answer_time())
+        given
+            .map(|c| c.since)
+            .min()
+            .map(|at| at + self.config.backend_timeout)
     }
 
     /// BIND, LOGIN or LOGOUT got no answer. False when the device has waited for long enough; LOGOUT has no such end.
@@ -60,7 +67,7 @@ impl Shard {
 
     /// Gives control messages that got no answer in time to another backend.
     pub(super) fn repeat_controls(&mut self, now: Instant, key: SessionKey) {
-        let answer_time = self.answer_time();
+        let answer_time = self.config.backend_timeout;
         let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else {
             return;
         };

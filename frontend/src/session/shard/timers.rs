@@ -68,7 +68,7 @@ impl Shard {
         let config = &self.config;
         let with_backend = |sent: bool| {
             if sent {
-                self.answer_time()
+                config.backend_timeout
             } else {
                 config.wait_limit
             }
@@ -85,7 +85,7 @@ impl Shard {
             // Without a backend it waits for one to come.
             State::Closing(closing) => {
                 closing.delivery.with?;
-                closing.since + self.answer_time()
+                closing.since + self.logout_time(closing.delivery.attempt)
             }
         })
     }

@@ -63,7 +63,10 @@ fn a_logout_goes_round_until_somebody_answers() {
     w.closed(key);
     let (mut has, _) = next(&mut w);
     for attempt in 1..=20 {
-        w.pass(5 * SECOND + SECOND / 10);
+        let wait = 10 * SECOND * 2u32.pow(attempt - 1).min(32);
+        w.pass(wait - 3 * SECOND);
+        assert!(w.work().is_empty());
+        w.pass(3 * SECOND + SECOND / 10);
         let (peer, command) = next(&mut w);
         assert!(matches!(command, Command::Logout(l) if l.attempt == attempt));
         assert_eq!(peer, other(has), "the other one is asked");
@@ -100,7 +103,7 @@ fn the_only_backend_is_asked_again() {
     let id = w.id(key);
     w.closed(key);
     w.one(A);
-    w.pass(6 * SECOND);
+    w.pass(11 * SECOND);
     assert!(matches!(w.one(A), Command::Logout(l) if l.attempt == 1));
     w.frame(A, logged_out(id));
     w.frame(A, logged_out(id));
@@ -115,7 +118,7 @@ fn a_bind_is_given_to_another_backend_and_refused_in_the_end() {
     w.upgrade(key);
     let id = w.id(key);
     let (first, _) = next(&mut w);
-    w.pass(6 * SECOND);
+    w.pass(11 * SECOND);
     let (second, command) = next(&mut w);
     assert!(matches!(command, Command::Bind(b) if b.attempt == 1) && second == other(first));
     w.frame(first, admitted(id, "d"));
@@ -129,7 +132,7 @@ fn a_bind_is_given_to_another_backend_and_refused_in_the_end() {
 
     let key = w.accept();
     w.upgrade(key);
-    w.pass(10 * SECOND + SECOND / 10);
+    w.pass(20 * SECOND + SECOND / 10);
     assert!(matches!(w.outputs().as_slice(), [Output::Refuse { refusal, .. }] if refusal.status == 503));
     assert_eq!((w.shard.live(), repeated(&w, "bind")), (0, 2));
 }
@@ -151,7 +154,7 @@ fn a_login_is_given_to_another_backend_and_given_up_in_the_end() {
     };
     let (key, _, _) = login();
     let (other_key, id, first) = login();
-    w.pass(6 * SECOND);
+    w.pass(11 * SECOND);
     let work = w.work();
     assert_eq!(work.len(), 2);
     assert!(
@@ -162,7 +165,7 @@ fn a_login_is_given_to_another_backend_and_given_up_in_the_end() {
     assert_eq!((w.outputs(), late(&w)), (vec![], 1));
     w.frame(other(first), welcomed(id, "@welcome {}"));
     assert_eq!(w.texts(other_key), ["@welcome {}"]);
-    w.pass(5 * SECOND);
+    w.pass(10 * SECOND);
     assert_eq!(w.close_code(key), CloseCode::TryAgainLater);
     assert_eq!(repeated(&w, "login"), 2);
 }
@@ -174,7 +177,7 @@ fn an_update_is_given_to_another_backend_and_applied_once() {
     w.work();
     w.text(key, "@update {}").unwrap();
     let (first, _) = next(&mut w);
-    w.pass(4 * SECOND);
+    w.pass(9 * SECOND);
     assert!(w.work().is_empty());
     w.pass(2 * SECOND);
     let work = w.work();
@@ -216,9 +219,9 @@ fn a_control_message_that_nobody_answers_fails_and_the_heartbeat_goes_on() {
     let key = w.online("d");
     w.text(key, "@join {\"group\":\"a\\\"b\"}").unwrap();
     w.one(A);
-    w.pass(6 * SECOND);
+    w.pass(11 * SECOND);
     assert!(matches!(w.one(A), Command::Control(c) if c.attempt == 1));
-    w.pass(5 * SECOND);
+    w.pass(10 * SECOND);
     assert_eq!(
         w.texts(key),
         ["@error {\"control\":\"join\",\"code\":\"backend_failed\"}"]
@@ -226,7 +229,7 @@ fn a_control_message_that_nobody_answers_fails_and_the_heartbeat_goes_on() {
     assert!(w.work().is_empty());
     w.written(key, 1);
     assert_eq!(repeated(&w, "control"), 2);
-    w.pass(25 * SECOND);
+    w.pass(11 * SECOND);
     assert_eq!(w.outputs(), [Output::Ping { key }]);
     w.pass(46 * SECOND);
     assert_eq!(w.close_code(key), CloseCode::HeartbeatTimeout);
