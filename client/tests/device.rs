@@ -126,7 +126,9 @@ async fn crossed_replies_end_the_connection_and_the_caller_hears_why() {
 async fn a_second_reply_and_an_early_one_are_violations() {
     for (expect_order, replies) in [(false, [(1, "a"), (1, "a")]), (true, [(2, "b"), (1, "a")])] {
         let server = Server::new().await;
+        let (seen, mut seqs) = tokio::sync::mpsc::unbounded_channel();
         let builder = server.builder().reconnect(false).expect_order(expect_order);
+        let builder = builder.on_reply(move |seq| drop(seen.send(seq)));
         let (device, mut peer) = tokio::join!(builder.connect(), server.welcome(NEVER));
         let device = device.unwrap();
         let _pending = [
@@ -141,6 +143,9 @@ async fn a_second_reply_and_an_early_one_are_violations() {
         peer.next().await;
         drop(peer);
         assert!(matches!(is_closed(&device).await, Error::Protocol(_)));
+        for (seq, _) in replies {
+            assert_eq!(seqs.recv().await, Some(seq), "also the faulty one is seen");
+        }
     }
 }
 

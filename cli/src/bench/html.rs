@@ -84,7 +84,8 @@ fn verdict(report: &Report) -> String {
 
 fn cards(report: &Report) -> String {
     let (requests, service) = (&report.requests, &report.service);
-    let wrong = requests.wrong_body + requests.crossed + requests.unasked;
+    let wrong =
+        requests.wrong_body + requests.crossed + requests.unasked + requests.misnamed + requests.unreadable;
     let faults = [
         (report.connections.dropped.total(), "connections dropped"),
         (requests.lost.total(), "requests lost"),

@@ -1,14 +1,17 @@
-//! Whether one device's replies come in the order of its requests, each once. Holds only what is unanswered. Pure.
+//! Whether one connection's replies come in the order of its requests, each once: their `seq` must count from 1. Judged as
+//! they are read, beside the device's own check and independent of it. Pure.
 
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
+/// Of one connection; a new one for the next.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    /// Numbers of unanswered requests, ascending.
-    open: VecDeque<u64>,
-    sent_to: u64,
+    /// The highest that came.
+    last: u64,
+    /// Those below it that did not.
+    missing: BTreeSet<u64>,
 }
 
 /// How a reply came.
@@ -17,80 +20,72 @@ pub(crate) enum Arrival {
     InOrder,
     /// An earlier request is still unanswered.
     Overtook,
-    /// Its request was answered before, or given up.
+    /// The one that was overtaken.
+    Late,
+    /// Its request was answered before.
     Again,
-    /// Its request was not sent.
-    Unsent,
 }
 
 impl Order {
-    /// Numbers must ascend.
-    pub(crate) fn handle_sent(&mut self, number: u64) {
-        debug_assert!(
-            number >= self.sent_to,
-            "requests are numbered in the order of sending"
-        );
-        self.sent_to = number + 1;
-        self.open.push_back(number);
-    }
-
-    pub(crate) fn handle_answered(&mut self, number: u64) -> Arrival {
-        match self.open.binary_search(&number) {
-            Ok(0) => {
-                self.open.pop_front();
-                Arrival::InOrder
-            }
-            Ok(place) => {
-                self.open.remove(place);
-                Arrival::Overtook
-            }
-            Err(_) if number < self.sent_to => Arrival::Again,
-            Err(_) => Arrival::Unsent,
+    pub(crate) fn handle_reply(&mut self, seq: u64) -> Arrival {
+        if seq <= self.last {
+            return if self.missing.remove(&seq) {
+                Arrival::Late
+            } else {
+                Arrival::Again
+            };
         }
-    }
-
-    /// Nobody waits for it any more.
-    pub(crate) fn give_up(&mut self, number: u64) {
-        if let Ok(place) = self.open.binary_search(&number) {
-            self.open.remove(place);
+        let first_missing = self.last + 1;
+        // A device closes its connection at the first fault: what is missing need not be kept in full.
+        self.missing.extend((first_missing..seq).take(MAX_MISSING));
+        self.last = seq;
+        if first_missing == seq {
+            Arrival::InOrder
+        } else {
+            Arrival::Overtook
         }
     }
 }
+
+const MAX_MISSING: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn three() -> Order {
-        let mut order = Order::default();
-        (0..3).for_each(|n| order.handle_sent(n));
-        order
-    }
-
     #[test]
     fn replies_in_order_are_in_order() {
-        let mut order = three();
-        for n in 0..3 {
-            assert_eq!(order.handle_answered(n), Arrival::InOrder);
+        let mut order = Order::default();
+        for seq in 1..100 {
+            assert_eq!(order.handle_reply(seq), Arrival::InOrder);
         }
-        assert!(order.open.is_empty());
+        assert!(order.missing.is_empty());
     }
 
     #[test]
-    fn what_overtakes_comes_again_or_was_never_asked_is_told() {
-        let mut order = three();
-        assert_eq!(order.handle_answered(1), Arrival::Overtook);
-        assert_eq!(order.handle_answered(0), Arrival::InOrder);
-        assert_eq!(order.handle_answered(1), Arrival::Again);
-        assert_eq!(order.handle_answered(3), Arrival::Unsent);
-        assert_eq!(order.handle_answered(2), Arrival::InOrder);
+    fn what_overtakes_is_late_or_comes_again_is_told() {
+        let mut order = Order::default();
+        let expected = [
+            (2, Arrival::Overtook),
+            (1, Arrival::Late),
+            (1, Arrival::Again),
+            (3, Arrival::InOrder),
+            (2, Arrival::Again),
+            (6, Arrival::Overtook),
+            (5, Arrival::Late),
+            (7, Arrival::InOrder),
+            (4, Arrival::Late),
+            (0, Arrival::Again),
+        ];
+        for (seq, arrival) in expected {
+            assert_eq!(order.handle_reply(seq), arrival, "{seq}");
+        }
     }
 
     #[test]
-    fn what_was_given_up_is_not_waited_for() {
-        let mut order = three();
-        order.give_up(0);
-        assert_eq!(order.handle_answered(1), Arrival::InOrder);
-        assert_eq!(order.handle_answered(0), Arrival::Again);
+    fn a_mad_number_costs_no_more_than_its_bound() {
+        let mut order = Order::default();
+        assert_eq!(order.handle_reply(u64::MAX), Arrival::Overtook);
+        assert_eq!(order.missing.len(), MAX_MISSING);
     }
 }

@@ -80,6 +80,8 @@ fn counts(text: &mut String, report: &Report) {
     row("  answered twice", requests.doubled, "");
     row("  answered out of order", requests.misordered, "");
     row("  never sent, but answered", requests.unasked, "");
+    row("  answered under another's name", requests.misnamed, "");
+    row("  answered unreadably", requests.unreadable, "");
     row("calls at the service", service.calls, "");
     row("  doubled by graceful events", service.again.in_graceful, "");
     row("  doubled without an event", service.again.in_quiet, "");

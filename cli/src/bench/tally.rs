@@ -28,9 +28,9 @@ pub(crate) struct Sent {
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    Reply(Body, Arrival),
+    Reply(Body),
     /// An error in place of the reply; its code.
-    ErrorReply(String, Arrival),
+    ErrorReply(String),
     /// No answer; why.
     Lost(&'static str),
 }
@@ -50,6 +50,9 @@ pub(crate) struct Requests {
     pub(crate) crossed: u64,
     /// Replies to requests that were never sent.
     pub(crate) unasked: u64,
+    /// Replies that name another request of the connection than their `seq`.
+    pub(crate) misnamed: u64,
+    pub(crate) unreadable: u64,
 }
 
 /// Counts by name. Names beyond [`Counts::MAX_NAMES`] share one.
@@ -122,41 +125,33 @@ impl Tally {
     /// `now` is when the answer came, since the run's start, and `phase` the phase then.
     pub(crate) fn handle_outcome(&mut self, sent: &Sent, outcome: &Outcome, (now, phase): (Duration, Phase)) {
         self.close(sent.mark);
-        let arrival = match outcome {
-            Outcome::Reply(body, arrival) => {
-                match body {
-                    Body::Right => self.requests.answered += 1,
-                    Body::Wrong => self.requests.wrong_body += 1,
-                    Body::Crossed => self.requests.crossed += 1,
-                }
-                *arrival
-            }
-            Outcome::ErrorReply(code, arrival) => {
-                self.requests.error_replies.add(code);
-                *arrival
-            }
+        match outcome {
+            Outcome::Reply(Body::Right) => self.requests.answered += 1,
+            Outcome::Reply(Body::Wrong) => self.requests.wrong_body += 1,
+            Outcome::Reply(Body::Crossed) => self.requests.crossed += 1,
+            Outcome::ErrorReply(code) => self.requests.error_replies.add(code),
             Outcome::Lost(why) => return self.requests.lost.add(why),
-        };
-        match arrival {
-            Arrival::InOrder => {}
-            Arrival::Overtook => self.requests.misordered += 1,
-            Arrival::Again => self.requests.doubled += 1,
-            Arrival::Unsent => self.requests.unasked += 1,
         }
         self.time(sent, now.saturating_sub(sent.due), phase);
     }
 
-    /// A connection ended that nobody here closed.
+    /// A reply was read, whatever its body.
+    pub(crate) fn handle_arrival(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::InOrder | Arrival::Late => {}
+            Arrival::Overtook => self.requests.misordered += 1,
+            Arrival::Again => self.requests.doubled += 1,
+        }
+    }
+
+    /// A connection ended that nobody here closed. What [`Self::handle_arrival`] sees is not counted again.
     pub(crate) fn handle_drop(&mut self, error: &Error) {
         self.dropped.add(&cause(error));
-        if let Error::Protocol(violation) = error {
-            match violation {
-                Violation::Duplicate { .. } => self.requests.doubled += 1,
-                Violation::Reordered { .. } => self.requests.misordered += 1,
-                Violation::Crossed { .. } => self.requests.crossed += 1,
-                Violation::Unsent { .. } => self.requests.unasked += 1,
-                Violation::Unreadable(_) => self.requests.wrong_body += 1,
-            }
+        match error {
+            Error::Protocol(Violation::Crossed { .. }) => self.requests.misnamed += 1,
+            Error::Protocol(Violation::Unsent { .. }) => self.requests.unasked += 1,
+            Error::Protocol(Violation::Unreadable(_)) => self.requests.unreadable += 1,
+            _ => {}
         }
     }
 

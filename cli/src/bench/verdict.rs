@@ -46,6 +46,8 @@ impl Verdict {
         count(requests.crossed, "replies that are another device's");
         count(requests.wrong_body, "replies with a wrong body");
         count(requests.unasked, "replies that nobody asked for");
+        count(requests.misnamed, "replies that name another request");
+        count(requests.unreadable, "replies that cannot be read");
         count(requests.error_replies.total(), "error replies");
         count(
             service.again.in_graceful,
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn each_fault_is_noticed_by_its_name() {
         type Change = fn(&mut Connections, &mut Requests, &mut Calls);
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 15] = [
             ("dropped", |connections, _, _| connections.dropped.add("1006")),
             ("lost", |_, requests, _| {
                 requests.answered -= 1;
@@ -133,6 +135,8 @@ mod tests {
                 (requests.answered, requests.wrong_body) = (9, 1);
             }),
             ("nobody asked", |_, requests, _| requests.unasked += 1),
+            ("name another", |_, requests, _| requests.misnamed += 1),
+            ("cannot be read", |_, requests, _| requests.unreadable += 1),
             ("error replies", |_, requests, _| {
                 requests.answered -= 1;
                 requests.error_replies.add("backend_failed");

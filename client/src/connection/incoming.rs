@@ -70,6 +70,9 @@ impl Connection<'_> {
     }
 
     fn handle_reply(&mut self, seq: u64, reply_to: Option<&str>, result: Result<Reply, Error>) {
+        if let Some(handler) = &self.settings.on_reply {
+            handler(seq);
+        }
         match self.link.in_flight.handle_reply(seq, reply_to) {
             Ok(Some(waiting)) => drop(waiting.sender.send(result)),
             Ok(None) => {}

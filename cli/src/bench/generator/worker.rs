@@ -1,8 +1,8 @@
 //! One thread's devices: connects them, sends what is due, judges what comes back.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use holdfast_client::{Device, Error, PendingReply, Reply, Request, State};
+use holdfast_client::{Builder, Device, Error, PendingReply, Reply, Request, State};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
 
@@ -18,7 +18,7 @@ use super::pace::Pace;
 use super::ticker::Ticker;
 use super::{Load, Note, Shared, Wish};
 use crate::bench::channel::Dialler;
-use crate::bench::order::Order;
+use crate::bench::order::{Arrival, Order};
 use crate::bench::payload::RequestId;
 use crate::bench::tally::{Outcome, Sent};
 
@@ -88,7 +88,7 @@ async fn wait_for<T>(wishes: &mut watch::Receiver<Wish>, wanted: impl Fn(&Wish) 
 
 async fn connect(share: &Share, dialler: &Dialler, shared: &Arc<Shared>) -> Result<Vec<Seat>> {
     let dials = share.devices.iter().map(|&index| {
-        let builder = dialler.builder(index).on_state(watch_drops(shared.clone()));
+        let builder = watch(dialler.builder(index), shared);
         async move {
             let connected = Box::pin(builder.connect()).await;
             let device = connected.map_err(|e| anyhow!("device {index} cannot connect: {e}"))?;
@@ -97,7 +97,6 @@ async fn connect(share: &Share, dialler: &Dialler, shared: &Arc<Shared>) -> Resu
                 index,
                 due: 0,
                 sent: 0,
-                order: Order::default(),
             })
         }
     });
@@ -110,18 +109,36 @@ async fn connect(share: &Share, dialler: &Dialler, shared: &Arc<Shared>) -> Resu
     Ok(seats)
 }
 
-/// Counts the ends of connections that were online.
-fn watch_drops(shared: Arc<Shared>) -> impl Fn(&State) + Send + Sync + 'static {
-    let is_online = AtomicBool::new(false);
-    move |state| {
-        let was_online = is_online.swap(matches!(state, State::Online(_)), Ordering::Relaxed);
-        let (State::Waiting { error, .. } | State::Closed(error)) = state else {
-            return;
-        };
-        if was_online && !shared.closing.load(Ordering::Acquire) {
-            shared.tally().handle_drop(error);
-        }
-    }
+/// Counts the ends of connections that were online, and judges the order of replies as they are read.
+fn watch(builder: Builder, shared: &Arc<Shared>) -> Builder {
+    let order = Arc::new(Mutex::new(Order::default()));
+    let of_connection = order.clone();
+    let (is_online, on_state) = (AtomicBool::new(false), shared.clone());
+    let on_reply = shared.clone();
+    builder
+        .on_state(move |state| {
+            let is_online_now = matches!(state, State::Online(_));
+            let was_online = is_online.swap(is_online_now, Ordering::Relaxed);
+            if is_online_now {
+                *lock(&of_connection) = Order::default();
+            }
+            if let State::Waiting { error, .. } | State::Closed(error) = state
+                && was_online
+                && !on_state.closing.load(Ordering::Acquire)
+            {
+                on_state.tally().handle_drop(error);
+            }
+        })
+        .on_reply(move |seq| {
+            let arrival = lock(&order).handle_reply(seq);
+            if arrival != Arrival::InOrder {
+                on_reply.tally().handle_arrival(arrival);
+            }
+        })
+}
+
+fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
+    order.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A device, and what it owes.
@@ -132,7 +149,6 @@ struct Seat {
     due: u64,
     /// Requests sent so far.
     sent: u64,
-    order: Order,
 }
 
 struct Worker {
@@ -229,7 +245,6 @@ impl Worker {
             let Ok(reply) = seat.device.send(request(&self.shared, id)) else {
                 return;
             };
-            seat.order.handle_sent(number);
             seat.sent += 1;
             self.overdue -= 1;
             let due = self.pace.due(number * seats + place as u64);
@@ -249,7 +264,6 @@ impl Worker {
         }
     }
 
-    /// Replies become ready in the order in which they came, and are judged in that order.
     fn handle_answers(&mut self, first: Answered) {
         let mut next = Some(first);
         for _ in 0..ANSWERS_PER_TURN {
@@ -276,21 +290,17 @@ impl Worker {
             sent,
             result,
         } = answered;
-        let seat = &mut self.seats[seat];
         let id = RequestId {
-            device: seat.index,
+            device: self.seats[seat].index,
             number,
         };
         let outcome = match result {
             Ok(reply) => {
                 let body = self.shared.payloads.judge(id, &reply.payload);
-                Outcome::Reply(body, seat.order.handle_answered(number))
+                Outcome::Reply(body)
             }
-            Err(Error::Service { code, .. }) => Outcome::ErrorReply(code, seat.order.handle_answered(number)),
-            Err(error) => {
-                seat.order.give_up(number);
-                Outcome::Lost(why(&error))
-            }
+            Err(Error::Service { code, .. }) => Outcome::ErrorReply(code),
+            Err(error) => Outcome::Lost(why(&error)),
         };
         let now = (self.shared.clock.now(), self.shared.phase.get());
         self.shared.tally().handle_outcome(&sent, &outcome, now);
