@@ -30,20 +30,7 @@ pub(crate) fn report(clean: bool) -> Report {
         },
         bad_keys: 0,
     };
-    let events = vec![
-        event(Kind::Upgrade, 5_000, true, "promoted"),
-        event(
-            Kind::Kill,
-            9_000,
-            clean,
-            if clean {
-                "started again"
-            } else {
-                "it did not come back <&>"
-            },
-        ),
-        event(Kind::Hang, 14_000, true, "woken"),
-    ];
+    let events = events(clean);
     let verdict = Verdict::on(&Evidence {
         connections: &connections,
         requests: &requests,
@@ -88,6 +75,23 @@ pub(crate) fn report(clean: bool) -> Report {
             })
             .collect(),
     }
+}
+
+fn events(clean: bool) -> Vec<EventReport> {
+    vec![
+        event(Kind::Upgrade, 5_000, true, "promoted"),
+        event(
+            Kind::Kill,
+            9_000,
+            clean,
+            if clean {
+                "started again"
+            } else {
+                "it did not come back <&>"
+            },
+        ),
+        event(Kind::Hang, 14_000, true, "woken"),
+    ]
 }
 
 fn dropped(clean: bool) -> Counts {
