@@ -6,8 +6,11 @@
 //! each step the promises (design P1 to P9) are checked as far as a world can see them; in the end all faults heal, and
 //! everything that was owed must come within a bounded time.
 //!
+//! Each end of a link is also judged by what it puts on the link, for the other end would hide most of its mistakes.
+//!
 //! Not simulated: bytes on sockets (TLS, WebSocket framing, ZeroMQ itself), threads within one turn, memory, a backend's
-//! HTTP client and API server, wall clocks that disagree.
+//! HTTP client, API server and control socket, reloads of its routes, other versions of the protocol, wall clocks that
+//! disagree, who supervises processes and decides about upgrades.
 
 mod backend;
 mod bounds;
