@@ -4,7 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use holdfast_proto::Share;
 use holdfast_proto::ids::DeviceId;
+
+use crate::bench::BenchArgs;
+use crate::upgrade::plan::{parse_canary, parse_ready_timeout, parse_watch};
 
 /// Holds device connections and never lets one go because the software behind it changed.
 #[derive(Parser)]
@@ -30,6 +34,7 @@ Examples:
   > Demo.Echo {\"n\":1}                           … and send a request
   holdfast push demo-device '{\"text\":\"hi\"}'     push to that device
   holdfast status                               what runs, what is connected
+  holdfast upgrade backend --binary new         another backend: no device notices
   kill -9 $(jq .backend_pid .holdfast/up.json)  crash the backend: no device notices";
 
 #[derive(Subcommand)]
@@ -39,6 +44,10 @@ pub(crate) enum Command {
     Device(DeviceArgs),
     Push(PushArgs),
     Status(StatusArgs),
+    #[command(subcommand)]
+    Upgrade(UpgradeCommand),
+    Share(ShareArgs),
+    Bench(BenchArgs),
     #[command(hide = true)]
     SupervisedExec(SupervisedExecArgs),
 }
@@ -46,8 +55,9 @@ pub(crate) enum Command {
 /// Start frontend, backend and a small demo service, and supervise them
 ///
 /// Keys, certificates and configuration are made under DIR where they are missing, and kept where they are not. A crashed
-/// backend or frontend is started again; the API's listening socket stays open meanwhile. DIR/up.json says where
-/// everything is. Ctrl-C stops all: the backend first, then the frontend.
+/// backend or frontend is started again; the API's listening socket stays open meanwhile. `holdfast upgrade backend` puts
+/// another backend in the present one's place. DIR/up.json says where everything is. Ctrl-C stops all: the backend first,
+/// then the frontend.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  holdfast up\n  holdfast --dir /tmp/hf up --port-base 7500")]
 pub(crate) struct UpArgs {
@@ -57,7 +67,10 @@ pub(crate) struct UpArgs {
     /// The frontend's binary [default: holdfast-frontend beside this program]
     #[arg(long, env = "HOLDFAST_FRONTEND_BIN", value_name = "FILE")]
     pub(crate) frontend_bin: Option<PathBuf>,
-    /// The backend's binary [default: holdfast-backend beside this program]
+    /// The first backend's binary [default: holdfast-backend beside this program]
+    ///
+    /// It keeps a name of its own (in DIR/bin), so that a crash starts the same program again, also when the file was replaced
+    /// meanwhile.
     #[arg(long, env = "HOLDFAST_BACKEND_BIN", value_name = "FILE")]
     pub(crate) backend_bin: Option<PathBuf>,
 }
@@ -140,15 +153,86 @@ pub(crate) struct PushArgs {
     pub(crate) name: String,
 }
 
-/// Show what runs and what is connected
+/// Show what runs: frontend, backends and their versions, sessions, the last hand-overs
 ///
-/// Exits with 0 only if frontend and backend are ready.
+/// Exits with 0 only if the frontend is ready and a backend serves.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  holdfast status\n  holdfast status --json | jq .frontend.sessions")]
+#[command(after_help = STATUS_EXAMPLES)]
 pub(crate) struct StatusArgs {
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+    /// Ask the frontend with this admin listener instead of the gateway that `holdfast up` runs on DIR
+    #[arg(long, value_name = "URL")]
+    pub(crate) admin: Option<String>,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  holdfast status
+  holdfast status --json | jq .frontend.sessions
+  holdfast status --admin http://127.0.0.1:7402      a gateway that systemd runs";
+
+/// Replace a part of the gateway that runs, under load
+#[derive(Subcommand)]
+pub(crate) enum UpgradeCommand {
+    Backend(UpgradeBackendArgs),
+}
+
+/// Put another backend in the present one's place, without anyone noticing
+///
+/// Asks the `holdfast up` that runs on DIR. The new backend is started beside the old one; when it is ready it gets the
+/// canary's share of the devices, and both are watched. If the new one crashes, does not answer, answers with errors
+/// significantly more often than the old one, or is more than twice and 50 ms slower (95th percentile), it is taken away
+/// again and the old one goes on. Otherwise it takes all, and the old one finishes what it has and ends.
+///
+/// Ctrl-C before the new one takes all rolls back; after that the upgrade is completed. Progress is shown on stderr, the
+/// report on stdout. Exits with 0 when promoted, with 1 when rolled back or refused.
+#[derive(clap::Args)]
+#[command(after_help = UPGRADE_EXAMPLES)]
+pub(crate) struct UpgradeBackendArgs {
+    /// The new backend's binary [default: the file that the present one was started from]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) binary: Option<PathBuf>,
+    /// Share of the devices that the new one gets first; 0% for none
+    #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = parse_canary)]
+    pub(crate) canary: Share,
+    /// How long both are watched before the new one takes all
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_watch)]
+    pub(crate) watch: Duration,
+    /// Take all as soon as it is ready, without a canary
+    #[arg(long, conflicts_with_all = ["canary", "watch"])]
+    pub(crate) no_canary: bool,
+    /// How long the new one may take to be ready
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = parse_ready_timeout)]
+    pub(crate) ready_timeout: Duration,
+    /// The events as they come on stdout, one JSON object a line; the last has the outcome and the report
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const UPGRADE_EXAMPLES: &str = "\
+Examples:
+  holdfast upgrade backend                                  the same file, built anew
+  holdfast upgrade backend --binary ./holdfast-backend-1.3 --canary 1% --watch 10m
+  holdfast upgrade backend --no-canary
+  holdfast upgrade backend --json | jq -r 'select(.outcome).outcome'";
+
+/// Set the share of the devices that a backend takes
+///
+/// For backends that systemd runs; `holdfast upgrade backend` does it by itself. 0% makes it stand by, 100% makes it one of
+/// the full ones, which share what canaries leave.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  holdfast share new 5% --control-dir /run/holdfast/control")]
+pub(crate) struct ShareArgs {
+    /// The backend's name
+    #[arg(value_parser = backend_name)]
+    pub(crate) name: String,
+    /// 0% to 100%, with at most two decimals
+    pub(crate) percent: Share,
+    /// The backends' `control_dir` [default: DIR/control]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) control_dir: Option<PathBuf>,
 }
 
 /// Ties this process's life to its parent's, then becomes PROGRAM
@@ -167,6 +251,15 @@ fn device_id(text: &str) -> Result<String, String> {
         .map_err(|e| e.to_string())
 }
 
+fn backend_name(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("allowed: 1 to 64 letters, digits and . _ -".into())
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let ttl = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if ttl.is_zero() || ttl > MAX_TTL {
@@ -176,7 +269,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
         _ => Err("allowed: more than 0, at most 1000000".into()),
@@ -204,6 +297,13 @@ mod tests {
             &["holdfast", "device", "--count", "0"],
             &["holdfast", "device", "--rate", "5"],
             &["holdfast", "device", "--count", "5", "--rate", "NaN"],
+            &["holdfast", "upgrade"],
+            &["holdfast", "upgrade", "backend", "--canary", "100%"],
+            &["holdfast", "upgrade", "backend", "--watch", "0s"],
+            &["holdfast", "upgrade", "backend", "--no-canary", "--watch", "5s"],
+            &["holdfast", "upgrade", "backend", "--ready-timeout", "1h"],
+            &["holdfast", "share", "backend-1", "101%"],
+            &["holdfast", "share", "../x", "1%"],
         ] {
             assert!(Args::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::unix_http::socket_of;
+
 /// DIR, absolute, and the names in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -80,6 +82,24 @@ impl Layout {
 
     pub(crate) fn link_socket(&self) -> PathBuf {
         self.link_dir().join("frontend.sock")
+    }
+
+    /// Where `up` and its backends can be told what to do.
+    pub(crate) fn control_dir(&self) -> PathBuf {
+        self.root.join("control")
+    }
+
+    pub(crate) fn up_socket(&self) -> PathBuf {
+        socket_of(&self.control_dir(), "up")
+    }
+
+    /// Second names of the programs that run.
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+
+    pub(crate) fn pinned(&self, name: &str) -> PathBuf {
+        self.pins().join(name)
     }
 
     pub(crate) fn logs(&self) -> PathBuf {

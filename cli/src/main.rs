@@ -1,25 +1,29 @@
-//! `holdfast`: starts a gateway for development, makes device tokens, plays a device, pushes, and shows the status.
+//! `holdfast`: starts a gateway, upgrades it under load, makes device tokens, plays a device, pushes, and shows the status.
 //!
 //! Every command but `up` finds a running gateway through `DIR/up.json`. Errors are one line on stderr, exit code 1; wrong
 //! usage exits with 2.
 
 mod args;
+mod bench;
 mod demo;
 mod device;
 mod files;
 mod http_client;
 mod layout;
 mod push;
+mod share;
 mod status;
 mod token;
+mod unix_http;
 mod up;
 mod up_json;
+mod upgrade;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Args, Command};
+use args::{Args, Command, UpgradeCommand};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -29,6 +33,9 @@ fn main() -> ExitCode {
         Command::Device(options) => device::run(&args.dir, &options),
         Command::Push(options) => push::run(&args.dir, &options),
         Command::Status(options) => status::run(&args.dir, &options),
+        Command::Upgrade(UpgradeCommand::Backend(options)) => upgrade::ask::run(&args.dir, &options),
+        Command::Share(options) => share::run(&args.dir, &options),
+        Command::Bench(options) => bench::run(&options),
         Command::SupervisedExec(options) => up::child::exec(&options),
     };
     result.unwrap_or_else(|error| {

@@ -1,44 +1,58 @@
 //! `holdfast status`: what runs and what is connected, as the processes themselves say.
 
+mod table;
+
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use http::StatusCode;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::args::StatusArgs;
 use crate::http_client::{Call, Http};
+use crate::unix_http::{UnixCall, socket_of};
 use crate::up_json::UpJson;
 
 pub(crate) fn run(dir: &Path, args: &StatusArgs) -> Result<ExitCode> {
-    let up = UpJson::read(dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let status = runtime.block_on(Status::ask(&up))?;
+    let http = Http::new()?;
+    let status = match &args.admin {
+        Some(admin) => runtime.block_on(Status::of_frontend(&http, admin.trim_end_matches('/'))),
+        None => runtime.block_on(Status::of_up(&http, &UpJson::read(dir)?)),
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print!("{}", status.table(&up));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        print!("{}", status.table(now));
     }
-    Ok(if status.all_ready() {
+    Ok(if status.is_ready() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// Each `None` is what a process did not say.
-#[derive(Debug, Serialize)]
+/// Each `None` is what a process did not say, or what there is not.
+#[derive(Debug, Default, Serialize)]
 struct Status {
-    up: Process,
+    up: Option<Process>,
     frontend: Frontend,
-    backend: Backend,
+    /// The one that `holdfast up` keeps.
+    backend: Option<Backend>,
+    /// All that are attached to the frontend.
+    backends: Vec<Attached>,
+    /// The newest first.
+    hand_overs: Vec<HandOver>,
+    /// The last upgrade that `holdfast up` was asked for.
+    upgrade: Option<Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,106 +62,131 @@ struct Process {
     restarts: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Frontend {
-    process: Process,
+    process: Option<Process>,
+    /// Where devices connect.
+    wss: Option<String>,
     live: bool,
     ready: bool,
+    id: Option<u64>,
+    version: Option<String>,
     sessions: Option<u64>,
+    waiting: Option<u64>,
+    in_flight: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
 struct Backend {
     process: Process,
+    name: String,
+    api: String,
     live: bool,
     ready: bool,
     stats: Option<Value>,
 }
 
+/// A backend as the frontend sees it. Field by field as in `GET /status` there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Attached {
+    name: String,
+    #[serde(alias = "version")]
+    build: Option<String>,
+    epoch: Option<Value>,
+    state: String,
+    share_percent: Option<f64>,
+    in_flight: Option<u64>,
+    requests: Option<u64>,
+    replies: Option<u64>,
+    since_unix_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HandOver {
+    at_unix_ms: u64,
+    kind: String,
+    backend: String,
+    epoch: Option<Value>,
+    requests: u64,
+    duration_ms: Option<u64>,
+}
+
+/// `GET /status` of a frontend.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Said {
+    frontend_id: Option<u64>,
+    build: Option<String>,
+    sessions: Option<u64>,
+    waiting: Option<u64>,
+    in_flight: Option<u64>,
+    backends: Vec<Attached>,
+    hand_overs: Vec<HandOver>,
+}
+
 impl Status {
-    async fn ask(up: &UpJson) -> Result<Self> {
-        let http = Http::new()?;
-        let UpJson {
-            frontend_admin: admin,
-            api,
-            ..
-        } = up;
-        let urls = [
-            format!("{admin}/live"),
-            format!("{admin}/ready"),
-            format!("{api}/live"),
-            format!("{api}/ready"),
-            format!("{admin}/metrics"),
-            format!("{api}/v1/stats"),
-        ];
-        let ok = |index: usize| is_ok(&http, &urls[index]);
-        let (frontend_live, frontend_ready, live, ready) = tokio::join!(ok(0), ok(1), ok(2), ok(3));
-        let metrics = text(&http, &urls[4], None).await;
-        let stats = text(&http, &urls[5], Some(&up.api_key)).await;
-        Ok(Self {
-            up: Process::new(up.up_pid, 0),
+    async fn of_frontend(http: &Http, admin: &str) -> Self {
+        let (live, ready) = (format!("{admin}/live"), format!("{admin}/ready"));
+        let (live, ready, said) = tokio::join!(is_ok(http, &live), is_ok(http, &ready), said(http, admin));
+        Self {
             frontend: Frontend {
-                process: Process::new(up.frontend_pid, up.frontend_restarts),
-                live: frontend_live,
-                ready: frontend_ready,
-                sessions: metrics.as_deref().and_then(sessions),
-            },
-            backend: Backend {
-                process: Process::new(up.backend_pid, up.backend_restarts),
+                process: None,
+                wss: None,
                 live,
                 ready,
-                stats: stats.and_then(|text| serde_json::from_str(&text).ok()),
+                id: said.frontend_id,
+                version: said.build,
+                sessions: said.sessions,
+                waiting: said.waiting,
+                in_flight: said.in_flight,
             },
-        })
-    }
-
-    fn all_ready(&self) -> bool {
-        self.frontend.ready && self.backend.ready
-    }
-
-    fn table(&self, up: &UpJson) -> String {
-        let Self {
-            frontend, backend, ..
-        } = self;
-        let sessions = frontend
-            .sessions
-            .map_or("? sessions".to_owned(), |n| format!("{n} sessions"));
-        let mut table = format!(
-            "{:<9} {:<8} {:<8} {:<6} {:<6} {}\n",
-            "", "pid", "restarts", "live", "ready", ""
-        );
-        let mut row = |name, process: &Process, live, ready, rest: &str| {
-            let pid = if process.running {
-                process.pid.to_string()
-            } else {
-                format!("{} (gone)", process.pid)
-            };
-            let line = format!(
-                "{name:<9} {pid:<8} {:<8} {:<6} {:<6} {rest}",
-                process.restarts,
-                yes(live),
-                yes(ready)
-            );
-            table.push_str(line.trim_end());
-            table.push('\n');
-        };
-        row(
-            "frontend",
-            &frontend.process,
-            frontend.live,
-            frontend.ready,
-            &format!("{} {sessions}", up.wss),
-        );
-        row("backend", &backend.process, backend.live, backend.ready, &up.api);
-        if let Some(stats) = &backend.stats {
-            table.push_str("\nbackend's counts\n");
-            let mut lines = Vec::new();
-            flatten("", stats, &mut lines);
-            for (name, value) in lines.iter().take(MAX_STATS) {
-                table.push_str(&format!("  {name:<40} {value}\n"));
-            }
+            backends: said.backends,
+            hand_overs: said.hand_overs,
+            ..Self::default()
         }
-        table
+    }
+
+    async fn of_up(http: &Http, up: &UpJson) -> Self {
+        let (status, backend, upgrade) = tokio::join!(
+            Self::of_frontend(http, &up.frontend_admin),
+            Backend::ask(http, up),
+            last_upgrade(up)
+        );
+        let mut status = Self {
+            up: Some(Process::new(up.up_pid, 0)),
+            backend: Some(backend),
+            upgrade,
+            ..status
+        };
+        status.frontend.process = Some(Process::new(up.frontend_pid, up.frontend_restarts));
+        status.frontend.wss = Some(up.wss.clone());
+        status
+    }
+
+    /// A frontend is ready when a backend is attached; the supervised one must be it.
+    fn is_ready(&self) -> bool {
+        self.frontend.ready && self.backend.as_ref().is_none_or(|backend| backend.ready)
+    }
+}
+
+impl Backend {
+    async fn ask(http: &Http, up: &UpJson) -> Self {
+        let socket = socket_of(&up.control_dir, &up.backend_name);
+        let ok = async |path| {
+            let answer = UnixCall::get(&socket, path).send(TIMEOUT).await;
+            answer.is_ok_and(|answer| answer.status == StatusCode::OK)
+        };
+        let url = format!("{}/v1/stats", up.api);
+        let (live, ready, stats) =
+            tokio::join!(ok("/live"), ok("/ready"), text(http, &url, Some(&up.api_key)));
+        Self {
+            process: Process::new(up.backend_pid, up.backend_restarts),
+            name: up.backend_name.clone(),
+            api: up.api.clone(),
+            live,
+            ready,
+            stats: stats.and_then(|text| serde_json::from_str(&text).ok()),
+        }
     }
 }
 
@@ -160,6 +199,19 @@ impl Process {
             restarts,
         }
     }
+}
+
+async fn said(http: &Http, admin: &str) -> Said {
+    let text = text(http, &format!("{admin}/status"), None).await;
+    text.and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default()
+}
+
+async fn last_upgrade(up: &UpJson) -> Option<Value> {
+    let socket = socket_of(&up.control_dir, "up");
+    let answer = UnixCall::get(&socket, "/v1/upgrades").send(TIMEOUT).await.ok()?;
+    let all: Value = serde_json::from_slice(&answer.success().ok()?).ok()?;
+    all.get("upgrades")?.get(0).cloned()
 }
 
 async fn is_ok(http: &Http, url: &str) -> bool {
@@ -182,76 +234,4 @@ async fn text(http: &Http, url: &str, key: Option<&str>) -> Option<String> {
     String::from_utf8(body.to_vec()).ok()
 }
 
-/// The sum over a metric named `…_sessions`, all its labels together, in the Prometheus text format.
-fn sessions(metrics: &str) -> Option<u64> {
-    let values = metrics
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let name = series.split('{').next()?.trim();
-            name.ends_with("_sessions")
-                .then(|| value.parse::<f64>().ok())
-                .flatten()
-        });
-    values.fold(None, |sum: Option<u64>, value| {
-        Some(sum.unwrap_or(0) + value as u64)
-    })
-}
-
-/// All numbers and words of a JSON value with their paths.
-fn flatten(path: &str, value: &Value, lines: &mut Vec<(String, String)>) {
-    let join = |key: &str| {
-        if path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{path}.{key}")
-        }
-    };
-    match value {
-        Value::Object(fields) => fields
-            .iter()
-            .for_each(|(key, value)| flatten(&join(key), value, lines)),
-        Value::Array(items) => {
-            items
-                .iter()
-                .enumerate()
-                .for_each(|(i, value)| flatten(&join(&i.to_string()), value, lines));
-        }
-        Value::String(text) => lines.push((path.to_owned(), text.clone())),
-        other => lines.push((path.to_owned(), other.to_string())),
-    }
-}
-
-fn yes(yes: bool) -> &'static str {
-    if yes { "yes" } else { "no" }
-}
-
 const TIMEOUT: Duration = Duration::from_secs(2);
-const MAX_STATS: usize = 60;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sessions_are_summed_over_labels() {
-        let metrics = "# TYPE holdfast_sessions gauge\nholdfast_sessions{shard=\"0\"} 3\nholdfast_sessions{shard=\"1\"} 4\n\
-                       holdfast_sessions_total 9\nother 1\n# EOF\n";
-        assert_eq!(sessions(metrics), Some(7));
-        assert_eq!(sessions("other 1\n"), None);
-    }
-
-    #[test]
-    fn stats_are_flattened() {
-        let mut lines = Vec::new();
-        flatten("", &serde_json::json!({"a": {"b": 1}, "c": ["x"]}), &mut lines);
-        assert_eq!(
-            lines,
-            [
-                ("a.b".to_owned(), "1".to_owned()),
-                ("c.0".to_owned(), "x".to_owned())
-            ]
-        );
-    }
-}

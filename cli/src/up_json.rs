@@ -19,12 +19,18 @@ pub(crate) struct UpJson {
     pub(crate) frontend_admin: String,
     pub(crate) frontend_pid: u32,
     pub(crate) backend_pid: u32,
+    /// The backend that serves; an upgrade puts another in its place.
+    pub(crate) backend_name: String,
+    pub(crate) backend_bin: PathBuf,
+    /// Where `up` and its backends can be told what to do.
+    pub(crate) control_dir: PathBuf,
     pub(crate) routes: PathBuf,
     /// PEM file of the private key that signs device tokens.
     pub(crate) token_key: PathBuf,
     /// The `holdfast up` itself.
     pub(crate) up_pid: u32,
     pub(crate) frontend_restarts: u32,
+    /// Of all backends since `up` began.
     pub(crate) backend_restarts: u32,
 }
 

@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod group;
 mod node;
+mod supervised;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use binaries::locate;
 pub use config::{API_KEY, READ_KEY, Route};
 pub use control::Control;
 pub use node::Node;
+pub use supervised::{Following, Supervised, is_running, route, send};
 
 /// How a gateway shall be.
 pub struct Builder<'a> {
@@ -206,6 +208,11 @@ impl Gateway {
     /// The path of a file in the gateway's directory: `ca.pem`, `routes.toml`, …
     pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.layout.dir.join(name)
+    }
+
+    /// Where the first frontend's link is, for a backend of the test's own.
+    pub fn link(&self) -> String {
+        self.layout.link(1)
     }
 
     /// Where the first frontend listens for devices.

@@ -10,6 +10,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 /// No answer of ours takes longer.
@@ -86,6 +87,24 @@ impl Http {
     pub async fn get(&self, url: &str) -> Result<Answer, HttpError> {
         self.send(request(Method::GET, url, None, Bytes::new())).await
     }
+}
+
+/// Asks a server on a Unix socket; `None` when it does not answer with JSON.
+pub async fn get_unix(socket: &Path, path: &str) -> Option<Value> {
+    let exchange = async {
+        let stream = UnixStream::connect(socket).await.ok()?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .ok()?;
+        tokio::spawn(connection);
+        let request = Request::get(path)
+            .header(http::header::HOST, "localhost")
+            .body(Full::<Bytes>::default())
+            .ok()?;
+        let body = sender.send_request(request).await.ok()?.into_body();
+        serde_json::from_slice(&body.collect().await.ok()?.to_bytes()).ok()
+    };
+    timeout(PATIENCE, exchange).await.ok().flatten()
 }
 
 /// A request with an API key, if given; a body makes it JSON.

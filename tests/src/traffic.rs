@@ -13,9 +13,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::device::Device;
+use crate::dial::Dial;
 use crate::gateway::{API_KEY, Gateway};
 use crate::history::{Checker, Conn, Event, Expectations, Violation, digest};
 use crate::http::{Http, request};
+use crate::keys::TokenKey;
 
 /// Devices that connect at the same time.
 const CONNECTING: usize = 50;
@@ -66,9 +68,39 @@ struct Shared {
     pushes_written: AtomicU64,
 }
 
+/// Where traffic goes in.
+pub struct Entrance<'a> {
+    pub dial: Dial,
+    pub tokens: &'a TokenKey,
+    /// Where pushes are posted.
+    pub messages_url: String,
+}
+
+impl Entrance<'_> {
+    async fn device(&self, id: &str) -> Device {
+        let dial = self.dial.clone().token(&self.tokens.token(id));
+        let mut device = dial
+            .connect()
+            .await
+            .unwrap_or_else(|e| panic!("{id} did not get in: {e}"));
+        device.hello().await;
+        device
+    }
+}
+
 impl Traffic {
-    /// Connects all devices, then starts sending.
+    /// Connects all devices to the gateway's first frontend, then starts sending.
     pub async fn start(gateway: &Gateway, plan: Plan) -> Self {
+        let entrance = Entrance {
+            dial: gateway.dial(),
+            tokens: &gateway.tokens,
+            messages_url: gateway.api_url("/v1/messages"),
+        };
+        Self::through(&entrance, plan).await
+    }
+
+    /// Connects all devices, then starts sending.
+    pub async fn through(entrance: &Entrance<'_>, plan: Plan) -> Self {
         let shared = Arc::new(Shared {
             plan,
             checker: Mutex::new(Checker::new(Expectations::default())),
@@ -80,7 +112,7 @@ impl Traffic {
         let all: Vec<u32> = (0..plan.devices).collect();
         for some in all.chunks(CONNECTING) {
             let names: Vec<String> = some.iter().map(|n| name(*n)).collect();
-            let dials = names.iter().map(|name| gateway.device(name));
+            let dials = names.iter().map(|name| entrance.device(name));
             connected.extend(futures_util::future::join_all(dials).await);
         }
         let stop = watch::Sender::new(false);
@@ -89,7 +121,7 @@ impl Traffic {
             shared.record(Event::Opened { conn: Conn(n) });
             devices.spawn(device::run(shared.clone(), Conn(n), device, stop.subscribe()));
         }
-        let url = gateway.api_url("/v1/messages");
+        let url = entrance.messages_url.clone();
         let pusher = tokio::spawn(push(shared.clone(), url, stop.subscribe()));
         Self {
             shared,

@@ -60,7 +60,7 @@ impl Up {
 impl Drop for Up {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for log in ["frontend.log", "backend.log"] {
+            for log in ["frontend.log", "backend-1.log"] {
                 let text = std::fs::read_to_string(self.dir.path().join("logs").join(log));
                 eprintln!("== {log}\n{}", text.unwrap_or_default());
             }

@@ -18,12 +18,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use listenfd::ListenFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
@@ -33,6 +32,8 @@ use super::patience::Patient;
 pub const MAX_CONNECTIONS: usize = 1024;
 /// Longest time for a request's head to arrive, and for a kept-alive connection to stay unused.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for the first request of a connection that was taken just before the stop. Callers send it at once.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest time for an answer to be taken by its peer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 256;
@@ -146,7 +147,7 @@ impl<A: Acceptor> Server<A> {
             mut duty,
         } = self;
         let places = Arc::new(Semaphore::new(max_connections));
-        let graceful = GracefulShutdown::new();
+        let leaving = watch::Sender::new(false);
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -156,29 +157,53 @@ impl<A: Acceptor> Server<A> {
                 Some(_) = connections.join_next() => {}
                 Ok(()) = duty.share.changed() => {}
                 (stream, place) = accept(&acceptor, &places), if accepts => {
-                    let stream = TokioIo::new(Patient::new(stream, WRITE_TIMEOUT));
-                    let connection = builder().serve_connection(stream, service(router.clone(), duty.clone()));
-                    let connection = graceful.watch(connection);
+                    let connection = converse(stream, router.clone(), duty.clone(), leaving.subscribe());
                     connections.spawn(async move {
-                        if let Err(error) = connection.await {
-                            debug!(%error, "an HTTP connection ended");
-                        }
+                        connection.await;
                         drop(place);
                     });
                 }
             }
         }
         drop(acceptor);
-        if tokio::time::timeout(stop_grace, graceful.shutdown())
-            .await
-            .is_err()
-        {
+        leaving.send_replace(true);
+        let finished = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(stop_grace, finished).await.is_err() {
             warn!(
                 connections = connections.len(),
                 "HTTP requests did not finish in time"
             );
             connections.shutdown().await;
         }
+    }
+}
+
+/// Serves one connection until its end, or until told to leave: then to the end of the answer in progress. One that was just
+/// taken has its first request on the way, which nobody else could answer: that is waited for.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    router: Router,
+    duty: Duty,
+    mut leaving: watch::Receiver<bool>,
+) {
+    let asked = Arc::new(Notify::new());
+    let stream = TokioIo::new(Patient::new(stream, WRITE_TIMEOUT));
+    let service = service(router, duty, asked.clone());
+    let mut connection = std::pin::pin!(builder().serve_connection(stream, service));
+    let told = async {
+        // Gone without a word means the same.
+        let _ = leaving.wait_for(|leaving| *leaving).await;
+        let _ = tokio::time::timeout(FIRST_REQUEST_TIMEOUT, asked.notified()).await;
+    };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = told => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "an HTTP connection ended");
     }
 }
 
@@ -213,10 +238,13 @@ fn builder() -> http1::Builder {
 fn service(
     router: Router,
     duty: Duty,
+    asked: Arc<Notify>,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible, Future: Send>
 {
     let router = TowerToHyperService::new(router);
     service_fn(move |request| {
+        // Kept for who comes to wait for it.
+        asked.notify_one();
         let answer = router.call(request);
         let duty = duty.clone();
         async move {

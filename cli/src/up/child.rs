@@ -17,19 +17,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
 use tokio::process::{Child, Command};
 
+use super::ready::Probe;
 use crate::args::SupervisedExecArgs;
 
 /// What to start.
+#[derive(Debug, Clone)]
 pub(super) struct Spec {
-    /// "frontend" or "backend".
-    pub(super) name: &'static str,
+    /// "frontend", "backend-1", …
+    pub(super) name: String,
     pub(super) binary: PathBuf,
-    pub(super) config: PathBuf,
+    pub(super) arguments: Vec<OsString>,
     pub(super) log: PathBuf,
     /// Handed over as descriptor 3, as systemd does (`LISTEN_FDS`).
     pub(super) listener: Option<Arc<TcpListener>>,
-    /// Answers 200 when it is ready.
-    pub(super) ready_url: String,
+    /// Tells when it is ready.
+    pub(super) probe: Probe,
     /// How long it may take to stop by itself.
     pub(super) grace: Duration,
 }
@@ -45,14 +47,15 @@ impl Spec {
             .args(["supervised-exec", "--parent"])
             .arg(std::process::id().to_string())
             .arg(&self.binary)
-            .arg("--config")
-            .arg(&self.config)
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("log")?)
             .stderr(log)
             .env_remove("LISTEN_FDS")
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDNAMES")
+            // Should `up` itself be a service: its state is not theirs to tell.
+            .env_remove("NOTIFY_SOCKET")
             .process_group(0);
         if let Some(listener) = &self.listener {
             let parent_fd = listener.try_clone().context("listener")?.into();
@@ -95,23 +98,32 @@ impl Spec {
     }
 }
 
+/// How a process that was stopped ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stopped {
+    pub(super) status: ExitStatus,
+    /// It did not end by itself within its grace.
+    pub(super) killed: bool,
+}
+
 /// SIGTERM, the grace, SIGKILL; `hurry` ends the grace. Gives its end.
 pub(super) async fn stop(
     child: &mut Child,
     grace: Duration,
     hurry: impl Future<Output = ()>,
-) -> io::Result<ExitStatus> {
+) -> io::Result<Stopped> {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         // It may have ended already, which `wait` tells.
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
     tokio::select! {
-        status = child.wait() => return status,
+        status = child.wait() => return Ok(Stopped { status: status?, killed: false }),
         () = tokio::time::sleep(grace) => {}
         () = hurry => {}
     }
     child.start_kill()?;
-    child.wait().await
+    let status = child.wait().await?;
+    Ok(Stopped { status, killed: true })
 }
 
 /// Becomes the program, after asking the kernel for a SIGTERM when the parent dies: so nothing is left running when `up`

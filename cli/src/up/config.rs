@@ -2,8 +2,11 @@
 //! was changed in them, but for the keys that follow from DIR and the ports.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use holdfast_proto::config::Interval;
+use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::Ports;
@@ -22,6 +25,16 @@ pub(super) fn ensure(layout: &Layout, ports: &Ports) -> Result<()> {
         &backend_keys(layout, ports)?,
     )?;
     ensure_routes(&layout.routes(), ports)
+}
+
+/// What backends are given to finish their work, as they would read it; a value that is none is theirs to refuse.
+pub(super) fn drain_grace(layout: &Layout) -> Duration {
+    #[derive(Deserialize)]
+    struct Grace {
+        drain_grace: Interval,
+    }
+    let text = std::fs::read_to_string(layout.backend_config()).unwrap_or_default();
+    toml::from_str::<Grace>(&text).map_or(DEFAULT_DRAIN_GRACE, |grace| grace.drain_grace.get())
 }
 
 /// A dotted key, and its value.
@@ -43,6 +56,7 @@ fn backend_keys(layout: &Layout, ports: &Ports) -> Result<Vec<Setting>> {
     Ok(vec![
         ("name", Value::String("backend".into())),
         ("frontends", Value::Array(vec![Value::String(link(layout)?)])),
+        ("control_dir", text(&layout.control_dir())?),
         ("api", Value::String(format!("127.0.0.1:{}", ports.api))),
         ("api_keys", text(&layout.api_keys())?),
         ("token_keys", text(&layout.token_keys())?),
@@ -135,9 +149,13 @@ fn move_demo(text: &str, port: u16) -> String {
     moved
 }
 
+/// The backend's own default.
+const DEFAULT_DRAIN_GRACE: Duration = Duration::from_secs(30);
+
 const DEMO_HOST: &str = "http://127.0.0.1:";
 
-/// `sun_path` has 108 bytes; the frontend binds a temporary name beside the final one first.
+/// `sun_path` has 108 bytes; the frontend binds a temporary name beside the final one first, and `control/backend-9999.sock`
+/// is longer than the link's `link/frontend.sock`.
 const MAX_SOCKET_PATH_BYTES: usize = 90;
 
 const FRONTEND_HEAD: &str =
@@ -195,6 +213,20 @@ mod tests {
         );
         let routes = std::fs::read_to_string(layout.routes()).unwrap();
         assert_eq!(routes.matches("127.0.0.1:7503/demo").count(), 2);
+    }
+
+    #[test]
+    fn the_grace_is_the_backend_s_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path()).unwrap();
+        assert_eq!(drain_grace(&layout), DEFAULT_DRAIN_GRACE);
+        for (text, grace) in [
+            ("name = \"b\"\ndrain_grace = \"1m 30s\"", Duration::from_secs(90)),
+            ("drain_grace = 5", DEFAULT_DRAIN_GRACE),
+        ] {
+            std::fs::write(layout.backend_config(), text).unwrap();
+            assert_eq!(drain_grace(&layout), grace);
+        }
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
-use super::{Ports, child, config, keys};
+use super::binary::Program;
+use super::{Ports, child, config, control, keys};
 use crate::args::UpArgs;
 use crate::files;
 use crate::layout::Layout;
@@ -21,6 +22,8 @@ pub(super) struct Prepared {
     /// The API's listening socket: it outlives each backend, so that no caller is refused during a restart.
     pub(super) api: Arc<std::net::TcpListener>,
     pub(super) demo: TcpListener,
+    /// Where upgrades are asked for.
+    pub(super) control: UnixListener,
     pub(super) frontend_bin: PathBuf,
     pub(super) backend_bin: PathBuf,
 }
@@ -44,12 +47,17 @@ pub(super) async fn prepare(layout: &Layout, args: &UpArgs) -> Result<Prepared> 
     let api = listen(ports.api)?.into_std().context("the API's socket")?;
     let demo = listen(ports.demo)?;
 
-    for dir in [layout.link_dir(), layout.frontend_data(), layout.logs()] {
+    for dir in [
+        layout.link_dir(),
+        layout.frontend_data(),
+        layout.control_dir(),
+        layout.logs(),
+    ] {
         files::private_dir(&dir)?;
     }
-    for log in [super::FRONTEND, super::BACKEND] {
-        child::rotate_log(&layout.log(log))?;
-    }
+    child::rotate_log(&layout.log(super::FRONTEND))?;
+    Program::unpin_all(layout)?;
+    let control = control::listen(&layout.up_socket())?;
     let api_key = keys::ensure(layout)?;
     config::ensure(layout, &ports)?;
     Ok(Prepared {
@@ -58,6 +66,7 @@ pub(super) async fn prepare(layout: &Layout, args: &UpArgs) -> Result<Prepared> 
         api_key,
         api: Arc::new(api),
         demo,
+        control,
         frontend_bin,
         backend_bin,
     })

@@ -156,7 +156,7 @@ impl Layout {
         self.dir.join(name)
     }
 
-    fn link(&self, frontend: usize) -> String {
+    pub(super) fn link(&self, frontend: usize) -> String {
         format!(
             "ipc://{}",
             self.dir.join(format!("link{frontend}/frontend.sock")).display()

@@ -177,3 +177,25 @@ async fn a_socket_is_bound_when_none_is_inherited() {
     let again = listen_or_inherit(listener.local_addr().unwrap());
     assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
 }
+
+/// Its request is on the way and nobody else could answer it. Connections are taken in order, so that the answer to a later
+/// one tells that this one was taken.
+#[tokio::test]
+async fn a_stop_waits_for_the_first_request_of_who_was_just_taken() {
+    let mut api = Api::start();
+    let mut taken = TcpStream::connect(api.address).await.unwrap();
+    assert_eq!(api.call("GET", "/live", "").await.status, 200);
+    api.draining.send_replace(true);
+    api.stop.take().unwrap().send(()).unwrap();
+    taken
+        .write_all(b"GET /live HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, taken.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    let good = answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close");
+    assert!(good, "{answer}");
+}

@@ -1,0 +1,290 @@
+//! The running gateway: its processes, its upgrades, and `up.json`, which says where all of it is.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::backends::{Backend, Backends};
+use super::child::Spec;
+use super::control::{self, Ask};
+use super::prepare::Prepared;
+use super::ready::Probe;
+use super::supervise::{Context, Event, Kept, Wish};
+use super::upgrade::{Adoption, Order};
+use super::upgrades::{Turn, Upgrades};
+use super::{FRONTEND, StopSignals};
+use crate::demo;
+use crate::http_client::Http;
+use crate::layout::Layout;
+use crate::up_json::UpJson;
+
+pub(super) struct Supervisor {
+    layout: Layout,
+    frontend: Kept,
+    backend: Kept,
+    /// What `backend` is.
+    present: Backend,
+    backends: Backends,
+    upgrades: Upgrades,
+    context: Context,
+    events: mpsc::Receiver<Event>,
+    asks: mpsc::Receiver<Ask>,
+    demo: JoinHandle<std::io::Result<()>>,
+    control: JoinHandle<std::io::Result<()>>,
+    board: UpJson,
+    /// Restarts of the backends before the present one.
+    earlier_restarts: u32,
+    announced: bool,
+    /// Held as long as this gateway runs.
+    _lock: std::fs::File,
+}
+
+impl Supervisor {
+    pub(super) fn start(layout: Layout, prepared: Prepared) -> Result<Self> {
+        let board = board(&layout, &prepared);
+        let (sender, events) = mpsc::channel(EVENTS);
+        let (ask, asks) = mpsc::channel(ASKS);
+        let context = Context {
+            http: Http::new()?,
+            events: sender,
+        };
+        let frontend = Spec {
+            name: FRONTEND.into(),
+            binary: prepared.frontend_bin,
+            arguments: vec!["--config".into(), layout.frontend_config().into()],
+            log: layout.log(FRONTEND),
+            listener: None,
+            probe: Probe::Url(format!("{}/ready", board.frontend_admin)),
+            grace: FRONTEND_GRACE,
+        };
+        let mut backends = Backends::new(layout.clone(), prepared.api);
+        let present = backends.make(&prepared.backend_bin)?;
+        Ok(Self {
+            frontend: Kept::start(frontend, &context),
+            backend: Kept::start(present.spec.clone(), &context),
+            present,
+            backends,
+            upgrades: Upgrades::new(layout.clone(), context.http.clone(), board.frontend_admin.clone()),
+            context,
+            events,
+            asks,
+            demo: tokio::spawn(demo::serve(prepared.demo)),
+            control: tokio::spawn(control::serve(prepared.control, ask)),
+            board,
+            earlier_restarts: 0,
+            announced: false,
+            layout,
+            _lock: prepared.lock,
+        })
+    }
+
+    pub(super) async fn run(mut self, stop: &mut StopSignals) -> Result<ExitCode> {
+        let result = self.watch(stop).await;
+        self.stop_backends(stop).await;
+        self.frontend.stop(stop).await;
+        self.demo.abort();
+        self.control.abort();
+        for path in [self.layout.up_json(), self.layout.up_socket()] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    eprintln!("holdfast: cannot remove {}: {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+        result.map(|()| ExitCode::SUCCESS)
+    }
+
+    /// Until told to stop, or something failed for good.
+    async fn watch(&mut self, stop: &mut StopSignals) -> Result<()> {
+        loop {
+            tokio::select! {
+                () = stop.next() => {
+                    eprintln!("holdfast: stopping");
+                    return Ok(());
+                }
+                demo = &mut self.demo => return Err(anyhow!("the demo service ended: {demo:?}")),
+                control = &mut self.control => return Err(anyhow!("the control socket ended: {control:?}")),
+                event = self.events.recv() => self.handle_event(event.context("the supervisors are gone")?)?,
+                ask = self.asks.recv() => self.handle_ask(ask.context("the control socket is gone")?).await,
+                turn = self.upgrades.next() => self.handle_turn(turn)?,
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Failed { what, log_tail } => {
+                for line in log_tail {
+                    eprintln!("  {line}");
+                }
+                let logs = self.layout.logs();
+                Err(anyhow!("{what} (its log is in {})", logs.display()))
+            }
+            Event::Ready { name, pid, restarts } => {
+                if !self.note_ready(&name, pid, restarts) {
+                    return Ok(());
+                }
+                if restarts > 0 {
+                    eprintln!("holdfast: the {name} is ready again (pid {pid})");
+                }
+                self.publish()
+            }
+        }
+    }
+
+    /// Gives whether it is one that `up.json` names: the old backend of an upgrade is not, once the new one took over.
+    fn note_ready(&mut self, name: &str, pid: u32, restarts: u32) -> bool {
+        if name == FRONTEND {
+            (self.board.frontend_pid, self.board.frontend_restarts) = (pid, restarts);
+        } else if name == self.present.name() {
+            self.board.backend_pid = pid;
+            self.board.backend_restarts = self.earlier_restarts + restarts;
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn all_were_ready(&self) -> bool {
+        self.board.frontend_pid != 0 && self.board.backend_pid != 0
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        if !self.all_were_ready() {
+            return Ok(());
+        }
+        self.board.write(&self.layout)?;
+        if !self.announced {
+            self.announced = true;
+            self.announce();
+        }
+        Ok(())
+    }
+
+    async fn handle_ask(&mut self, ask: Ask) {
+        // Who asked may be gone, which the upgrade itself will notice.
+        match ask {
+            Ask::Begin { answer, .. } if !self.all_were_ready() => drop(answer),
+            Ask::Begin { request, answer } => {
+                let begun = self
+                    .upgrades
+                    .begin(&request, &self.present, &mut self.backends)
+                    .await;
+                let _ = answer.send(begun);
+            }
+            Ask::Cancel { id, answer } => {
+                let _ = answer.send(self.upgrades.cancel(id));
+            }
+            Ask::List { answer } => {
+                let _ = answer.send(self.upgrades.list());
+            }
+        }
+    }
+
+    fn handle_turn(&mut self, turn: Turn) -> Result<()> {
+        match turn {
+            Turn::Adopt(adoption) => self.adopt(*adoption),
+            Turn::Over => {
+                self.upgrades.clear(self.present.name());
+                Ok(())
+            }
+        }
+    }
+
+    /// The new backend has taken over.
+    fn adopt(&mut self, adoption: Adoption) -> Result<()> {
+        let Adoption { backend, child, old } = adoption;
+        self.earlier_restarts = self.board.backend_restarts;
+        self.board.backend_pid = child.id().unwrap_or_default();
+        self.board.backend_name = backend.name().to_owned();
+        self.board.backend_bin = backend.program.named.clone();
+        let kept = Kept::adopt(backend.spec.clone(), child, &self.context);
+        self.present = backend;
+        // An upgrade that is gone has dropped its receiver: the old one is then stopped by its keeper's end.
+        if let Err(kept) = old.send(std::mem::replace(&mut self.backend, kept)) {
+            kept.wish(Wish::Stop);
+        }
+        eprintln!(
+            "holdfast: {} (pid {}) took over",
+            self.present.name(),
+            self.board.backend_pid
+        );
+        self.publish()
+    }
+
+    /// All at once: there is nobody to hand over to. A running upgrade is rolled back, or ends what it has begun.
+    async fn stop_backends(&mut self, stop: &mut StopSignals) {
+        let mut wish = Wish::Stop;
+        loop {
+            self.backend.wish(wish);
+            self.upgrades.order(Order::Stop(wish));
+            let runs = self.upgrades.runs();
+            tokio::select! {
+                turn = self.upgrades.next(), if runs => {
+                    if let Err(error) = self.handle_turn(turn) {
+                        eprintln!("holdfast: {error:#}");
+                    }
+                }
+                _ = self.backend.ended(), if !runs => return,
+                () = stop.next(), if wish < Wish::Kill => {
+                    eprintln!("holdfast: stopping without waiting");
+                    wish = Wish::Kill;
+                }
+            }
+        }
+    }
+
+    fn announce(&self) {
+        let UpJson {
+            wss,
+            api,
+            frontend_pid,
+            backend_pid,
+            ..
+        } = &self.board;
+        let dir = self.layout.root().display();
+        println!(
+            "holdfast is up: {wss} (frontend {frontend_pid}), {api} (backend {backend_pid}), files in {dir}"
+        );
+        println!();
+        println!("Try, in other terminals:");
+        println!("  holdfast --dir {dir} device                  then type: Demo.Echo {{\"n\":1}}");
+        println!("  holdfast --dir {dir} push demo-device '{{\"text\":\"hello\"}}'");
+        println!("  holdfast --dir {dir} status");
+        println!("  holdfast --dir {dir} upgrade backend         a new backend: the device stays connected");
+        println!("  kill -9 {backend_pid}          a crash of the backend: the device stays connected");
+        println!();
+        println!("Ctrl-C stops everything.");
+    }
+}
+
+fn board(layout: &Layout, prepared: &Prepared) -> UpJson {
+    let ports = prepared.ports;
+    UpJson {
+        wss: format!("wss://localhost:{}", ports.wss),
+        api: format!("http://127.0.0.1:{}", ports.api),
+        api_key: prepared.api_key.clone(),
+        ca: layout.ca(),
+        frontend_admin: format!("http://127.0.0.1:{}", ports.admin),
+        frontend_pid: 0,
+        backend_pid: 0,
+        backend_name: "backend-1".into(),
+        backend_bin: prepared.backend_bin.clone(),
+        control_dir: layout.control_dir(),
+        routes: layout.routes(),
+        token_key: layout.token_key(),
+        up_pid: std::process::id(),
+        frontend_restarts: 0,
+        backend_restarts: 0,
+    }
+}
+
+/// Readiness is rare; the supervisors wait when it is not read.
+const EVENTS: usize = 16;
+/// Callers of the control socket that wait for the loop's next turn.
+const ASKS: usize = 16;
+const FRONTEND_GRACE: Duration = Duration::from_secs(10);

@@ -1,0 +1,451 @@
+//! Does what [`crate::upgrade::machine`] decides: starts the new backend, sets shares, asks both for their figures, hands
+//! over, and tells how it goes.
+
+use std::pin::Pin;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use holdfast_proto::Share;
+use http::Method;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::process::Child;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::backends::Backend;
+use super::child::{self, Stopped};
+use super::ready::{self, Probe};
+use super::record::Teller;
+use super::supervise::{Kept, Wish, exited};
+use crate::http_client::{Call, Http};
+use crate::unix_http::UnixCall;
+use crate::upgrade::event::{Event, Phase, Sight, Watch};
+use crate::upgrade::figures::BackendStatus;
+use crate::upgrade::machine::{Action, Input, Patience, Sample, State, Upgrade};
+use crate::upgrade::plan::Plan;
+use crate::upgrade::reason::{Outcome, Reason};
+use crate::upgrade::report::{HandOver, Report, Side};
+
+/// What the supervisor orders a running upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    GoOn,
+    Cancel,
+    /// The supervisor stops.
+    Stop(Wish),
+}
+
+/// The new backend takes the old one's place under supervision; the old one comes back, to be stopped.
+pub(super) struct Adoption {
+    pub(super) backend: Backend,
+    pub(super) child: Child,
+    pub(super) old: oneshot::Sender<Kept>,
+}
+
+/// One upgrade.
+pub(super) struct Runner {
+    pub(super) plan: Plan,
+    pub(super) old: Backend,
+    pub(super) new: Backend,
+    pub(super) http: Http,
+    /// The frontend's admin listener.
+    pub(super) admin: String,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) adoptions: mpsc::Sender<Adoption>,
+    pub(super) teller: Teller,
+}
+
+impl Runner {
+    /// Must run on the main thread, as it starts a process.
+    pub(super) async fn run(self) {
+        let report = Report {
+            old: side(&self.old),
+            new: side(&self.new),
+            canary_percent: self.plan.canary.percent(),
+            ..Report::default()
+        };
+        let text = format!("{} ({})", self.new.name(), self.new.program.named.display());
+        self.teller.phase(Phase::Starting, text);
+        let child = match self.new.standby().spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                let outcome = Outcome::Failed(Reason::NotStarted(format!("{error:#}")));
+                return self.teller.end(&outcome, report).await;
+            }
+        };
+        let trial = Trial {
+            machine: Upgrade::new(self.plan),
+            runner: self,
+            report,
+        };
+        trial.run(child).await;
+    }
+
+    async fn ask<T: for<'a> Deserialize<'a>>(backend: &Backend, path: &str) -> Option<T> {
+        let answer = UnixCall::get(&backend.socket, path)
+            .send(CALL_TIMEOUT)
+            .await
+            .ok()?;
+        serde_json::from_slice(&answer.success().ok()?).ok()
+    }
+}
+
+/// What is under way; its end is the machine's next input.
+type Step = Pin<Box<dyn Future<Output = Input> + Send>>;
+
+struct Trial {
+    runner: Runner,
+    machine: Upgrade,
+    report: Report,
+}
+
+impl Trial {
+    async fn run(mut self, mut child: Child) {
+        self.report.new.pid = child.id();
+        let handed_over = self.drive(&mut child).await;
+        let outcome = if handed_over {
+            self.hand_over(child).await
+        } else {
+            match self.machine.state() {
+                State::Ended(outcome) => outcome.clone(),
+                state => Outcome::Failed(Reason::NotStarted(format!("{state:?}"))),
+            }
+        };
+        if let Outcome::RolledBack(reason) = &outcome {
+            self.note_rollback(reason);
+        }
+        self.note_figures();
+        self.runner.teller.end(&outcome, self.report).await;
+    }
+
+    /// Until the new one takes over (true), or is gone (false).
+    async fn drive(&mut self, child: &mut Child) -> bool {
+        let mut step = self.await_ready();
+        loop {
+            let input = tokio::select! {
+                status = child.wait() => Input::NewEnded(self.ended(status)),
+                input = &mut step => {
+                    step = Box::pin(std::future::pending());
+                    input
+                }
+                reason = self.called_off(), if self.machine.may_cancel() => Input::Cancel(reason),
+                () = self.deadline(), if self.machine.deadline().is_some() => Input::Tick,
+            };
+            match self.handle(input) {
+                None => {}
+                Some(Action::End) => return false,
+                Some(Action::HandOver) => return true,
+                Some(Action::SetShare(share)) => {
+                    self.learn_versions().await;
+                    step = self.set_share(share);
+                }
+                Some(Action::Sample) => step = self.sample(),
+                Some(Action::StopNew(patience)) => {
+                    let how = self.stop_new(child, patience).await;
+                    self.handle(Input::NewEnded(how));
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) -> Option<Action> {
+        let old_restarts = self.machine.old().restarts();
+        let (is_sample, is_ready) = (self.note_input(&input), matches!(input, Input::Ready));
+        let action = self.machine.handle(self.runner.teller.now(), input);
+        if is_sample {
+            self.tell_watch();
+        }
+        if self.machine.old().restarts() > old_restarts {
+            let name = self.runner.old.name();
+            self.runner.teller.note(format!(
+                "{name}, the old one, was started again; its figures go on"
+            ));
+        }
+        if is_ready {
+            let text = format!("{} is attached", self.runner.new.name());
+            self.runner.teller.phase(Phase::Ready, text);
+        }
+        if let Some(action) = action {
+            self.tell_action(action);
+        }
+        action
+    }
+
+    /// Without a canary nobody asks again.
+    async fn learn_versions(&mut self) {
+        let (old, new) = tokio::join!(
+            Runner::ask::<BackendStatus>(&self.runner.old, "/status"),
+            Runner::ask::<BackendStatus>(&self.runner.new, "/status"),
+        );
+        self.note_statuses(old.as_ref(), new.as_ref());
+    }
+
+    /// Keeps what the report needs. Gives whether it is a sample.
+    fn note_input(&mut self, input: &Input) -> bool {
+        let Input::Sampled(sample) = input else {
+            return false;
+        };
+        self.note_statuses(sample.old.as_ref(), sample.new.as_ref());
+        true
+    }
+
+    fn note_statuses(&mut self, old: Option<&BackendStatus>, new: Option<&BackendStatus>) {
+        for (side, status) in [(&mut self.report.old, old), (&mut self.report.new, new)] {
+            if let Some(status) = status {
+                side.pid = Some(status.pid);
+                side.version = Some(status.version.clone());
+            }
+        }
+    }
+
+    fn tell_watch(&self) {
+        self.runner.teller.tell_if_room(Event::Watch(Watch {
+            at_ms: self.runner.teller.at_ms(),
+            elapsed_ms: self.machine.watched().as_millis() as u64,
+            watch_ms: self.runner.plan.watch.as_millis() as u64,
+            share_percent: self.runner.plan.canary.percent(),
+            old: Sight::of(&self.machine.old().figures()),
+            new: Sight::of(&self.machine.new_one().figures()),
+        }));
+    }
+
+    fn tell_action(&self, action: Action) {
+        let (teller, new) = (&self.runner.teller, self.runner.new.name());
+        match action {
+            Action::SetShare(Share::FULL) => teller.phase(Phase::Promoting, format!("{new} takes all")),
+            Action::SetShare(share) => {
+                let watch = self.runner.plan.watch;
+                teller.phase(
+                    Phase::Canary,
+                    format!("{new} gets {share}, watched for {watch:?}"),
+                );
+            }
+            Action::HandOver => {
+                let old = self.runner.old.name();
+                teller.phase(Phase::Draining, format!("{old} finishes what it has"));
+            }
+            Action::StopNew(_) => {
+                if let State::RollingBack(reason) = self.machine.state() {
+                    teller.phase(Phase::RollingBack, format!("{new}: {reason}"));
+                }
+            }
+            Action::Sample | Action::End => {}
+        }
+    }
+
+    fn await_ready(&self) -> Step {
+        let (http, backend) = (self.runner.http.clone(), self.runner.new.clone());
+        Box::pin(async move {
+            ready::wait_long(&http, &Probe::Socket(backend.socket)).await;
+            Input::Ready
+        })
+    }
+
+    fn set_share(&self, share: Share) -> Step {
+        let socket = self.runner.new.socket.clone();
+        Box::pin(async move {
+            let call = UnixCall {
+                method: Method::PUT,
+                json: Some(Bytes::from(json!({ "percent": share.percent() }).to_string())),
+                ..UnixCall::get(&socket, "/share")
+            };
+            match call.send(CALL_TIMEOUT).await.and_then(|answer| answer.success()) {
+                Ok(_) => Input::ShareSet,
+                Err(error) => Input::ShareFailed(format!("{error:#}")),
+            }
+        })
+    }
+
+    fn sample(&self) -> Step {
+        let (http, old, new) = (
+            self.runner.http.clone(),
+            self.runner.old.clone(),
+            self.runner.new.clone(),
+        );
+        let pause = match self.machine.verdict() {
+            None => Duration::ZERO,
+            Some(_) => (self.runner.plan.watch / 20).clamp(MIN_PAUSE, MAX_PAUSE),
+        };
+        Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            let probe = Probe::Socket(new.socket.clone());
+            let (old, new, new_ready) = tokio::join!(
+                Runner::ask::<BackendStatus>(&old, "/status"),
+                Runner::ask::<BackendStatus>(&new, "/status"),
+                ready::is_ready(&http, &probe),
+            );
+            Input::Sampled(Box::new(Sample { old, new, new_ready }))
+        })
+    }
+
+    async fn stop_new(&mut self, child: &mut Child, patience: Patience) -> String {
+        let mut orders = self.runner.orders.clone();
+        let grace = match patience {
+            Patience::Grace => self.runner.new.spec.grace,
+            Patience::Moment => MOMENT,
+        };
+        let stopped = child::stop(child, grace, ordered(&mut orders, Order::Stop(Wish::Kill))).await;
+        self.note_stop("new", &stopped);
+        stopped.map_or_else(|error| error.to_string(), |stopped| stopped.status.to_string())
+    }
+
+    fn note_stop(&mut self, which: &str, stopped: &std::io::Result<Stopped>) {
+        let note = match stopped {
+            Ok(stopped) if stopped.killed => format!("the {which} one did not end by itself and was killed"),
+            Ok(stopped) if !stopped.status.success() => {
+                format!("the {which} one ended with {}", stopped.status)
+            }
+            Ok(_) => return,
+            Err(error) => format!("the {which} one's end is not known: {error}"),
+        };
+        self.report.notes.push(note);
+    }
+
+    /// Both serve. Gives the supervisor the new one to keep, and lets the old one go.
+    async fn hand_over(&mut self, child: Child) -> Outcome {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (sender, receiver) = oneshot::channel();
+        let adoption = Adoption {
+            backend: self.runner.new.clone(),
+            child,
+            old: sender,
+        };
+        // The supervisor outlives its upgrades; without it the new one ends with its handle.
+        let _ = self.runner.adoptions.send(adoption).await;
+        if let Ok(mut old) = receiver.await {
+            old.wish(Wish::Stop);
+            let mut orders = self.runner.orders.clone();
+            let ended = tokio::select! {
+                ended = old.ended() => ended,
+                () = ordered(&mut orders, Order::Stop(Wish::Kill)) => {
+                    old.wish(Wish::Kill);
+                    old.ended().await
+                }
+            };
+            match ended {
+                Some(stopped) => self.note_stop("old", &Ok(stopped)),
+                None => self
+                    .report
+                    .notes
+                    .push("the old one was not running when it was to leave".into()),
+            }
+            if ended.is_some() {
+                self.report.hand_over = self.hand_over_seen(began).await;
+            }
+        }
+        self.machine.handle(self.runner.teller.now(), Input::OldLeft);
+        Outcome::Promoted
+    }
+
+    /// How the frontend saw the old one leave; it may learn of a death a little later than we do.
+    async fn hand_over_seen(&self, began: Duration) -> Option<HandOver> {
+        #[derive(Deserialize)]
+        struct Frontend {
+            #[serde(default)]
+            hand_overs: Vec<Seen>,
+        }
+        #[derive(Deserialize)]
+        struct Seen {
+            at_unix_ms: u64,
+            backend: String,
+            #[serde(flatten)]
+            hand_over: HandOver,
+        }
+        let url = format!("{}/status", self.runner.admin);
+        for _ in 0..LOOKS_FOR_HAND_OVER {
+            let call = Call {
+                timeout: CALL_TIMEOUT,
+                ..Call::get(&url)
+            };
+            let body = self
+                .runner
+                .http
+                .call(call)
+                .await
+                .and_then(|answer| answer.success())
+                .ok();
+            let frontend = body.and_then(|body| serde_json::from_slice::<Frontend>(&body).ok());
+            let seen = frontend.into_iter().flat_map(|frontend| frontend.hand_overs);
+            let mut ours = seen.filter(|seen| {
+                seen.backend == self.runner.old.name() && u128::from(seen.at_unix_ms) >= began.as_millis()
+            });
+            if let Some(seen) = ours.next() {
+                return Some(seen.hand_over);
+            }
+            tokio::time::sleep(MIN_PAUSE).await;
+        }
+        None
+    }
+
+    fn note_rollback(&mut self, reason: &Reason) {
+        if matches!(
+            reason,
+            Reason::Exited(_) | Reason::Crashed(_) | Reason::NotReady(_) | Reason::Refused(_)
+        ) {
+            let log = self.runner.new.spec.log_tail();
+            let lines = log.into_iter().map(|line| format!("its log: {line}"));
+            self.report.notes.extend(lines);
+        }
+        self.runner.new.spec.note(&format!("rolled back: {reason}"));
+    }
+
+    fn note_figures(&mut self) {
+        self.report.old.note_tally(self.machine.old());
+        self.report.new.note_tally(self.machine.new_one());
+        self.report.watched_ms = self.machine.watched().as_millis() as u64;
+        if let Some(verdict) = self.machine.verdict() {
+            self.report.note_verdict(verdict);
+        }
+    }
+
+    fn ended(&self, status: std::io::Result<std::process::ExitStatus>) -> String {
+        exited(
+            self.runner.new.name(),
+            self.report.new.pid.unwrap_or_default(),
+            status,
+        )
+    }
+
+    async fn deadline(&self) {
+        let left = self.machine.deadline().unwrap_or_default();
+        tokio::time::sleep(left.saturating_sub(self.runner.teller.now())).await;
+    }
+
+    /// Resolves when the upgrade is not to go on.
+    async fn called_off(&self) -> Reason {
+        let mut orders = self.runner.orders.clone();
+        let order = orders.wait_for(|order| *order != Order::GoOn);
+        tokio::select! {
+            () = self.runner.teller.asker_gone() => Reason::AskerGone,
+            order = order => match order.as_deref() {
+                Ok(Order::Cancel) => Reason::Cancelled,
+                _ => Reason::Stopping,
+            },
+        }
+    }
+}
+
+async fn ordered(orders: &mut watch::Receiver<Order>, wanted: Order) {
+    if orders.wait_for(|order| *order == wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn side(backend: &Backend) -> Side {
+    Side {
+        name: backend.name().to_owned(),
+        binary: backend.program.named.clone(),
+        ..Side::default()
+    }
+}
+
+/// A control socket answers within milliseconds; one that does not is not well.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two looks at the figures.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// What a process without work may take to stop.
+const MOMENT: Duration = Duration::from_secs(2);
+/// The frontend takes a silent backend for gone after 1 s by default.
+const LOOKS_FOR_HAND_OVER: u32 = 30;
