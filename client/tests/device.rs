@@ -128,7 +128,7 @@ async fn a_second_reply_and_an_early_one_are_violations() {
         let server = Server::new().await;
         let (seen, mut seqs) = tokio::sync::mpsc::unbounded_channel();
         let builder = server.builder().reconnect(false).expect_order(expect_order);
-        let builder = builder.on_reply(move |seq| drop(seen.send(seq)));
+        let builder = builder.on_reply(move |seq| seen.send(seq).unwrap());
         let (device, mut peer) = tokio::join!(builder.connect(), server.welcome(NEVER));
         let device = device.unwrap();
         let _pending = [

@@ -21,15 +21,7 @@ pub(crate) fn report(clean: bool) -> Report {
         answered: 60_000,
         ..Requests::default()
     };
-    let service = Calls {
-        calls: 60_012,
-        side_effects: 60_000,
-        again: Again {
-            after_crashes: 12,
-            ..Again::default()
-        },
-        bad_keys: 0,
-    };
+    let service = calls();
     let events = vec![
         event(Kind::Upgrade, 5_000, true, "promoted"),
         event(
@@ -87,6 +79,18 @@ pub(crate) fn report(clean: bool) -> Report {
                 cores: cpu(0.1 + s as f64 / 50.0),
             })
             .collect(),
+    }
+}
+
+fn calls() -> Calls {
+    Calls {
+        calls: 60_012,
+        side_effects: 60_000,
+        again: Again {
+            after_crashes: 12,
+            ..Again::default()
+        },
+        bad_keys: 0,
     }
 }
 

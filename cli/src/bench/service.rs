@@ -179,7 +179,7 @@ impl State {
         }
         let delay = inner.draw(&self.settings.delay);
         let before = std::mem::replace(&mut inner.last_body, body.clone());
-        let is_hundredth = inner.calls.calls % 100 == 0;
+        let is_hundredth = inner.calls.calls.is_multiple_of(100);
         match self.settings.fault {
             Some(Fault::OtherBody) if is_hundredth => Ok((delay, before)),
             Some(Fault::Fail) if is_hundredth => Err(StatusCode::INTERNAL_SERVER_ERROR),

@@ -241,10 +241,9 @@ impl Worker {
                 device: seat.index,
                 number,
             };
-            let reply = match seat.device.send(request(&self.shared, id)) {
-                Ok(reply) => reply,
+            let Ok(reply) = seat.device.send(request(&self.shared, id)) else {
                 // It is tried again when a reply comes, and when the next is due.
-                Err(_) => return,
+                return;
             };
             seat.sent += 1;
             self.overdue -= 1;
