@@ -9,7 +9,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use holdfast_proto::config::Interval;
+use holdfast_proto::link::MAX_REPLY_BYTES;
 use serde::Deserialize;
+
+use crate::service::ROUTE_SHARE;
 
 /// Why a configuration file cannot be used: one line naming the key, its value, and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +66,16 @@ pub struct Config {
     /// How long a graceful stop may take before the crash path. Default `"30s"`; 1 s to 1 h.
     #[serde(default = "default_drain_grace")]
     pub drain_grace: Interval,
-    /// Requests in this process, waiting or being answered. Default 8192; 1 to 1,000,000. Each costs its payload and about 1 KiB.
+    /// Requests in this process, waiting or being answered. A quarter of them is kept for the configured frontends in equal
+    /// parts, so that one with slow requests cannot take them all. Default 8192; 1 to 1,000,000. Each costs its payload and
+    /// about 1 KiB.
     #[serde(default = "default_max_in_flight")]
     pub max_in_flight: usize,
+    /// Memory for replies of services while they are read, over all workers; those up to 8 KiB do not count. One route may use
+    /// half. A reply that finds no room waits; one that still has none near the end of its route's timeout is answered
+    /// `overloaded`. Default 256 MiB; 8 MiB to 64 GiB.
+    #[serde(default = "default_max_reply_memory_bytes")]
+    pub max_reply_memory_bytes: usize,
     /// How long a push waits for its results before they are `unconfirmed`. Default `"5s"`; 10 ms to 60 s.
     #[serde(default = "default_push_timeout")]
     pub push_timeout: Interval,
@@ -138,6 +148,12 @@ impl Config {
         )?;
         checker.number("workers", self.workers, 1, MAX_WORKERS)?;
         checker.number("max_in_flight", self.max_in_flight, 1, 1_000_000)?;
+        checker.number(
+            "max_reply_memory_bytes",
+            self.max_reply_memory_bytes,
+            MIN_REPLY_MEMORY_BYTES,
+            MAX_REPLY_MEMORY_BYTES,
+        )?;
         checker.number("last_seen_capacity", self.last_seen_capacity, 0, 10_000_000)?;
         checker.interval("drain_grace", self.drain_grace, 1_000, 3_600_000)?;
         checker.interval("push_timeout", self.push_timeout, 10, 60_000)?;
@@ -182,6 +198,9 @@ pub fn is_name(name: &str) -> bool {
 pub const NAME_ALLOWED: &str = "1 to 64 bytes of letters, digits and . _ -";
 const MAX_NAME_BYTES: usize = 64;
 const MAX_WORKERS: usize = 64;
+/// Every route's part has room for the largest reply.
+const MIN_REPLY_MEMORY_BYTES: usize = ROUTE_SHARE * MAX_REPLY_BYTES;
+const MAX_REPLY_MEMORY_BYTES: usize = 64 * 1024 * 1024 * 1024;
 const MAX_FRONTENDS: usize = 64;
 /// What a Unix socket's address has room for (`sun_path`), without the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -204,6 +223,10 @@ fn default_drain_grace() -> Interval {
 
 fn default_max_in_flight() -> usize {
     8192
+}
+
+fn default_max_reply_memory_bytes() -> usize {
+    256 * 1024 * 1024
 }
 
 fn default_push_timeout() -> Interval {
@@ -295,6 +318,7 @@ mod tests {
         );
         assert!((1..=64).contains(&config.workers));
         assert_eq!((config.max_in_flight, config.last_seen_capacity), (8192, 100_000));
+        assert_eq!(config.max_reply_memory_bytes, 256 << 20);
         assert_eq!(config.drain_grace, Interval::from_secs(30));
         assert_eq!(
             (config.push_timeout, config.query_timeout),
@@ -325,6 +349,11 @@ mod tests {
                 "api = \"0.0.0.0:80\"",
                 "",
                 "api = 0.0.0.0:80: allowed is a loopback address",
+            ),
+            (
+                "max_reply_memory_bytes = 8388607",
+                "",
+                "max_reply_memory_bytes = 8388607: allowed is 8388608 to 68719476736",
             ),
             ("name = \"a b\"", "", "name = \"a b\": allowed is 1 to 64 bytes"),
             (

@@ -10,6 +10,8 @@ mod commands;
 mod epochs;
 mod metrics;
 mod operations;
+mod owed;
+mod report;
 mod share;
 mod usage;
 
@@ -34,6 +36,7 @@ use crate::service::{CallOutcome, ServiceRequest};
 pub use crate::dispatch::Now;
 pub use metrics::CoreMetrics;
 pub use operations::{ApiAnswer, ApiRequest};
+pub use owed::MAX_OWED_CLOSES;
 pub use share::ShareRefused;
 pub use usage::BackendUsage;
 
@@ -45,6 +48,8 @@ const LIFECYCLE_BACKLOG: usize = 1024;
 /// Marks of frames that are accounted for until they are sent; the ticket is their payload's size.
 const SOURCE_REPLY: u8 = 1;
 const SOURCE_PUSH: u8 = 2;
+/// Here the ticket is that of the owed CLOSE.
+const SOURCE_CLOSE: u8 = 3;
 
 /// What a backend is told at start.
 #[derive(Debug, Clone)]
@@ -117,6 +122,8 @@ struct Link {
     held_back: VecDeque<(Class, u32)>,
     /// Bytes of pushes that wait for credit.
     push_bytes: usize,
+    closes: owed::OwedCloses,
+    report: report::LossReport,
     online: u64,
     counted: LaneStats,
 }
@@ -141,6 +148,8 @@ impl Backend {
             attachment: Attachment::new(shared.clone(), settings.seed.wrapping_add(n as u64)),
             held_back: VecDeque::new(),
             push_bytes: 0,
+            closes: owed::OwedCloses::default(),
+            report: report::LossReport::default(),
             online: 0,
             counted: LaneStats::default(),
         };
@@ -181,6 +190,10 @@ impl Backend {
         match taken {
             Ok(step) => {
                 self.on_step(link, step, now);
+                let Link {
+                    attachment, closes, ..
+                } = &mut self.links[link.get()];
+                closes.on_acknowledged(attachment.last_acknowledged_frame());
                 incoming
                     .drain(..)
                     .for_each(|frame| self.handle_frame(link, frame, now));
@@ -248,6 +261,8 @@ impl Backend {
             self.count_lane(link);
         }
         self.metrics.operations.set(self.tracker.outstanding() as i64);
+        let owed: usize = self.links.iter().map(|link| link.closes.len()).sum();
+        self.metrics.closes_owed.set(owed as i64);
         self.advance_stop(now);
     }
 
@@ -372,6 +387,10 @@ impl Backend {
             let bytes = ticket as usize;
             match source {
                 SOURCE_REPLY => self.requests.on_sent(link, bytes),
+                SOURCE_CLOSE => {
+                    let state = &mut self.links[link.get()];
+                    state.closes.on_sent(ticket, state.attachment.last_frame());
+                }
                 _ => {
                     let state = &mut self.links[link.get()];
                     state.push_bytes = state.push_bytes.saturating_sub(bytes);

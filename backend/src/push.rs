@@ -44,7 +44,7 @@ pub struct Presence {
 pub enum Outcome {
     /// The session, device and reason as far as the frontend said them; the asker knows whom it named.
     Push(PushTarget, PushResult),
-    /// Sessions that got it and did not, and how many *frontends* did not say.
+    /// Sessions that got it, did not, or may have, and how many frontends did not say.
     All(PushCounts),
     Presence(DeviceId, Presence),
     Closed {
@@ -135,6 +135,7 @@ impl Tracker {
             Question::Push(PushTarget::All) => {
                 operation.answers.counts.written += result.written;
                 operation.answers.counts.dropped += result.dropped;
+                operation.answers.counts.unconfirmed += result.unconfirmed;
                 true
             }
             Question::Push(_) => operation.answers.merge(read_push_result(result)),
@@ -231,7 +232,7 @@ impl Operation {
         let complete = self.missing == 0;
         match self.question {
             Question::Push(PushTarget::All) => {
-                counts.unconfirmed = self.missing as u64;
+                counts.frontends_unconfirmed = self.missing as u64;
                 Outcome::All(counts)
             }
             Question::Push(target) => {

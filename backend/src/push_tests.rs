@@ -119,13 +119,15 @@ fn a_push_to_all_adds_up() {
         frames::PushResult {
             number: n,
             written: 5,
+            unconfirmed: 2,
             ..Default::default()
         },
     );
     let counts = PushCounts {
         written: 12,
         dropped: 1,
-        unconfirmed: 1,
+        unconfirmed: 2,
+        frontends_unconfirmed: 1,
     };
     assert_eq!(tracker.poll_done(), Some((Ticket(9), Outcome::All(counts))));
 }

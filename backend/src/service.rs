@@ -10,6 +10,7 @@ mod client;
 mod connect;
 mod headers;
 mod idempotency;
+mod memory;
 mod metrics;
 mod reply;
 mod sign;
@@ -25,6 +26,7 @@ use crate::route::Route;
 
 pub use client::{ServiceClient, ServiceSettings};
 pub use idempotency::{MAX_IDEMPOTENCY_KEY_BYTES, idempotency_key};
+pub use memory::{ROUTE_SHARE, ReplyMemory, ReplyRoom, UNRESERVED_BYTES};
 pub use metrics::ServiceMetrics;
 pub use sign::{SIGNATURE_HEADER, Signer, TIMESTAMP_HEADER};
 pub use tls::client_tls;
@@ -71,6 +73,13 @@ pub enum CallOutcome {
     },
 }
 
+/// A call's end, and the room that its reply takes until its owner has taken it over.
+#[derive(Debug)]
+pub struct Called {
+    pub outcome: CallOutcome,
+    pub room: ReplyRoom,
+}
+
 /// Why a call failed, for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FailureDetail {
@@ -84,6 +93,8 @@ pub enum FailureDetail {
     Status(u16),
     #[error("the reply is over the route's limit")]
     ReplyTooLarge,
+    #[error("no memory for the reply within the route's timeout")]
+    NoRoom,
     #[error("the reply to a text request is not JSON")]
     NotJson,
     #[error("the event cannot be put into HTTP headers")]
@@ -97,6 +108,7 @@ impl FailureDetail {
             Self::Timeout => ErrorCode::UpstreamTimeout,
             Self::Status(_) => ErrorCode::UpstreamError,
             Self::ReplyTooLarge => ErrorCode::ReplyTooLarge,
+            Self::NoRoom => ErrorCode::Overloaded,
             Self::NotJson => ErrorCode::BadReply,
             Self::Unsendable => ErrorCode::BadRequest,
         }

@@ -55,7 +55,7 @@ fn direct_calls(service: std::net::SocketAddr) -> Poster {
         ("content-type", "application/json"),
         ("ce-specversion", "1.0"),
         ("ce-id", "123456"),
-        ("ce-source", "/holdfast/1"),
+        ("ce-source", "/holdfast/1/bench-000001"),
         ("ce-type", "Bench.Echo"),
         ("ce-subject", "bench-000001"),
         ("ce-time", "2026-01-31T09:05:07.042Z"),

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use holdfast_proto::Share;
 use holdfast_proto::ids::DeviceId;
 
+use crate::bench::BenchArgs;
 use crate::upgrade::plan::{parse_canary, parse_ready_timeout, parse_watch};
 
 /// Holds device connections and never lets one go because the software behind it changed.
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Upgrade(UpgradeCommand),
     Share(ShareArgs),
+    Bench(BenchArgs),
     #[command(hide = true)]
     SupervisedExec(SupervisedExecArgs),
 }
@@ -267,7 +269,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
         _ => Err("allowed: more than 0, at most 1000000".into()),

@@ -4,6 +4,7 @@
 //! usage exits with 2.
 
 mod args;
+mod bench;
 mod demo;
 mod device;
 mod files;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Status(options) => status::run(&args.dir, &options),
         Command::Upgrade(UpgradeCommand::Backend(options)) => upgrade::ask::run(&args.dir, &options),
         Command::Share(options) => share::run(&args.dir, &options),
+        Command::Bench(options) => bench::run(&options),
         Command::SupervisedExec(options) => up::child::exec(&options),
     };
     result.unwrap_or_else(|error| {

@@ -15,18 +15,22 @@ pub type TokenError = Box<dyn std::error::Error + Send + Sync>;
 type TokenProvider = Arc<dyn Fn() -> Result<String, TokenError> + Send + Sync>;
 type PushHandler = Arc<dyn Fn(Push) + Send + Sync>;
 type StateHandler = Arc<dyn Fn(&State) + Send + Sync>;
+type ReplyHandler = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// Settings of a [`Device`]; only the URL, the token and the TLS trust have no default.
 #[derive(Clone)]
 pub struct Builder {
     pub(crate) url: String,
     pub(crate) token: TokenProvider,
+    /// The provider may give another token next time.
+    pub(crate) token_renews: bool,
     pub(crate) tls: Option<Tls>,
     pub(crate) instance: String,
     pub(crate) local_address: Option<IpAddr>,
     pub(crate) on_push: Option<PushHandler>,
     pub(crate) push_queue: Option<mpsc::Sender<Push>>,
     pub(crate) on_state: Option<StateHandler>,
+    pub(crate) on_reply: Option<ReplyHandler>,
     pub(crate) max_in_flight: usize,
     pub(crate) max_message: usize,
     pub(crate) connect_timeout: Duration,
@@ -37,16 +41,18 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub(crate) fn new(url: impl Into<String>, token: TokenProvider) -> Self {
+    pub(crate) fn new(url: impl Into<String>, token: TokenProvider, token_renews: bool) -> Self {
         Self {
             url: url.into(),
             token,
+            token_renews,
             tls: None,
             instance: String::new(),
             local_address: None,
             on_push: None,
             push_queue: None,
             on_state: None,
+            on_reply: None,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
             max_message: DEFAULT_MAX_MESSAGE,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
@@ -105,6 +111,15 @@ impl Builder {
     pub fn on_state(self, handler: impl Fn(&State) + Send + Sync + 'static) -> Self {
         Self {
             on_state: Some(Arc::new(handler)),
+            ..self
+        }
+    }
+
+    /// Calls `handler` with the `seq` of each reply and error reply as it comes, before it is matched to its request, on the
+    /// connection's own task: for those who judge the server's order themselves.
+    pub fn on_reply(self, handler: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self {
+            on_reply: Some(Arc::new(handler)),
             ..self
         }
     }

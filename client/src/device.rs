@@ -35,16 +35,16 @@ impl Device {
     /// A device that shows one token, which must outlive its reconnects.
     pub fn builder(url: impl Into<String>, token: impl Into<String>) -> Builder {
         let token = token.into();
-        Builder::new(url, Arc::new(move || Ok(token.clone())))
+        Builder::new(url, Arc::new(move || Ok(token.clone())), false)
     }
 
     /// A device that asks for a token before each attempt, so that it can be renewed. The provider must not block; what it
-    /// fails with is shown in [`State::Waiting`], and it is asked again later.
+    /// fails with is shown in [`State::Waiting`], and it is asked again later, as it is when the server refuses its token (401).
     pub fn builder_with_token_provider(
         url: impl Into<String>,
         provider: impl Fn() -> Result<String, TokenError> + Send + Sync + 'static,
     ) -> Builder {
-        Builder::new(url, Arc::new(provider))
+        Builder::new(url, Arc::new(provider), true)
     }
 
     pub(crate) fn start(settings: Builder, first_must_succeed: bool) -> Result<Self, Error> {

@@ -63,31 +63,37 @@ async fn attempt(settings: &Builder, target: &Target, tls: &Tls) -> Result<Box<S
 }
 
 async fn connect_tcp(settings: &Builder, target: &Target) -> io::Result<TcpStream> {
+    let fits = |address: &SocketAddr| {
+        let local = settings.local_address;
+        local.is_none_or(|local| local.is_ipv4() == address.is_ipv4())
+    };
+    let found = lookup_host((target.host.as_str(), target.port)).await?;
+    let addresses: Vec<SocketAddr> = found.filter(fits).take(MAX_ADDRESSES).collect();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in lookup_host((target.host.as_str(), target.port)).await? {
-        if settings
-            .local_address
-            .is_some_and(|local| local.is_ipv4() != address.is_ipv4())
-        {
-            continue;
-        }
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        if let Some(local) = settings.local_address {
-            socket.bind(SocketAddr::new(local, 0))?;
-        }
-        match socket.connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
+    for (index, address) in addresses.iter().enumerate() {
+        // An address that answers nothing must leave time for those behind it.
+        let share = settings.connect_timeout / (addresses.len() - index) as u32;
+        match tokio::time::timeout(share, connect_to(settings, *address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
         }
     }
     Err(last)
+}
+
+async fn connect_to(settings: &Builder, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    if let Some(local) = settings.local_address {
+        socket.bind(SocketAddr::new(local, 0))?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Small buffers: one process of a load test holds 15,000 devices.
@@ -100,6 +106,8 @@ fn web_socket_config(max_message: usize) -> WebSocketConfig {
 }
 
 const BUFFER_BYTES: usize = 4096;
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 8;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -108,6 +116,7 @@ struct Problem {
     title: String,
     detail: String,
     retry_after_ms: Option<u64>,
+    retryable: Option<bool>,
 }
 
 fn refusal(response: &http::Response<Option<Vec<u8>>>) -> Refusal {
@@ -137,6 +146,7 @@ fn refusal(response: &http::Response<Option<Vec<u8>>>) -> Refusal {
         code,
         detail,
         retry_after: hints.into_iter().flatten().max(),
+        retryable: problem.retryable,
     }
 }
 
@@ -150,7 +160,7 @@ mod tests {
             .status(503)
             .header(RETRY_AFTER, "3")
             .body(Some(
-                br#"{"code":"overloaded","title":"busy","retry_after_ms":3400}"#.to_vec(),
+                br#"{"code":"overloaded","title":"busy","retryable":true,"retry_after_ms":3400}"#.to_vec(),
             ))
             .unwrap();
         let refusal = refusal(&response);
@@ -159,6 +169,7 @@ mod tests {
             (503, "overloaded", "busy")
         );
         assert_eq!(refusal.retry_after, Some(Duration::from_millis(3400)));
+        assert_eq!(refusal.retryable, Some(true));
         assert_eq!(
             refusal.to_string(),
             "the server refused the connection: 503 overloaded: busy"
@@ -173,5 +184,6 @@ mod tests {
             .unwrap();
         let refusal = refusal(&response);
         assert_eq!((refusal.code.as_str(), refusal.retry_after), ("http_502", None));
+        assert_eq!(refusal.retryable, None);
     }
 }

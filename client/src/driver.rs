@@ -159,7 +159,7 @@ impl Driver {
                 );
                 connection.run().await
             }
-            Err(error) => (failed_dial(error), Duration::ZERO),
+            Err(error) => (failed_dial(error, self.settings.token_renews), Duration::ZERO),
         }
     }
 
@@ -174,12 +174,16 @@ impl Driver {
     }
 }
 
-/// Whether another attempt may mend it: a refused token is not mended by asking again, an overload is.
-fn failed_dial(error: Error) -> End {
+/// Whether another attempt may mend it: the same token refused is not mended by asking again, an overload is.
+fn failed_dial(error: Error, token_renews: bool) -> End {
     let (hint, may_reconnect) = match &error {
         Error::Refused(refusal) => {
-            let for_good = (400..500).contains(&refusal.status) && !matches!(refusal.status, 408 | 425 | 429);
-            (refusal.retry_after, !for_good)
+            // Without a problem document it may be a proxy's passing trouble, which must not silence a device for good.
+            let another_token = refusal.status == UNAUTHORIZED && token_renews;
+            (
+                refusal.retry_after,
+                another_token || refusal.retryable != Some(false),
+            )
         }
         Error::Config(_) | Error::Closed => (None, false),
         _ => (None, true),
@@ -191,6 +195,9 @@ fn failed_dial(error: Error) -> End {
     }
 }
 
+/// HTTP's status for a token that is not taken.
+const UNAUTHORIZED: u16 = 401;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,27 +205,35 @@ mod tests {
 
     #[test]
     fn a_refused_token_is_final_and_an_overload_is_not() {
-        let refused = |status| {
+        let refused = |status, retryable| {
             Error::Refused(Refusal {
                 status,
                 code: "x".into(),
                 detail: String::new(),
                 retry_after: Some(Duration::from_secs(2)),
+                retryable,
             })
         };
-        for (status, may) in [
-            (400, false),
-            (401, false),
-            (403, false),
-            (429, true),
-            (500, true),
-            (503, true),
+        for (status, retryable, token_renews, may) in [
+            (400, Some(false), false, false),
+            (401, Some(false), false, false),
+            (401, Some(false), true, true),
+            (403, Some(false), true, false),
+            (403, None, false, true),
+            (404, None, false, true),
+            (429, Some(true), false, true),
+            (500, None, false, true),
+            (503, Some(true), false, true),
         ] {
-            assert_eq!(failed_dial(refused(status)).may_reconnect, may, "{status}");
+            let end = failed_dial(refused(status, retryable), token_renews);
+            assert_eq!(end.may_reconnect, may, "{status} {retryable:?} {token_renews}");
         }
-        assert_eq!(failed_dial(refused(503)).hint, Some(Duration::from_secs(2)));
-        assert!(failed_dial(Error::Connect("refused".into())).may_reconnect);
-        assert!(!failed_dial(Error::Config("bad".into())).may_reconnect);
+        assert_eq!(
+            failed_dial(refused(503, None), false).hint,
+            Some(Duration::from_secs(2))
+        );
+        assert!(failed_dial(Error::Connect("refused".into()), false).may_reconnect);
+        assert!(!failed_dial(Error::Config("bad".into()), false).may_reconnect);
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ pub enum Error {
     Timeout,
     /// The server broke the device protocol (a reply twice, crossed, out of order, or unreadable).
     #[error("protocol error: {0}")]
-    Protocol(String),
+    Protocol(Violation),
     /// The server answered the upgrade with something else than 101.
     #[error("{0}")]
     Refused(Refusal),
@@ -50,6 +50,21 @@ pub enum Error {
     Closed,
 }
 
+/// How the server broke the device protocol: promise P2 or P3 was broken, or the peer is no Holdfast.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("{0}")]
+    Unreadable(Box<str>),
+    #[error("a reply to request {seq}, but only {sent} were sent")]
+    Unsent { seq: u64, sent: u64 },
+    #[error("a second reply to request {seq}")]
+    Duplicate { seq: u64 },
+    #[error("the reply to request {seq} names {named:?} instead of {id:?}")]
+    Crossed { seq: u64, id: Box<str>, named: Box<str> },
+    #[error("the reply to request {seq} came after that to {after}")]
+    Reordered { seq: u64, after: u64 },
+}
+
 /// An HTTP answer that refused the upgrade: the problem document's (RFC 9457) code and title, as far as it had them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server refused the connection: {status} {code}{}{detail}", if detail.is_empty() { "" } else { ": " })]
@@ -59,6 +74,8 @@ pub struct Refusal {
     pub detail: String,
     /// `Retry-After` in seconds or `retry_after_ms`, whichever is longer; unauthenticated, so only a hint.
     pub retry_after: Option<Duration>,
+    /// What the problem document says; `None` when the answer had none, so that it is not known to be Holdfast's.
+    pub retryable: Option<bool>,
 }
 
 impl Error {

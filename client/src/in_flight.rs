@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::Violation;
+
 /// `W` is whoever waits for the reply.
 #[derive(Debug)]
 pub(crate) struct InFlight<W> {
@@ -28,19 +30,6 @@ struct Slot<W> {
     bytes: usize,
     /// `None` for a one-way request: a reply (an error) may come, but nobody waits.
     waiter: Option<W>,
-}
-
-/// Why a reply is wrong: promise P2 or P3 was broken, or the peer is no Holdfast.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Violation {
-    #[error("a reply to request {seq}, but only {sent} were sent")]
-    Unsent { seq: u64, sent: u64 },
-    #[error("a second reply to request {seq}")]
-    Duplicate { seq: u64 },
-    #[error("the reply to request {seq} names {named:?} instead of {id:?}")]
-    Crossed { seq: u64, id: Box<str>, named: Box<str> },
-    #[error("the reply to request {seq} came after that to {after}")]
-    Reordered { seq: u64, after: u64 },
 }
 
 impl<W> InFlight<W> {

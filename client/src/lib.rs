@@ -40,7 +40,7 @@ mod tls;
 pub use backoff::Backoff;
 pub use builder::{Builder, TokenError};
 pub use device::{Device, PendingReply};
-pub use error::{Error, Refusal};
+pub use error::{Error, Refusal, Violation};
 pub use message::{Body, Push, Reply, Request};
 pub use state::{Counters, State, Welcome};
 pub use tls::Tls;

@@ -14,6 +14,8 @@ use support::Server;
 use tokio_tungstenite::tungstenite::Message;
 
 const NEVER: u64 = 60_000;
+/// Far above what any state takes: a test that waits for ever tells nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn echo() -> Request {
     Request::json("Demo", "Echo", raw("1"))
@@ -24,7 +26,9 @@ fn raw(json: &str) -> Box<RawValue> {
 }
 
 async fn until(device: &Device, what: impl FnMut(&State) -> bool) -> State {
-    device.watch_state().wait_for(what).await.unwrap().clone()
+    let mut state = device.watch_state();
+    let reached = tokio::time::timeout(PATIENCE, state.wait_for(what)).await;
+    reached.expect("the state comes in time").unwrap().clone()
 }
 
 async fn is_closed(device: &Device) -> Error {
@@ -122,7 +126,9 @@ async fn crossed_replies_end_the_connection_and_the_caller_hears_why() {
 async fn a_second_reply_and_an_early_one_are_violations() {
     for (expect_order, replies) in [(false, [(1, "a"), (1, "a")]), (true, [(2, "b"), (1, "a")])] {
         let server = Server::new().await;
+        let (seen, mut seqs) = tokio::sync::mpsc::unbounded_channel();
         let builder = server.builder().reconnect(false).expect_order(expect_order);
+        let builder = builder.on_reply(move |seq| seen.send(seq).unwrap());
         let (device, mut peer) = tokio::join!(builder.connect(), server.welcome(NEVER));
         let device = device.unwrap();
         let _pending = [
@@ -137,6 +143,9 @@ async fn a_second_reply_and_an_early_one_are_violations() {
         peer.next().await;
         drop(peer);
         assert!(matches!(is_closed(&device).await, Error::Protocol(_)));
+        for (seq, _) in replies {
+            assert_eq!(seqs.recv().await, Some(seq), "also the faulty one is seen");
+        }
     }
 }
 
@@ -276,7 +285,7 @@ async fn an_overload_is_tried_again_after_the_hint_and_a_bad_token_is_not() {
     server.refuse(&format!("{head}{body}")).await;
     let refused = Instant::now();
     server
-        .refuse("HTTP/1.1 401 Unauthorized\r\nContent-Length: 23\r\n\r\n{\"code\":\"token_expired\"}")
+        .refuse("HTTP/1.1 401 Unauthorized\r\nContent-Length: 42\r\n\r\n{\"code\":\"token_expired\",\"retryable\":false}")
         .await;
     assert!(refused.elapsed() >= Duration::from_millis(290));
     let error = is_closed(&device).await;

@@ -79,7 +79,8 @@ pub struct LimitsConfig {
 pub struct TimesConfig {
     /// TLS and the upgrade request. 10s by default.
     pub accept: Interval,
-    /// A backend's answer to BIND or LOGIN. 10s by default.
+    /// A backend's answer to BIND, LOGIN, LOGOUT or a control message. After that another backend is asked, once, or for
+    /// LOGOUT again and again at growing intervals. 10s by default.
     pub backend: Interval,
     /// How long a connecting device waits when no backend is attached. 5s by default.
     pub wait: Interval,

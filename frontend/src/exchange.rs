@@ -70,11 +70,28 @@ pub enum ToHub {
     BroadcastDone {
         peer: PeerId,
         number: u64,
-        written: u64,
-        dropped: u64,
+        counts: BroadcastCounts,
     },
     /// The shard has closed all its sessions and every LOGOUT was acknowledged, or it gave up waiting.
     Stopped,
+}
+
+/// What became of a push to all, in sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BroadcastCounts {
+    /// Their sockets took it.
+    pub written: u64,
+    pub dropped: u64,
+    /// Their sockets had not taken it when the wait for them was over.
+    pub unconfirmed: u64,
+}
+
+impl std::ops::AddAssign for BroadcastCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.written += other.written;
+        self.dropped += other.dropped;
+        self.unconfirmed += other.unconfirmed;
+    }
 }
 
 /// A session as the device index knows it.

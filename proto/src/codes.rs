@@ -164,6 +164,11 @@ impl ErrorCode {
     ];
 }
 
+/// Why a session ended that nobody of us closed, as LOGOUT says it beside the labels of [`CloseCode`]: the device sent a
+/// close message, or the transport broke without one.
+pub const CLOSED_BY_DEVICE: &str = "closed_by_device";
+pub const CONNECTION_LOST: &str = "connection_lost";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ pub mod ids;
 pub mod link;
 pub mod share;
 
-pub use codes::{CloseCode, ErrorCode};
+pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
 pub use ids::{
     DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId,
     Slot,

@@ -4,11 +4,12 @@
 
 mod binaries;
 mod config;
+mod control;
 mod group;
 mod node;
 mod supervised;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use group::Group;
 
 pub use binaries::locate;
 pub use config::{API_KEY, READ_KEY, Route};
+pub use control::Control;
 pub use node::Node;
 pub use supervised::{Following, Supervised, is_running, route, send};
 
@@ -38,6 +40,7 @@ pub struct Builder<'a> {
     backends: usize,
     frontend_settings: Settings,
     backend_settings: Settings,
+    shared_api: bool,
 }
 
 /// A running gateway.
@@ -51,6 +54,8 @@ pub struct Gateway {
     address: IpAddr,
     layout: Layout,
     backend_settings: Settings,
+    /// Handed down to every backend; nobody accepts from it here.
+    shared_api: Option<Arc<TcpListener>>,
     group: Group,
     _dir: TempDir,
 }
@@ -65,6 +70,7 @@ impl Gateway {
             backends: 1,
             frontend_settings: Vec::new(),
             backend_settings: Vec::new(),
+            shared_api: false,
         }
     }
 
@@ -79,6 +85,47 @@ impl Gateway {
         self.backends[index].restart().await;
         self.frontends_ready().await;
         index
+    }
+
+    /// Starts one more backend with further arguments and settings, and returns its index when it is attached to all
+    /// frontends. It may be one that does not serve its API.
+    pub async fn add_backend_as(&mut self, arguments: &[&str], settings: &[(&str, &str)]) -> usize {
+        let own = settings
+            .iter()
+            .map(|(path, value)| ((*path).to_owned(), (*value).into()));
+        let common = self.backend_settings.clone();
+        self.backend_settings.extend(own);
+        let index = self.add_backend_node();
+        self.backend_settings = common;
+        self.backends[index].arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        self.backends[index].start();
+        self.control(index).wait_ready().await;
+        index
+    }
+
+    /// The control socket of a backend.
+    pub fn control(&self, backend: usize) -> Control {
+        let name = &self.backends[backend].name;
+        Control {
+            socket: self.layout.control_dir().join(format!("{name}.sock")),
+        }
+    }
+
+    /// What a frontend says of itself and its backends.
+    pub async fn status(&self, frontend: usize) -> Value {
+        let url = format!("{}/status", self.frontends[frontend].url);
+        self.http.get(&url).await.expect("the frontend answers").json()
+    }
+
+    /// What a frontend says of one backend; null when it is not attached.
+    pub async fn status_of(&self, frontend: usize, backend: usize) -> Value {
+        let (status, name) = (self.status(frontend).await, &self.backends[backend].name);
+        let backends = status["backends"].as_array().expect("a list").iter();
+        backends
+            .filter(|b| b["name"] == name.as_str())
+            .next_back()
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Waits until every frontend is ready: a backend is attached.
@@ -148,9 +195,24 @@ impl Gateway {
         self.layout.write_routes(routes);
     }
 
+    /// Writes a routes file that no backend uses by itself, and gives its path.
+    pub fn write_other_routes(&self, name: &str, routes: &[Route]) -> String {
+        self.layout.write_routes_as(name, routes)
+    }
+
+    /// Writes a signing key beside the common one, and gives its path.
+    pub fn write_key(&self, name: &str, key: &[u8]) -> String {
+        self.layout.write_key(name, key)
+    }
+
     /// The path of a file in the gateway's directory: `ca.pem`, `routes.toml`, …
     pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.layout.dir.join(name)
+    }
+
+    /// Where the first frontend's link is, for a backend of the test's own.
+    pub fn link(&self) -> String {
+        self.layout.link(1)
     }
 
     /// Where the first frontend listens for devices.
@@ -173,11 +235,13 @@ impl Gateway {
     fn add_backend_node(&mut self) -> usize {
         let index = self.backends.len();
         let name = format!("backend{}", index + 1);
-        let api = free_port(self.address);
+        let shared = self.shared_api.as_ref().and_then(|l| l.local_addr().ok());
+        let api = shared.unwrap_or_else(|| free_port(self.address));
         let config = self
             .layout
             .write_backend(&name, self.frontends.len(), api, &self.backend_settings);
-        let node = self.node(name, "holdfast-backend", api, config);
+        let mut node = self.node(name, "holdfast-backend", api, config);
+        node.listener = self.shared_api.clone();
         self.backends.push(node);
         index
     }
@@ -189,6 +253,8 @@ impl Gateway {
             name,
             binary,
             config,
+            arguments: Vec::new(),
+            listener: None,
             group: self.group.id(),
             http: self.http.clone(),
             child: None,
@@ -224,6 +290,12 @@ impl Builder<'_> {
         self
     }
 
+    /// All backends inherit one listening socket for the API, as they do from a supervisor.
+    pub fn shared_api(mut self) -> Self {
+        self.shared_api = true;
+        self
+    }
+
     /// A setting of every frontend, by dotted path.
     pub fn frontend_set(mut self, path: &str, value: impl Into<toml::Value>) -> Self {
         self.frontend_settings.push((path.to_owned(), value.into()));
@@ -249,6 +321,10 @@ impl Builder<'_> {
         layout.write_shared(&certificates, &tokens, self.service.signing_key());
         layout.write_routes(&self.routes);
         let tls = certificates.client_config();
+        let address = own_address();
+        let shared_api = self
+            .shared_api
+            .then(|| Arc::new(TcpListener::bind((address, 0)).expect("a free port")));
         let mut gateway = Gateway {
             frontends: Vec::new(),
             backends: Vec::new(),
@@ -256,9 +332,10 @@ impl Builder<'_> {
             certificates,
             http: Http::default(),
             endpoints: Vec::new(),
-            address: own_address(),
+            address,
             layout,
             backend_settings: self.backend_settings,
+            shared_api,
             group: Group::new(),
             _dir: dir,
         };

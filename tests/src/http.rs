@@ -37,6 +37,8 @@ pub enum HttpError {
     Timeout,
     #[error("cannot reach it: {0}")]
     Connect(#[from] hyper_util::client::legacy::Error),
+    #[error("cannot reach the socket: {0}")]
+    Socket(#[from] std::io::Error),
     #[error("broke off: {0}")]
     Broken(#[from] hyper::Error),
 }
@@ -49,18 +51,34 @@ impl Default for Http {
     }
 }
 
+/// One request over a Unix socket, on a connection of its own.
+pub async fn send_unix(socket: &Path, request: Request<Bytes>) -> Result<Answer, HttpError> {
+    let exchange = async {
+        let stream = tokio::net::UnixStream::connect(socket).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let answer = read(sender.send_request(request.map(Full::new)).await?).await;
+        connection.abort();
+        answer
+    };
+    timeout(PATIENCE, exchange)
+        .await
+        .unwrap_or(Err(HttpError::Timeout))
+}
+
+async fn read(response: http::Response<hyper::body::Incoming>) -> Result<Answer, HttpError> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body,
+    })
+}
+
 impl Http {
     pub async fn send(&self, request: Request<Bytes>) -> Result<Answer, HttpError> {
-        let exchange = async {
-            let response = self.client.request(request.map(Full::new)).await?;
-            let (head, body) = response.into_parts();
-            let body = body.collect().await?.to_bytes();
-            Ok(Answer {
-                status: head.status,
-                headers: head.headers,
-                body,
-            })
-        };
+        let exchange = async { read(self.client.request(request.map(Full::new)).await?).await };
         timeout(PATIENCE, exchange)
             .await
             .unwrap_or(Err(HttpError::Timeout))

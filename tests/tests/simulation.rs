@@ -11,10 +11,14 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use holdfast_tests::sim::{Failure, Mutant, Options, Promise, Summary, run};
+use holdfast_tests::sim::{Crash, Failure, Mutant, Options, Promise, Summary, run};
 
-/// Seeds that once broke a promise, and why.
-const REGRESSIONS: [(u64, &str); 0] = [];
+/// Seeds that break a promise with a defect that there once was, and which. A seed shows the same world only as long as the
+/// simulation draws the same in the same order: `mutants/cores.toml` keeps such defects for longer.
+const REGRESSIONS: [(u64, &str); 1] = [(
+    5002,
+    "updates of one session side by side: a device was told of a state that was not kept",
+)];
 /// The same seeds each time; fresh ones are `holdfast-simulate`'s.
 const FIRST_SEED: u64 = 1;
 const SEEDS: u64 = 400;
@@ -28,13 +32,18 @@ fn number(variable: &str) -> Option<u64> {
 
 /// Runs the seeds on a few threads; gives what they came to, in any order, and the failures.
 fn run_all(seeds: &[u64], options: Options) -> (Vec<Summary>, Vec<Box<Failure>>) {
+    let cases: Vec<(u64, Options)> = seeds.iter().map(|seed| (*seed, options)).collect();
+    run_cases(&cases)
+}
+
+fn run_cases(cases: &[(u64, Options)]) -> (Vec<Summary>, Vec<Box<Failure>>) {
     let next = AtomicU64::new(0);
     let done = Mutex::new((Vec::new(), Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    let result = run(*seed, options);
+                while let Some((seed, options)) = cases.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let result = run(*seed, *options);
                     let mut done = done.lock().expect("no run panics with the lock held");
                     match result {
                         Ok(summary) => done.0.push(summary),
@@ -62,6 +71,14 @@ fn promises_hold_over_many_seeds() {
     let (summaries, failures) = run_all(&seeds, Options::default());
     assert_none(&failures);
     let total = |what: fn(&Summary) -> u64| summaries.iter().map(what).sum::<u64>();
+    let draws = total(|s| s.canary_draws) as f64;
+    let (got, wanted) = (
+        total(|s| s.canary_sessions) as f64,
+        total(|s| s.canary_hundredths) as f64 / 10_000.0,
+    );
+    println!("canaries were to get {wanted:.0} of {draws} devices and got {got}");
+    // Four standard deviations of so many draws, each with a probability of a half: more than shares can vary.
+    assert!((got - wanted).abs() <= 4.0 * (draws / 4.0).sqrt() && draws > 0.0);
     println!(
         "{} connections, {} requests, {} calls of which {} replays, {} pushes, {} faults",
         total(|s| s.connections),
@@ -80,6 +97,38 @@ fn promises_hold_over_seeds_that_once_broke_them() {
             panic!("again: {why}\n{failure}");
         }
     }
+}
+
+/// Worlds in which a process dies after each step, and how many steps that are.
+const CRASH_SEEDS: [u64; 3] = [2, 11, 30];
+const CRASH_STEPS: u64 = 400;
+
+#[test]
+fn promises_hold_whenever_a_process_dies() {
+    let crashes = (1..=CRASH_STEPS).flat_map(|step| [Crash::Backend { step }, Crash::Frontend { step }]);
+    let cases: Vec<(u64, Options)> = crashes
+        .flat_map(|crash| CRASH_SEEDS.map(|seed| (seed, crash)))
+        .map(|(seed, crash)| {
+            (
+                seed,
+                Options {
+                    crash: Some(crash),
+                    ..Options::default()
+                },
+            )
+        })
+        .collect();
+    let (summaries, failures) = run_cases(&cases);
+    if let Some(failure) = failures.first() {
+        panic!(
+            "{} crashes broke a promise; one of them, which no command replays:\n{failure}",
+            failures.len()
+        );
+    }
+    assert!(
+        summaries.iter().filter(|s| s.faults == 1).count() > cases.len() / 2,
+        "few processes died"
+    );
 }
 
 #[test]
@@ -177,15 +226,11 @@ fn swapped_replies_are_caught() {
 }
 
 /// Order has two guards: the backend's sequencer, on a link that keeps the order of what it carries, and the predecessor that
-/// each reply names. With the second forgotten the first still holds.
+/// each reply names. One is enough.
 #[test]
-fn a_forgotten_predecessor_alone_breaks_no_order() {
-    let (summaries, failures) = mutate(Mutant::ForgetOrder);
-    assert_none(&failures);
-    assert!(
-        summaries.iter().any(|summary| summary.bent > 0),
-        "no reply named a predecessor"
-    );
+fn replies_that_change_places_on_the_link_wait_for_their_predecessors() {
+    assert_defended(Mutant::Reorder);
+    assert_caught(Mutant::ReorderBlindly, &[Promise::InOrder]);
 }
 
 #[test]

@@ -18,7 +18,8 @@ pub trait Gateway: Send + Sync {
     /// there is no session and the device was not seen before.
     async fn presence(&self, device: DeviceId) -> Result<Presence, GatewayError>;
 
-    /// Closes the device's sessions; returns how many, 0 if it had none.
+    /// Closes the device's sessions; returns how many, 0 if it had none. [`GatewayError::Unconfirmed`] when a frontend did
+    /// not say in time what it closed.
     async fn close(&self, device: DeviceId) -> Result<u64, GatewayError>;
 
     fn readiness(&self) -> Readiness;
@@ -35,6 +36,10 @@ pub enum GatewayError {
     /// No frontend is attached. Answered with `503 unavailable`.
     #[error("no frontend is attached")]
     Unavailable { retry_after: Duration },
+    /// Some frontends did not answer: `closed` sessions were closed, and others may be left. Answered with
+    /// `503 unconfirmed`; asking again is safe.
+    #[error("{closed} sessions were closed, but a frontend did not answer: others may be left")]
+    Unconfirmed { closed: u64, retry_after: Duration },
     /// No room at the moment. Answered with `429 overloaded`.
     #[error("too much is under way")]
     Overloaded { retry_after: Duration },
@@ -106,9 +111,14 @@ pub enum PushStatus {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct PushCounts {
+    /// Sessions whose sockets took it.
     pub written: u64,
+    /// Sessions that did not get it.
     pub dropped: u64,
+    /// Sessions whose sockets had not taken it when the frontend stopped waiting: they may get it yet.
     pub unconfirmed: u64,
+    /// Frontends that did not say in time what became of it.
+    pub frontends_unconfirmed: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -100,6 +100,9 @@ impl From<GatewayError> for Problem {
             GatewayError::Unavailable { retry_after } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retry_after(retry_after)
             }
+            GatewayError::Unconfirmed { retry_after, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unconfirmed", detail).retry_after(retry_after)
+            }
             GatewayError::Overloaded { retry_after } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", detail).retry_after(retry_after)
             }

@@ -74,7 +74,8 @@ impl Gateway for FakeGateway {
             PushTarget::All => PushReport::Counts(PushCounts {
                 written: 3,
                 dropped: 1,
-                unconfirmed: 0,
+                unconfirmed: 2,
+                frontends_unconfirmed: 1,
             }),
         })
     }

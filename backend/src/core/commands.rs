@@ -1,14 +1,14 @@
 //! What a frontend sends, one frame at a time.
 
 use holdfast_proto::link::frames::{Bind, Login, QueryResult, Request, Sync, SyncPage};
-use holdfast_proto::link::{Class, Command, Incoming};
+use holdfast_proto::link::{Class, Command, Incoming, Origin};
 
-use super::{Action, Backend, LIFECYCLE_BACKLOG, Now};
-use crate::dispatch::{Arrival, BindStep, Malformed, handle_control, handle_update};
+use super::{Action, Backend, LIFECYCLE_BACKLOG, MAX_OWED_CLOSES, Now, SOURCE_CLOSE};
+use crate::dispatch::{Arrival, BindStep, Malformed, Replaced, handle_control, handle_update};
 use crate::link::LinkIndex;
 
 /// CLOSE frames for replaced sessions go to a link only while fewer frames than this wait there.
-const MAX_QUEUED_CLOSES: usize = 8192;
+const MAX_QUEUED_CLOSES: usize = MAX_OWED_CLOSES;
 
 type Charge = Option<(Class, u32)>;
 
@@ -88,15 +88,49 @@ impl Backend {
         let step = self.lifecycle.handle_login(login, frontend, now.unix_ms)?;
         self.metrics.count_login(step.replace.is_some());
         self.enqueue(link, step.answer, None);
-        let Some(close) = step.replace else { return Ok(()) };
+        let Some(replaced) = step.replace else {
+            return Ok(());
+        };
         for other in self.link_indexes().filter(|other| *other != link) {
-            if self.links[other.get()].attachment.queued(Class::Lifecycle) < MAX_QUEUED_CLOSES {
-                self.enqueue(other, close.clone(), None);
-            } else {
+            self.close_replaced(other, &replaced);
+        }
+        Ok(())
+    }
+
+    /// A link that is down gets it when it is back.
+    fn close_replaced(&mut self, link: LinkIndex, replaced: &Replaced) {
+        let owed = self.links[link.get()].closes.owe(replaced.clone());
+        let is_open = self.links[link.get()].attachment.is_open();
+        let has_room = self.links[link.get()].attachment.queued(Class::Lifecycle) < MAX_QUEUED_CLOSES;
+        match owed {
+            Ok(ticket) if is_open && has_room => {
+                self.send_close(link, ticket, replaced);
+            }
+            Ok(_) if !is_open => {}
+            Ok(_) | Err(_) => {
                 self.metrics.closes_dropped.inc();
             }
         }
-        Ok(())
+    }
+
+    fn send_close(&mut self, link: LinkIndex, ticket: u64, replaced: &Replaced) {
+        let origin = Origin {
+            source: SOURCE_CLOSE,
+            ticket,
+        };
+        self.enqueue(link, Command::Close(replaced.frame()), Some(origin));
+    }
+
+    /// The link is back: what it did not acknowledge before is said again, for it may not have arrived.
+    pub(super) fn repeat_closes(&mut self, link: LinkIndex) {
+        let owed = self.links[link.get()].closes.iter();
+        let owed: Vec<(u64, Replaced)> = owed
+            .map(|(ticket, replaced)| (ticket, replaced.clone()))
+            .collect();
+        self.metrics.closes_repeated.inc_by(owed.len() as u64);
+        for (ticket, replaced) in owed {
+            self.send_close(link, ticket, &replaced);
+        }
     }
 
     fn handle_query_result(&mut self, link: LinkIndex, result: QueryResult) -> Result<(), Malformed> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use holdfast_proto::link::LaneStats;
 use tracing::{debug, error, info, warn};
 
-use super::{Action, Backend, Now, Stop};
+use super::{Action, Backend, Link, Now, Stop};
 use crate::link::{LinkIndex, LinkState, Loss, LossReason, Step};
 
 impl Backend {
@@ -16,14 +16,17 @@ impl Backend {
                 self.metrics.stale_epoch.inc();
             }
             Step::Attached => {
-                let attachment = &mut self.links[link.get()].attachment;
+                self.repeat_closes(link);
+                let Link {
+                    attachment, report, ..
+                } = &mut self.links[link.get()];
                 if let Some(frontend) = attachment.frontend() {
-                    info!(
-                        link = link.get(),
-                        frontend = frontend.id.0,
-                        build = frontend.build,
-                        "attached"
-                    );
+                    let (link, id) = (link.get(), frontend.id.0);
+                    if report.on_attached() {
+                        info!(link, frontend = id, build = frontend.build, "attached");
+                    } else {
+                        debug!(link, frontend = id, "attached");
+                    }
                 }
                 if self.stop != Stop::No {
                     attachment.start_draining();
@@ -36,17 +39,7 @@ impl Backend {
 
     /// The epoch is over: nothing of it may have an effect any more.
     pub(super) fn on_loss(&mut self, link: LinkIndex, loss: &Loss, now: Now) {
-        match &loss.reason {
-            LossReason::Refused { .. } | LossReason::Protocol(_) | LossReason::Lane(_) => {
-                error!(link = link.get(), reason = %loss.reason, "link lost");
-            }
-            LossReason::Disconnected | LossReason::NoAnswer => {
-                debug!(link = link.get(), reason = %loss.reason, "link lost");
-            }
-            LossReason::Fenced | LossReason::Silent => {
-                warn!(link = link.get(), reason = %loss.reason, "link lost")
-            }
-        }
+        self.report_loss(link, &loss.reason, now.instant);
         self.metrics
             .fenced
             .inc_by(u64::from(loss.reason == LossReason::Fenced));
@@ -61,12 +54,27 @@ impl Backend {
         self.after_input();
     }
 
+    fn report_loss(&mut self, link: LinkIndex, reason: &LossReason, now: Instant) {
+        let is_news = self.links[link.get()].report.on_loss(reason.label(), now);
+        let link = link.get();
+        match reason {
+            _ if !is_news => debug!(link, %reason, "no link to the frontend"),
+            LossReason::Refused { .. } | LossReason::Protocol(_) | LossReason::Lane(_) => {
+                error!(link, %reason, "no link to the frontend");
+            }
+            LossReason::Disconnected | LossReason::NoAnswer | LossReason::Fenced | LossReason::Silent => {
+                warn!(link, %reason, "no link to the frontend");
+            }
+        }
+    }
+
     fn forget_link(&mut self, link: LinkIndex, now: Now) {
         self.requests.remove_link(link, now);
         self.lifecycle.remove_link(link);
         self.tracker.handle_link_lost(link);
         let state = &mut self.links[link.get()];
         state.held_back.clear();
+        state.closes.on_lost();
         (state.push_bytes, state.counted) = (0, LaneStats::default());
     }
 

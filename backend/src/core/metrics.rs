@@ -40,6 +40,8 @@ pub struct CoreMetrics {
     pub(super) malformed: Counter,
     pub(super) unanswered: Counter,
     pub(super) closes_dropped: Counter,
+    pub(super) closes_repeated: Counter,
+    pub(super) closes_owed: Gauge,
     pub(super) controls: Counter,
     pub(super) updates: Counter,
     pub(super) operations: Gauge,
@@ -84,6 +86,16 @@ impl CoreMetrics {
             "closes_dropped",
             "Closes of replaced sessions that found no room",
             m.closes_dropped.clone(),
+        );
+        registry.register(
+            "closes_repeated",
+            "Closes of replaced sessions said again to a frontend that re-attached",
+            m.closes_repeated.clone(),
+        );
+        registry.register(
+            "closes_owed",
+            "Closes of replaced sessions that frontends have not acknowledged",
+            m.closes_owed.clone(),
         );
         registry.register("controls", "Control messages answered", m.controls.clone());
         registry.register("updates", "Updates answered", m.updates.clone());

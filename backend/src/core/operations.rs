@@ -241,12 +241,13 @@ impl Backend {
                 self.report_presence(device, presence).map(ApiAnswer::Presence)
             }
             Outcome::Closed {
-                sessions: 0,
-                complete: false,
-            } => Err(GatewayError::Unavailable {
+                sessions,
+                complete: true,
+            } => Ok(ApiAnswer::Closed(sessions)),
+            Outcome::Closed { sessions: closed, .. } => Err(GatewayError::Unconfirmed {
+                closed,
                 retry_after: RETRY_AFTER,
             }),
-            Outcome::Closed { sessions, .. } => Ok(ApiAnswer::Closed(sessions)),
         }
     }
 

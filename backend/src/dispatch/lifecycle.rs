@@ -9,7 +9,7 @@ use holdfast_proto::link::frames::{
     SessionInfo, Welcomed, bound, close, logged_in,
 };
 use holdfast_proto::link::session_id;
-use holdfast_proto::{CloseCode, DeviceId, SessionId};
+use holdfast_proto::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, DeviceId, SessionId};
 use rustc_hash::FxHashMap;
 use serde_json::{Map, Value};
 
@@ -42,8 +42,30 @@ pub enum BindStep {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoginStep {
     pub answer: Command,
-    /// Closes the device's earlier sessions; for all other frontends.
-    pub replace: Option<Command>,
+    /// The device's earlier sessions are to be closed; for all other frontends.
+    pub replace: Option<Replaced>,
+}
+
+/// A device has logged in: its older sessions are over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    pub device: DeviceId,
+    /// Those whose login took effect before this, milliseconds since 1970.
+    pub before_ms: u64,
+    pub except: SessionId,
+}
+
+impl Replaced {
+    /// What a frontend is told.
+    pub fn frame(&self) -> Close {
+        Close {
+            number: 0,
+            target: Some(close::Target::Device(self.device.as_bytes().clone())),
+            before_ms: self.before_ms,
+            except: Some(self.except.into()),
+            code: CloseCode::Replaced as u32,
+        }
+    }
 }
 
 /// Admissions under way, and which devices were seen.
@@ -150,16 +172,14 @@ impl Lifecycle {
             login_ms: self.last_login_ms,
             blob: None,
         };
-        let close = Close {
-            number: 0,
-            target: Some(close::Target::Device(device.to_owned_bytes().as_bytes().clone())),
+        let replaced = Replaced {
+            device: device.to_owned_bytes(),
             before_ms: self.last_login_ms,
-            except: Some(id.into()),
-            code: CloseCode::Replaced as u32,
+            except: id,
         };
         Ok(LoginStep {
             answer: logged_in(id, logged_in::Result::Welcomed(welcomed)),
-            replace: Some(Command::Close(close)),
+            replace: Some(replaced),
         })
     }
 
@@ -173,6 +193,7 @@ impl Lifecycle {
         let known = CloseCode::ALL
             .into_iter()
             .map(CloseCode::label)
+            .chain([CLOSED_BY_DEVICE, CONNECTION_LOST])
             .find(|label| *label == logout.reason);
         Ok((
             Command::LoggedOut(LoggedOut { id: Some(id.into()) }),

@@ -176,9 +176,7 @@ fn only_who_says_hello_is_welcomed_and_earlier_sessions_are_replaced() {
         (welcomed.login_ms, &welcomed.welcome[..]),
         (5000, text.as_bytes())
     );
-    let Some(Command::Close(close)) = step.replace else {
-        panic!()
-    };
+    let close = step.replace.unwrap().frame();
     assert_eq!(
         (close.before_ms, close.except, close.code, close.number),
         (5000, Some(id(1).into()), 4000, 0)
@@ -244,6 +242,8 @@ fn logouts_are_always_answered_and_reasons_are_bounded() {
     for (reason, label) in [
         ("normal", "normal"),
         ("replaced", "replaced"),
+        ("closed_by_device", "closed_by_device"),
+        ("connection_lost", "connection_lost"),
         ("whatever", "other"),
     ] {
         let logout = Logout {

@@ -1,7 +1,7 @@
 //! Requests: from a frame to a call to a reply, in order and within bounds.
 //!
-//! A request is taken while fewer than `max_in_flight` are under way; others stay on their credit, so that the frontend
-//! stops sending. Once taken it gets exactly one answer, unless its link is lost: then it is somebody else's.
+//! A request is taken while fewer than `max_in_flight` are under way, of which each link has its share; others stay on their
+//! credit, so that the frontend stops sending. Once taken it gets exactly one answer, unless its link is lost: then it is somebody else's.
 
 mod plan;
 
@@ -19,6 +19,7 @@ use super::arrival::{Arrival, SMALL_PAYLOAD_BYTES, reply_frame};
 use super::event::ReplyTo;
 use super::metrics::RequestMetrics;
 use super::routes::{Ending, Place, RouteStates};
+use super::shares::{Room, Shares};
 use super::{Malformed, Now};
 use crate::link::LinkIndex;
 use crate::route::breaker::{Admission, BreakerSettings};
@@ -63,7 +64,7 @@ pub enum RequestOutput {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Requests {
-    max_in_flight: usize,
+    shares: Shares,
     table: Arc<RouteTable>,
     states: RouteStates,
     sequencer: Sequencer,
@@ -96,7 +97,7 @@ enum Stage {
 impl Requests {
     pub fn new(settings: RequestSettings, table: Arc<RouteTable>, metrics: RequestMetrics) -> Self {
         Self {
-            max_in_flight: settings.max_in_flight,
+            shares: Shares::new(settings.max_in_flight, settings.links),
             table,
             states: RouteStates::new(settings.breaker),
             sequencer: Sequencer::new(settings.links, settings.max_held_bytes),
@@ -115,7 +116,9 @@ impl Requests {
         if arrival.request.payload.len() <= SMALL_PAYLOAD_BYTES {
             arrival.request.payload = Bytes::copy_from_slice(&arrival.request.payload);
         }
-        if self.is_full() || !self.backlog[link.get()].is_empty() {
+        if !self.room().allows(self.sequencer.in_flight(link))
+            || self.backlog.iter().any(|waiting| !waiting.is_empty())
+        {
             if let Some(session) = &mut arrival.request.session {
                 session.device = Bytes::copy_from_slice(&session.device);
                 (session.principal, session.blob) = (Bytes::new(), Bytes::new());
@@ -202,12 +205,16 @@ impl Requests {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let call = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let waiting = self.backlog.iter().filter_map(VecDeque::front);
-        let backlog = waiting.filter_map(|arrival| {
-            if self.is_full() {
+        let (room, for_expired) = (self.room(), self.room_for_expired());
+        let backlog = (0..self.backlog.len()).filter_map(|n| {
+            let in_flight = self.sequencer.in_flight(LinkIndex::new(n));
+            let arrival = self.backlog[n].front()?;
+            if room.allows(in_flight) {
+                Some(arrival.at)
+            } else if for_expired.allows(in_flight) {
                 arrival.expires()
             } else {
-                Some(arrival.at)
+                None
             }
         });
         call.into_iter().chain(backlog).min()
@@ -232,8 +239,13 @@ impl Requests {
         self.sequencer.held_bytes()
     }
 
-    fn is_full(&self) -> bool {
-        self.sequencer.total_in_flight() >= self.max_in_flight
+    fn room(&self) -> Room {
+        self.shares.room(|of| self.sequencer.in_flight(of))
+    }
+
+    /// What has expired is answered although nothing else is taken; but not when the answers do not leave either.
+    fn room_for_expired(&self) -> Room {
+        self.shares.doubled().room(|of| self.sequencer.in_flight(of))
     }
 
     /// All that is due ends before places are given on: a waiting call that is due as well is not started for nothing.
@@ -259,22 +271,30 @@ impl Requests {
         keys.iter().for_each(|key| self.advance(key, now));
     }
 
-    /// One request per link in turn, so that no frontend starves another.
     fn drain_backlog(&mut self, now: Now) {
-        let links = self.backlog.len();
-        let mut skipped = 0;
-        while skipped < links {
-            self.turn = (self.turn + 1) % links;
-            let full = self.is_full();
-            let expired = |arrival: &mut Arrival| arrival.expires().is_some_and(|at| now.instant >= at);
-            match self.backlog[self.turn].pop_front_if(|arrival| !full || expired(arrival)) {
-                Some(arrival) => {
-                    skipped = 0;
-                    self.take(LinkIndex::new(self.turn), arrival, now);
-                }
-                None => skipped += 1,
-            }
+        while let Some(link) = self.next_link(now.instant)
+            && let Some(arrival) = self.backlog[link.get()].pop_front()
+        {
+            self.turn = link.get() + 1;
+            self.take(link, arrival, now);
         }
+    }
+
+    /// Of the links whose next request may be taken the one with the fewest under way; in turn when there are several.
+    fn next_link(&self, now: Instant) -> Option<LinkIndex> {
+        let links = self.backlog.len();
+        let in_turn = (0..links).map(|offset| LinkIndex::new((self.turn + offset) % links));
+        let (room, for_expired) = (self.room(), self.room_for_expired());
+        let may_be_taken = |link: &LinkIndex| {
+            let in_flight = self.sequencer.in_flight(*link);
+            self.backlog[link.get()].front().is_some_and(|arrival| {
+                let expired = arrival.expires().is_some_and(|at| now >= at);
+                room.allows(in_flight) || expired && for_expired.allows(in_flight)
+            })
+        };
+        in_turn
+            .filter(may_be_taken)
+            .min_by_key(|link| self.sequencer.in_flight(*link))
     }
 
     fn take(&mut self, link: LinkIndex, arrival: Arrival, now: Now) {

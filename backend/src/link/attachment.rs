@@ -169,6 +169,16 @@ impl Attachment {
         self.last_frontend.as_ref()
     }
 
+    /// Number of the last frame handed out in this epoch.
+    pub fn last_frame(&self) -> u64 {
+        self.lane().map_or(0, Lane::last_frame)
+    }
+
+    /// Number of the last frame of this epoch that the frontend has processed.
+    pub fn last_acknowledged_frame(&self) -> u64 {
+        self.lane().map_or(0, Lane::last_acknowledged_frame)
+    }
+
     pub fn stats(&self) -> LaneStats {
         self.lane().map(Lane::stats).unwrap_or_default()
     }

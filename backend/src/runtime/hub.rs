@@ -181,9 +181,11 @@ impl<S: Sockets> Hub<S> {
     fn on_result(&mut self, result: JobResult) {
         match result {
             JobResult::Authenticated { bind, result } => self.core.handle_authenticated(bind, result),
-            JobResult::CallDone { call, outcome } => {
+            JobResult::CallDone { call, called } => {
                 self.workers.on_call_done(call);
-                self.core.handle_call_done(call, outcome, now());
+                self.core.handle_call_done(call, called.outcome, now());
+                // From here on the core's own bound holds the reply.
+                drop(called.room);
             }
         }
     }

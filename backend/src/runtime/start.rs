@@ -30,7 +30,7 @@ use crate::metrics::{BUILD, new_registry};
 use crate::route::RouteTable;
 use crate::route::breaker::BreakerSettings;
 use crate::route::watch::{RouteMetrics, RouteWatcher};
-use crate::service::{ServiceMetrics, ServiceSettings, Signer, client_tls};
+use crate::service::{ReplyMemory, ServiceMetrics, ServiceSettings, Signer, client_tls};
 
 /// Why a backend did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,9 @@ impl Prepared {
             signer: Signer::load(&config.signing.key)?,
             tls: client_tls(config.service_ca.as_deref())?,
             metrics: ServiceMetrics::register(&mut registry),
+            memory: ReplyMemory::new(config.max_reply_memory_bytes),
         };
+        services.memory.register(&mut registry);
         let (watcher, routes) = RouteWatcher::start(&config.routes, RouteMetrics::register(&mut registry))?;
         let authenticator = Arc::new(JwtAuthenticator::new(TokenKeys::load(&config.token_keys)?));
         let keys = ApiKeys::load(&config.api_keys)?;

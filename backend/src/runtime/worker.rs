@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, LocalSet};
 
 use crate::auth::{Authenticator, Denied, Grant};
 use crate::dispatch::{BindId, CallId, MAX_AUTHENTICATIONS};
-use crate::service::{CallOutcome, ServiceClient, ServiceRequest, ServiceSettings};
+use crate::service::{Called, ServiceClient, ServiceRequest, ServiceSettings};
 
 /// How often each worker shows that it works.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -51,7 +51,7 @@ pub enum JobResult {
     },
     CallDone {
         call: CallId,
-        outcome: CallOutcome,
+        called: Called,
     },
 }
 
@@ -267,10 +267,10 @@ async fn run_call(
     results: mpsc::Sender<JobResult>,
     running: Rc<RefCell<HashMap<CallId, AbortHandle>>>,
 ) {
-    let outcome = Box::pin(client.call(*request)).await;
+    let called = Box::pin(client.call(*request)).await;
     running.borrow_mut().remove(&call);
     // The link thread is gone only when the process ends.
-    let _ = results.send(JobResult::CallDone { call, outcome }).await;
+    let _ = results.send(JobResult::CallDone { call, called }).await;
 }
 
 #[cfg(test)]

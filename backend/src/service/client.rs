@@ -14,9 +14,11 @@ use tracing::debug;
 
 use super::connect::Bounded;
 use super::headers::{self, Moment};
+use super::memory::ReplyMemory;
 use super::metrics::ServiceMetrics;
+use super::reply::{self, Limits};
 use super::sign::Signer;
-use super::{CallOutcome, FailureDetail, ServiceRequest, reply};
+use super::{CallOutcome, Called, FailureDetail, ReplyRoom, ServiceRequest};
 
 /// Longest wait for a TCP connection.
 const TCP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,6 +43,7 @@ pub struct ServiceSettings {
     /// From [`client_tls`](super::client_tls).
     pub tls: rustls::ClientConfig,
     pub metrics: ServiceMetrics,
+    pub memory: ReplyMemory,
 }
 
 /// Calls services over pooled connections. Use it on one runtime only; clones share the pool.
@@ -49,6 +52,7 @@ pub struct ServiceClient {
     http: Client<Bounded<HttpsConnector<HttpConnector>>, Full<Bytes>>,
     signer: Signer,
     metrics: ServiceMetrics,
+    memory: ReplyMemory,
 }
 
 impl ServiceClient {
@@ -75,29 +79,36 @@ impl ServiceClient {
             http,
             signer: settings.signer,
             metrics: settings.metrics,
+            memory: settings.memory,
         }
     }
 
     /// Makes one call, within the route's timeout. Dropping the future ends the call and closes its connection.
-    pub async fn call(&self, request: ServiceRequest) -> CallOutcome {
+    pub async fn call(&self, request: ServiceRequest) -> Called {
         let started = Instant::now();
         let in_progress = self.metrics.begin();
         let limit = request.route.timeout;
         let route = request.route.clone();
-        let outcome = match timeout(limit, self.exchange(request)).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(detail)) => detail.into(),
-            Err(_) => FailureDetail::Timeout.into(),
+        // The rest is for reading the body, or for saying in time that there was no room.
+        let room_by = started + limit / 8 * 7;
+        let (outcome, room) = match timeout(limit, self.exchange(request, room_by)).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(detail)) => (detail.into(), ReplyRoom::default()),
+            Err(_) => (FailureDetail::Timeout.into(), ReplyRoom::default()),
         };
         if let CallOutcome::Failed { detail, .. } = &outcome {
             debug!(route = %route.key, %detail, "a service call failed");
         }
         in_progress.end(&outcome, started.elapsed());
-        outcome
+        Called { outcome, room }
     }
 
-    async fn exchange(&self, request: ServiceRequest) -> Result<CallOutcome, FailureDetail> {
-        let (limit, binary) = (request.route.max_reply_bytes, request.binary);
+    async fn exchange(
+        &self,
+        request: ServiceRequest,
+        room_by: Instant,
+    ) -> Result<(CallOutcome, ReplyRoom), FailureDetail> {
+        let (route, binary) = (request.route.clone(), request.binary);
         let message = self.message(request)?;
         let response = self.http.request(message).await.map_err(|error| {
             if error.is_connect() {
@@ -106,7 +117,12 @@ impl ServiceClient {
                 FailureDetail::Broken
             }
         })?;
-        reply::read(response, limit, binary).await
+        let limits = Limits {
+            route: &route,
+            memory: &self.memory,
+            room_by,
+        };
+        reply::read(response, limits, binary).await
     }
 
     fn message(&self, request: ServiceRequest) -> Result<Request<Full<Bytes>>, FailureDetail> {
@@ -128,3 +144,7 @@ impl ServiceClient {
 #[cfg(test)]
 #[path = "client_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "client_memory_tests.rs"]
+mod memory_tests;

@@ -25,21 +25,32 @@ const KEY: [u8; 32] = [7; 32];
 const LIMIT: usize = 4096;
 
 fn client() -> ServiceClient {
+    client_with(ReplyMemory::new(1 << 20))
+}
+
+pub(super) fn client_with(memory: ReplyMemory) -> ServiceClient {
     ServiceClient::new(ServiceSettings {
         signer: Signer::from_hex(&"07".repeat(32)).unwrap(),
         tls: client_tls(None).unwrap(),
         metrics: ServiceMetrics::register(&mut new_registry()),
+        memory,
     })
 }
 
 fn route(url: &str, timeout: &str) -> Arc<Route> {
-    let text = format!(
-        "[[route]]\nnamespace=\"*\"\nname=\"*\"\nurl=\"{url}\"\ntimeout=\"{timeout}\"\nmax_reply_bytes={LIMIT}"
-    );
+    route_with(
+        "*",
+        url,
+        &format!("timeout=\"{timeout}\"\nmax_reply_bytes={LIMIT}"),
+    )
+}
+
+pub(super) fn route_with(name: &str, url: &str, limits: &str) -> Arc<Route> {
+    let text = format!("[[route]]\nnamespace=\"*\"\nname=\"{name}\"\nurl=\"{url}\"\n{limits}");
     RouteTable::parse(&text).unwrap().routes()[0].clone()
 }
 
-fn request(route: Arc<Route>) -> ServiceRequest {
+pub(super) fn request(route: Arc<Route>) -> ServiceRequest {
     ServiceRequest {
         route,
         namespace: "Demo".into(),
@@ -56,7 +67,7 @@ fn request(route: Arc<Route>) -> ServiceRequest {
     }
 }
 
-async fn serve(router: Router) -> String {
+pub(super) async fn serve(router: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -89,13 +100,17 @@ async fn call_raw(answer: impl Into<Vec<u8>>) -> CallOutcome {
     client()
         .call(request(route(&format!("http://{address}/"), "5s")))
         .await
+        .outcome
 }
 
 async fn call_axum(router: Router) -> CallOutcome {
-    client().call(request(route(&serve(router).await, "5s"))).await
+    client()
+        .call(request(route(&serve(router).await, "5s")))
+        .await
+        .outcome
 }
 
-fn failed(outcome: CallOutcome) -> (ErrorCode, FailureDetail, bool) {
+pub(super) fn failed(outcome: CallOutcome) -> (ErrorCode, FailureDetail, bool) {
     match outcome {
         CallOutcome::Failed {
             code,
@@ -166,7 +181,7 @@ async fn connections_are_reused_and_reopened_when_the_service_closed_them() {
     let (client, route) = (client(), route(&url, "5s"));
     for _ in 0..6 {
         assert_eq!(
-            client.call(request(route.clone())).await,
+            client.call(request(route.clone())).await.outcome,
             CallOutcome::Reply(Bytes::from_static(b"1"))
         );
     }
@@ -201,14 +216,14 @@ async fn other_statuses_are_errors_but_no_transport_failures() {
 #[tokio::test]
 async fn a_text_request_wants_json_and_a_binary_one_takes_anything() {
     let url = serve(Router::new().route("/svc", post(|| async { "hello" }))).await;
-    let text = client().call(request(route(&url, "5s"))).await;
+    let text = client().call(request(route(&url, "5s"))).await.outcome;
     assert_eq!(failed(text), (ErrorCode::BadReply, FailureDetail::NotJson, false));
     let binary = ServiceRequest {
         binary: true,
         ..request(route(&url, "5s"))
     };
     assert_eq!(
-        client().call(binary).await,
+        client().call(binary).await.outcome,
         CallOutcome::Reply(Bytes::from_static(b"hello"))
     );
 }
@@ -244,7 +259,7 @@ async fn replies_are_taken_up_to_the_limit_and_not_beyond() {
 async fn a_service_that_hangs_times_out() {
     let hang = || async { std::future::pending::<()>().await };
     let url = serve(Router::new().route("/svc", post(hang))).await;
-    let outcome = client().call(request(route(&url, "50ms"))).await;
+    let outcome = client().call(request(route(&url, "50ms"))).await.outcome;
     assert_eq!(
         failed(outcome),
         (ErrorCode::UpstreamTimeout, FailureDetail::Timeout, true)
@@ -262,7 +277,7 @@ async fn a_body_that_never_ends_times_out() {
         }))
     };
     let url = serve(Router::new().route("/svc", post(trickle))).await;
-    let outcome = client().call(request(route(&url, "50ms"))).await;
+    let outcome = client().call(request(route(&url, "50ms"))).await.outcome;
     assert_eq!(failed(outcome).0, ErrorCode::UpstreamTimeout);
 }
 
@@ -298,10 +313,10 @@ async fn a_written_request_is_not_sent_twice() {
     });
     let (client, route) = (client(), route(&url, "5s"));
     assert_eq!(
-        client.call(request(route.clone())).await,
+        client.call(request(route.clone())).await.outcome,
         CallOutcome::Reply(Bytes::from_static(b"1"))
     );
-    let outcome = client.call(request(route)).await;
+    let outcome = client.call(request(route)).await.outcome;
     assert_eq!(failed(outcome).0, ErrorCode::UpstreamUnavailable);
     assert_eq!(requests.load(Ordering::SeqCst), 2);
 }
@@ -314,7 +329,7 @@ async fn a_refused_connection_and_an_unknown_host_are_transport_failures() {
         .local_addr()
         .unwrap();
     for url in [format!("http://{unused}/"), "http://host.invalid/".to_owned()] {
-        let outcome = client().call(request(route(&url, "5s"))).await;
+        let outcome = client().call(request(route(&url, "5s"))).await.outcome;
         assert_eq!(
             failed(outcome),
             (ErrorCode::UpstreamUnavailable, FailureDetail::Connect, true)
@@ -357,7 +372,7 @@ async fn https_trusts_the_given_authority_only() {
     });
     let route = route(&format!("https://localhost:{port}/"), "5s");
     assert_eq!(
-        failed(client().call(request(route.clone())).await).1,
+        failed(client().call(request(route.clone())).await.outcome).1,
         FailureDetail::Connect
     );
     let metrics = ServiceMetrics::register(&mut new_registry());
@@ -365,7 +380,8 @@ async fn https_trusts_the_given_authority_only() {
         signer: Signer::from_hex(&"07".repeat(32)).unwrap(),
         tls: client_tls(Some(&path)).unwrap(),
         metrics,
+        memory: ReplyMemory::new(1 << 20),
     };
-    let outcome = ServiceClient::new(settings).call(request(route)).await;
+    let outcome = ServiceClient::new(settings).call(request(route)).await.outcome;
     assert_eq!(outcome, CallOutcome::Reply(Bytes::from_static(b"{\"tls\":true}")));
 }

@@ -90,10 +90,10 @@ fn write_event(values: &mut Values, request: &ServiceRequest) -> Result<(), Unse
     }
     let namespace = utf8_percent_encode(&request.namespace, CLOUDEVENTS);
     let name = utf8_percent_encode(&request.name, CLOUDEVENTS);
-    values.add(
-        CE_SOURCE,
-        format_args!("/holdfast/{}", request.session.parts().frontend.0),
-    )?;
+    // A device numbers its events itself, so only with it in the source is the pair of source and id its own (CloudEvents
+    // section "REQUIRED Attributes"). Its characters need no encoding in a path.
+    let frontend = request.session.parts().frontend.0;
+    values.add(CE_SOURCE, format_args!("/holdfast/{frontend}/{}", request.device))?;
     values.add(CE_TYPE, format_args!("{namespace}.{name}"))?;
     values.add(CE_SUBJECT, format_args!("{}", request.device))?;
     values.add(CE_TIME, format_args!("{}", Rfc3339(request.received_at)))?;
@@ -220,7 +220,7 @@ mod tests {
             ("content-type", "application/json"),
             ("ce-specversion", "1.0"),
             ("ce-id", "req-1"),
-            ("ce-source", "/holdfast/1"),
+            ("ce-source", "/holdfast/1/speaker-1"),
             ("ce-type", "Weather.Query"),
             ("ce-subject", "speaker-1"),
             ("ce-time", "2026-01-31T09:05:07.042Z"),

@@ -64,10 +64,10 @@ pub(crate) fn run(dir: &Path, args: &UpArgs) -> Result<ExitCode> {
 }
 
 /// Ctrl-C, SIGTERM, and the terminal's end.
-struct StopSignals([Signal; 3]);
+pub(crate) struct StopSignals([Signal; 3]);
 
 impl StopSignals {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("signals");
         Ok(Self([
             listen(SignalKind::interrupt())?,
@@ -76,7 +76,7 @@ impl StopSignals {
         ]))
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}

@@ -14,7 +14,7 @@ use super::{Connection, Phase};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::message::{self, Incoming};
 use crate::state::Counters;
-use crate::{Error, Reply, Welcome};
+use crate::{Error, Reply, Violation, Welcome};
 
 impl Connection<'_> {
     pub(super) fn handle_message(&mut self, message: Message) -> Result<(), End> {
@@ -47,7 +47,7 @@ impl Connection<'_> {
             Ok(Incoming::Welcome(welcome)) => self.handle_welcome(welcome),
             Ok(Incoming::Goodbye(goodbye)) => self.link.goodbye = Some(goodbye),
             Ok(Incoming::OtherControl) => {}
-            Err(what) => self.give_up(what),
+            Err(what) => self.give_up(Violation::Unreadable(what.into())),
         }
         Ok(())
     }
@@ -70,24 +70,26 @@ impl Connection<'_> {
     }
 
     fn handle_reply(&mut self, seq: u64, reply_to: Option<&str>, result: Result<Reply, Error>) {
+        if let Some(handler) = &self.settings.on_reply {
+            handler(seq);
+        }
         match self.link.in_flight.handle_reply(seq, reply_to) {
             Ok(Some(waiting)) => drop(waiting.sender.send(result)),
             Ok(None) => {}
             Err((violation, waiting)) => {
-                let what = violation.to_string();
                 if let Some(waiting) = waiting {
-                    drop(waiting.sender.send(Err(Error::Protocol(what.clone()))));
+                    drop(waiting.sender.send(Err(Error::Protocol(violation.clone()))));
                 }
-                self.give_up(what);
+                self.give_up(violation);
             }
         }
     }
 
     /// The server broke the protocol: counted, and the connection closed.
-    fn give_up(&mut self, what: String) {
+    fn give_up(&mut self, violation: Violation) {
         Counters::add(&self.observer.counters.violations);
-        tracing::debug!(what, "protocol error");
-        self.begin_close(CloseCode::Protocol, End::broken(Error::Protocol(what)));
+        tracing::debug!(%violation, "protocol error");
+        self.begin_close(CloseCode::Protocol, End::broken(Error::Protocol(violation)));
     }
 
     fn handle_close(&mut self, frame: Option<CloseFrame>) {

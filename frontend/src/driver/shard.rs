@@ -216,8 +216,10 @@ async fn timers(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
             continue;
         };
         tokio::select! {
-            () = tokio::time::sleep_until(next.into()) => {}
-            () = wakes.timer.notified() => {}
+            // A process that was stopped may hear its clock before its sockets: devices that spoke are heard first, for yielding
+            // polls the sockets and runs whoever they wake.
+            () = tokio::time::sleep_until(next.into()) => tokio::task::yield_now().await,
+            () = wakes.timer.notified() => continue,
         }
         let mut shard = shard.borrow_mut();
         shard.on_timer(Instant::now());

@@ -73,10 +73,9 @@ impl Frontend {
         let (to_hub, from_shards) = mpsc::unbounded_channel();
         let mut to_shards: ToShards = Vec::new();
         let mut shard_metrics = Vec::new();
-        for index in 0..config.shards {
-            let index = u8::try_from(index).unwrap_or(u8::MAX);
+        for index in shard_ids(config) {
             let metrics = ShardMetrics::default();
-            let label = ("shard".into(), index.to_string().into());
+            let label = ("shard".into(), index.0.to_string().into());
             metrics.register(registry.sub_registry_with_label(label));
             shard_metrics.push(metrics.clone());
             let (sender, receiver) = mpsc::unbounded_channel();
@@ -84,7 +83,7 @@ impl Frontend {
             let shard = ShardConfig {
                 frontend: FrontendId(config.frontend_id),
                 epoch: data.epoch,
-                shard: ShardId(index),
+                shard: index,
                 seed: rand::random(),
                 ..config.shard()
             };
@@ -153,6 +152,11 @@ struct ShardParts {
     tls: Arc<rustls::ServerConfig>,
     to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
     from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
+}
+
+/// The configuration allows no more shards than an id can name.
+fn shard_ids(config: &Config) -> impl Iterator<Item = ShardId> {
+    (0..config.shards).map(|index| ShardId(u8::try_from(index).unwrap_or(u8::MAX)))
 }
 
 fn hub_config(config: &Config, epoch: holdfast_proto::FrontendEpoch) -> HubConfig {

@@ -312,12 +312,15 @@ impl Hub {
             self.metrics.paused.inc();
             for peer in &mut self.peers {
                 peer.lane.restart_clocks(now);
+                peer.moved.1 = now;
             }
         }
-        let verdicts = self
-            .peers
-            .iter()
-            .filter_map(|p| Some((p.id, p.stage, p.lane.check(now)?)));
+        let limit = self.config.lane.progress_timeout;
+        let verdicts = self.peers.iter_mut().filter_map(|p| {
+            let clogged = limit.is_some_and(|limit| p.is_clogged(now, limit));
+            let gone = p.lane.check(now).or(clogged.then_some(Gone::Stuck))?;
+            Some((p.id, p.stage, gone))
+        });
         for (id, stage, gone) in verdicts.collect::<Vec<_>>() {
             match (stage, gone) {
                 (Stage::Done, _) => self.forget(id),

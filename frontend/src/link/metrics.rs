@@ -88,6 +88,10 @@ impl LinkMetrics {
             "Backends that could not be spoken with",
             self.refused.clone(),
         );
+        self.register_traffic(r);
+    }
+
+    fn register_traffic(&self, r: &mut Registry) {
         r.register(
             "stale_epoch",
             "Batches dropped because their epoch is over",

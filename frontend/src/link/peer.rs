@@ -1,7 +1,7 @@
 //! One attachment of one backend.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::Share;
@@ -9,7 +9,7 @@ use holdfast_proto::link::{Class, Lane, LaneStats, Origin};
 use rustc_hash::FxHashMap;
 
 use super::status::{HandOver, HandOverKind, PeerStatus, Work};
-use crate::exchange::{PeerId, SentTickets, Ticket};
+use crate::exchange::{BroadcastCounts, PeerId, SentTickets, Ticket};
 
 /// Where an attachment stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,8 @@ pub(super) struct Peer {
     pub(super) broadcasts: FxHashMap<u64, Broadcast>,
     /// What of the lane's statistics was counted already.
     pub(super) counted: LaneStats,
+    /// Lifecycle frames that had gone out when some last did, and when that was.
+    pub(super) moved: (u64, Instant),
 }
 
 /// What was given to the lane.
@@ -93,6 +95,7 @@ pub(super) struct Outgoing {
     pub(super) sent: Vec<SentTickets>,
     /// Bytes of answers that wait for the backend's credit.
     answers: u64,
+    lifecycle_frames: u64,
 }
 
 /// Bytes of answers that may wait for a backend's credit. Work is bounded by the sessions' windows; answers are asked for by
@@ -109,6 +112,7 @@ impl Outgoing {
         Self {
             sent: vec![SentTickets::default(); usize::from(shards)],
             answers: 0,
+            lifecycle_frames: 0,
         }
     }
 
@@ -126,6 +130,7 @@ impl Outgoing {
     }
 
     pub(super) fn on_sent(&mut self, class: Class, Origin { source, ticket }: Origin) {
+        self.lifecycle_frames += u64::from(class == Class::Lifecycle);
         if source == ANSWERS {
             self.answers = self.answers.saturating_sub(ticket);
         } else if let Some(tickets) = self.sent.get_mut(usize::from(source)) {
@@ -138,8 +143,7 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(super) struct Broadcast {
     pub(super) shards: usize,
-    pub(super) written: u64,
-    pub(super) dropped: u64,
+    pub(super) counts: BroadcastCounts,
 }
 
 impl Peer {
@@ -184,6 +188,16 @@ impl Peer {
     pub(super) fn seed(&self) -> u64 {
         let boot = self.lane.remote().boot;
         (boot >> 64) as u64 ^ boot as u64
+    }
+
+    /// Whether lifecycle frames have waited for so long without one of them going out. A backend answers them at once, so one
+    /// that takes none does not do its work; and what waits for it here would grow for as long as it does not.
+    pub(super) fn is_clogged(&mut self, now: Instant, limit: Duration) -> bool {
+        let gone_out = self.outgoing.lifecycle_frames;
+        if self.lane.queued(Class::Lifecycle) == 0 || gone_out != self.moved.0 {
+            self.moved = (gone_out, now);
+        }
+        now >= self.moved.1 + limit
     }
 
     /// No frame that carries work waits to go out.

@@ -26,7 +26,7 @@ pub struct ShardConfig {
     pub output_pushes: usize,
     /// How long the transport's set-up may take.
     pub accept_timeout: Duration,
-    /// How long a backend may take to answer BIND or LOGIN.
+    /// How long a backend may take to answer BIND, LOGIN, LOGOUT or a control message before another one is asked.
     pub backend_timeout: Duration,
     /// How long a connecting device waits for a backend (P6).
     pub wait_limit: Duration,

@@ -11,6 +11,11 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FrameLabel {
+    pub frame: &'static str,
+}
+
 /// Counters of one shard; clones share them. Each shard has its own, so that no two threads write one cache line.
 #[derive(Debug, Clone, Default)]
 pub struct ShardMetrics {
@@ -28,6 +33,8 @@ pub struct ShardMetrics {
     pub stalls: Counter,
     pub pushes_written: Counter,
     pub pushes_dropped: Family<ReasonLabel, Counter>,
+    pub pushes_unconfirmed: Counter,
+    pub repeated_frames: Family<FrameLabel, Counter>,
     pub refused: Family<ReasonLabel, Counter>,
     pub closed: Family<ReasonLabel, Counter>,
 }
@@ -74,15 +81,11 @@ impl ShardMetrics {
             "Times a full window stopped the reading",
             self.stalls.clone(),
         );
+        self.register_pushes(r);
         r.register(
-            "pushes_written",
-            "Pushes that a socket took",
-            self.pushes_written.clone(),
-        );
-        r.register(
-            "pushes_dropped",
-            "Pushes not written, by reason",
-            self.pushes_dropped.clone(),
+            "repeated_frames",
+            "Frames asked again because a backend that is there did not answer them, by command",
+            self.repeated_frames.clone(),
         );
         r.register(
             "refused",
@@ -98,8 +101,30 @@ impl ShardMetrics {
         );
     }
 
+    fn register_pushes(&self, r: &mut Registry) {
+        r.register(
+            "pushes_written",
+            "Pushes that a socket took",
+            self.pushes_written.clone(),
+        );
+        r.register(
+            "pushes_dropped",
+            "Pushes not written, by reason",
+            self.pushes_dropped.clone(),
+        );
+        r.register(
+            "pushes_unconfirmed",
+            "Pushes to all that sockets had not taken when the wait for them was over",
+            self.pushes_unconfirmed.clone(),
+        );
+    }
+
     pub(super) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(super) fn repeated(&self, frame: &'static str) {
+        self.repeated_frames.get_or_create(&FrameLabel { frame }).inc();
     }
 
     pub(super) fn closed(&self, reason: &'static str) {

@@ -80,11 +80,6 @@ impl Roster {
         }
     }
 
-    /// Whether any peer takes work.
-    pub(super) fn is_serving(&self) -> bool {
-        self.peers.iter().any(Peer::takes_work)
-    }
-
     /// The peer that takes work for `key`; `None` when none takes any. Without a full member canaries take all.
     pub(super) fn choose(&self, key: &[u8]) -> Option<PeerId> {
         let mut serving = self.peers.iter().filter(|p| p.takes_work());

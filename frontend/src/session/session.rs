@@ -84,6 +84,8 @@ pub(super) struct Control {
     pub(super) update: bool,
     pub(super) text: Bytes,
     pub(super) delivery: Delivery,
+    /// When it was last given to a backend.
+    pub(super) since: Instant,
     /// How often its blob write came too late.
     pub(super) conflicts: u8,
 }

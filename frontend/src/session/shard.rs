@@ -5,6 +5,7 @@ mod device;
 mod frames_in;
 mod peers;
 mod push;
+mod repeat;
 mod timers;
 mod usage;
 mod write;
@@ -287,7 +288,7 @@ impl Shard {
         }
         let before_online = matches!(session.state, State::Binding(_) | State::LoggingIn(_));
         let was_online = matches!(session.state, State::Online);
-        let owes_logout = session.state.on_closed(reason).unwrap_or(false);
+        let owes_logout = session.state.on_closed(now, reason).unwrap_or(false);
         let (id, device) = (session.id, session.device.clone());
         self.set_waiting(self.waiting - u32::from(before_online));
         self.metrics.closed(reason.label());

@@ -14,5 +14,7 @@ mod harness;
 mod life;
 #[path = "shard/tests/push.rs"]
 mod push;
+#[path = "shard/tests/repeat.rs"]
+mod repeat;
 #[path = "shard/tests/requests.rs"]
 mod requests;

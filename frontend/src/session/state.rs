@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use holdfast_proto::CloseCode;
+use holdfast_proto::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode};
 
 use crate::exchange::{PeerId, Ticket, Track};
 
@@ -18,7 +18,7 @@ use crate::exchange::{PeerId, Ticket, Track};
 pub struct Delivery {
     /// `None` while no backend could be given it.
     pub with: Option<(PeerId, Ticket)>,
-    /// Backends that were lost while they had it.
+    /// Backends that were lost while they had it, or did not answer it in time.
     pub attempt: u32,
 }
 
@@ -33,9 +33,16 @@ impl Delivery {
         let Some((_, ticket)) = self.with.filter(|(with, _)| *with == peer) else {
             return false;
         };
-        self.attempt += u32::from(was_sent(track, ticket));
+        self.attempt = self.attempt.saturating_add(was_sent(track, ticket).into());
         self.with = None;
         true
+    }
+
+    /// The peer that has it does not answer: it is taken for lost there. Gives that peer.
+    pub fn on_unanswered(&mut self) -> Option<PeerId> {
+        let (peer, _) = self.with.take()?;
+        self.attempt = self.attempt.saturating_add(1);
+        Some(peer)
     }
 }
 
@@ -62,6 +69,8 @@ pub struct LoggingIn {
 pub struct Closing {
     pub reason: CloseReason,
     pub delivery: Delivery,
+    /// When LOGOUT was last given to a backend.
+    pub since: Instant,
     /// The device index held this session.
     pub was_online: bool,
 }
@@ -81,8 +90,8 @@ impl CloseReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::Closed(code) => code.label(),
-            Self::ByDevice => "closed_by_device",
-            Self::Lost => "connection_lost",
+            Self::ByDevice => CLOSED_BY_DEVICE,
+            Self::Lost => CONNECTION_LOST,
         }
     }
 }
@@ -166,7 +175,7 @@ impl State {
     }
 
     /// Ends the session. True when LOGOUT is owed: a backend may have seen its LOGIN.
-    pub fn on_closed(&mut self, reason: CloseReason) -> Result<bool, IllegalTransition> {
+    pub fn on_closed(&mut self, now: Instant, reason: CloseReason) -> Result<bool, IllegalTransition> {
         let was_online = match self {
             Self::Closing(_) => return Err(self.illegal("on_closed")),
             Self::Accepted { .. } | Self::Binding(_) | Self::Challenging { .. } => return Ok(false),
@@ -177,6 +186,7 @@ impl State {
         *self = Self::Closing(Box::new(Closing {
             reason,
             delivery: Delivery::default(),
+            since: now,
             was_online,
         }));
         Ok(true)
@@ -219,6 +229,7 @@ mod tests {
             State::Closing(Box::new(Closing {
                 reason: CloseReason::Lost,
                 delivery: sent,
+                since: now,
                 was_online: true,
             })),
         ]
@@ -232,7 +243,9 @@ mod tests {
             ("bound", |s| s.on_bound(Instant::now())),
             ("greeted", |s| s.on_greeted(Instant::now(), Bytes::new())),
             ("welcomed", State::on_welcomed),
-            ("closed", |s| s.on_closed(CloseReason::ByDevice).map(|_| ())),
+            ("closed", |s| {
+                s.on_closed(Instant::now(), CloseReason::ByDevice).map(|_| ())
+            }),
         ];
         let mut table = String::new();
         for index in 0..states().len() {
@@ -282,7 +295,7 @@ closing closed -
     fn only_a_session_whose_login_was_tried_owes_a_logout() {
         let owes: Vec<_> = states()
             .iter_mut()
-            .map(|s| s.on_closed(CloseReason::Lost).unwrap_or(false))
+            .map(|s| s.on_closed(Instant::now(), CloseReason::Lost).unwrap_or(false))
             .collect();
         assert_eq!(owes, [false, false, false, true, true, false]);
     }

@@ -219,6 +219,11 @@ impl Lane {
         self.sent
     }
 
+    /// Number of the last frame handed out that the other end has acknowledged.
+    pub fn last_acknowledged_frame(&self) -> u64 {
+        self.sent_acknowledged
+    }
+
     /// Number of the last frame received.
     pub fn last_received_frame(&self) -> u64 {
         self.received

@@ -66,12 +66,11 @@ pub(super) struct Layout {
 impl Layout {
     /// Writes what all processes share.
     pub(super) fn write_shared(&self, certificates: &Certificates, tokens: &TokenKey, signing_key: &[u8]) {
-        let hex: String = signing_key.iter().map(|byte| format!("{byte:02x}")).collect();
         self.write("ca.pem", &certificates.ca_pem);
         self.write("cert.pem", &certificates.chain_pem);
         self.write("key.pem", &certificates.key_pem);
         self.write("token_keys.pem", &tokens.public_pem());
-        self.write("signing.key", &hex);
+        self.write_key("signing.key", signing_key);
         let keys = format!(
             "[[key]]\nid = \"ops\"\nsecret = \"{API_KEY}\"\nscopes = [\"push\", \"read\", \"admin\"]\n\n\
              [[key]]\nid = \"reader\"\nsecret = \"{READ_KEY}\"\nscopes = [\"read\"]\n"
@@ -79,15 +78,28 @@ impl Layout {
         self.write("api_keys.toml", &keys);
     }
 
+    /// Writes a key in hex and gives its path.
+    pub(super) fn write_key(&self, name: &str, key: &[u8]) -> String {
+        let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.write(name, &hex);
+        self.dir.join(name).display().to_string()
+    }
+
     /// Replaces the routes in one step, as an operator should.
     pub(super) fn write_routes(&self, routes: &[Route]) {
+        self.write_routes_as("routes.toml", routes);
+    }
+
+    pub(super) fn write_routes_as(&self, name: &str, routes: &[Route]) -> String {
         #[derive(Serialize)]
         struct Routes<'a> {
             route: &'a [Route],
         }
         let text = toml::to_string(&Routes { route: routes }).expect("routes serialise");
-        self.write("routes.toml.new", &text);
-        fs::rename(self.dir.join("routes.toml.new"), self.dir.join("routes.toml")).expect("a rename");
+        let (new, path) = (format!("{name}.new"), self.dir.join(name));
+        self.write(&new, &text);
+        fs::rename(self.dir.join(new), &path).expect("a rename");
+        path.display().to_string()
     }
 
     pub(super) fn write_frontend(
@@ -121,6 +133,7 @@ impl Layout {
         let links: Vec<Value> = (1..=frontends).map(|n| self.link(n).into()).collect();
         let mut config = Table::new();
         set(&mut config, "name", name.into());
+        set(&mut config, "control_dir", text(&self.control_dir()));
         set(&mut config, "frontends", links.into());
         set(&mut config, "api", api.to_string().into());
         set(&mut config, "api_keys", text(&self.dir.join("api_keys.toml")));
@@ -128,6 +141,11 @@ impl Layout {
         set(&mut config, "routes", text(&self.dir.join("routes.toml")));
         set(&mut config, "signing.key", text(&self.dir.join("signing.key")));
         self.write_config(&format!("{name}.toml"), config, settings)
+    }
+
+    /// Where the backends' control sockets are.
+    pub(super) fn control_dir(&self) -> PathBuf {
+        self.dir.join("control")
     }
 
     fn write_config(&self, name: &str, mut config: Table, settings: &Settings) -> PathBuf {
@@ -138,7 +156,7 @@ impl Layout {
         self.dir.join(name)
     }
 
-    fn link(&self, frontend: usize) -> String {
+    pub(super) fn link(&self, frontend: usize) -> String {
         format!(
             "ipc://{}",
             self.dir.join(format!("link{frontend}/frontend.sock")).display()

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -26,6 +28,8 @@ const POLL: Duration = Duration::from_millis(10);
 const LOG_TAIL_LINES: usize = 60;
 /// How long a failing test waits for a process's metrics.
 const LAST_LOOK: Duration = Duration::from_millis(500);
+/// The first descriptor that is handed down (sd_listen_fds).
+const FIRST_LISTEN_FD: i32 = 3;
 /// Log filter of the processes under test, when `HOLDFAST_TEST_LOG` does not set another.
 const LOG_FILTER: &str = "info";
 
@@ -36,6 +40,9 @@ pub struct Node {
     pub url: String,
     pub(super) binary: &'static str,
     pub(super) config: PathBuf,
+    pub(super) arguments: Vec<String>,
+    /// Handed down as descriptor 3, as systemd does (`LISTEN_FDS`).
+    pub(super) listener: Option<Arc<TcpListener>>,
     pub(super) log: PathBuf,
     pub(super) group: i32,
     pub(super) http: Http,
@@ -54,16 +61,27 @@ impl Node {
             .open(&self.log)
             .expect("a log file opens");
         let filter = std::env::var("HOLDFAST_TEST_LOG").unwrap_or_else(|_| LOG_FILTER.to_owned());
-        let mut command = Command::new(locate(self.binary));
+        let mut command = std::process::Command::new(locate(self.binary));
         command
             .arg("--config")
             .arg(&self.config)
+            .args(&self.arguments)
             .env("HOLDFAST_LOG", filter);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file clones"))
             .stderr(log);
-        command.process_group(self.group).kill_on_drop(true);
+        command.process_group(self.group);
+        if let Some(listener) = &self.listener {
+            let parent_fd = listener.try_clone().expect("a socket clones").into();
+            let child_fd = FIRST_LISTEN_FD;
+            command.env("LISTEN_FDS", "1");
+            command
+                .fd_mappings(vec![FdMapping { parent_fd, child_fd }])
+                .expect("one mapping collides with none");
+        }
+        let mut command = Command::from(command);
+        command.kill_on_drop(true);
         let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.binary));
         self.pid
             .store(child.id().map_or(0, |id| id as i32), Ordering::SeqCst);

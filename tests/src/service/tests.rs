@@ -12,7 +12,7 @@ fn signed(service: &Service, sequence: u64, body: &str) -> Request<Bytes> {
         .header("content-type", "application/json")
         .header("ce-specversion", "1.0")
         .header("ce-id", "e1")
-        .header("ce-source", "/holdfast/1")
+        .header("ce-source", "/holdfast/1/d")
         .header("ce-type", "Demo.Echo")
         .header("ce-subject", "d")
         .header("ce-time", "2026-01-02T03:04:05.123Z")

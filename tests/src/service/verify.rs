@@ -22,10 +22,15 @@ pub(super) fn verify(headers: &HeaderMap, body: &[u8], signing_key: &[u8]) -> Re
     let event = Headers(headers);
     event.equals("ce-specversion", "1.0")?;
     let source = event.get("ce-source")?;
-    let frontend = source
+    let named = source
         .strip_prefix("/holdfast/")
-        .and_then(|id| id.parse::<u16>().ok());
-    frontend.ok_or_else(|| format!("ce-source {source:?} names no frontend"))?;
+        .and_then(|path| path.split_once('/'));
+    let (frontend, device) =
+        named.ok_or_else(|| format!("ce-source {source:?} names no frontend and device"))?;
+    check(frontend.parse::<u16>().is_ok(), || {
+        format!("ce-source {source:?} names no frontend")
+    })?;
+    event.equals("ce-subject", device)?;
     let kind = format!("{}.{}", event.get("ce-hfnamespace")?, event.get("ce-hfname")?);
     event.equals("ce-type", &kind)?;
     let time = event.get("ce-time")?;

@@ -8,11 +8,10 @@ use holdfast_backend::core::{Action, Backend, CoreMetrics};
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::link::LinkIndex;
 use holdfast_backend::service::CallOutcome;
-use holdfast_proto::DeviceId;
+use holdfast_proto::{DeviceId, Share};
 
-use super::hub::BLIND;
 use super::nodes::{BackendLife, BackendNode, JobResult, News, NewsEvent, Pace};
-use super::pipe::PipeId;
+use super::pipe::{Direction, PipeId};
 use super::scenario::PROGRESS_INTERVAL;
 use super::world::{Actor, Event, World};
 
@@ -23,10 +22,15 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 pub(super) const BAD_CREDENTIAL: &str = "bad.";
 
 impl World {
+    pub(super) fn start_backend(&mut self, slot: usize) {
+        self.start_backend_with(slot, Share::FULL);
+    }
+
     /// Starts a process; gives its number.
-    pub(super) fn start_backend(&mut self, slot: usize) -> usize {
+    pub(super) fn start_backend_with(&mut self, slot: usize, share: Share) -> usize {
         let (boot, seed, index) = (self.rng.uuid(), self.rng.next(), self.backends.len());
-        let settings = self.scenario.core(format!("backend-{index}"), boot, seed);
+        let mut settings = self.scenario.core(format!("backend-{index}"), boot, seed);
+        settings.link.share = share;
         let links = settings.links;
         let core = Backend::new(
             settings,
@@ -43,6 +47,7 @@ impl World {
             results: Default::default(),
             asks: Default::default(),
             running: Default::default(),
+            share: None,
             stop: false,
             stuck_until: Duration::ZERO,
             progress: 0,
@@ -53,7 +58,7 @@ impl World {
             boot,
             life: Some(life),
         });
-        self.trace.note(self.now, ("backend starts", index, slot));
+        self.trace.note(self.now, ("backend starts", index, slot, share));
         self.wake_soon(Actor::Backend(index));
         index
     }
@@ -71,11 +76,7 @@ impl World {
     }
 
     pub(super) fn backend_turn(&mut self, index: usize) {
-        let Some(life) = self.backends[index].life.as_mut() else {
-            return;
-        };
-        let blind = std::mem::take(&mut life.pace.resumed) && self.rng.chance(BLIND);
-        let mut moved = !blind && self.take_backend_inputs(index);
+        let mut moved = self.take_backend_inputs(index);
         let (now, clock) = (self.both_clocks(), self.now);
         let Some(life) = self.backends[index].life.as_mut() else {
             return;
@@ -83,7 +84,13 @@ impl World {
         if clock >= life.stuck_until {
             life.progress = 1 + (clock.as_millis() / PROGRESS_INTERVAL.as_millis()) as u64;
         }
-        life.core.handle_timeout(now, life.progress);
+        let progress = life.progress;
+        let had = self.links_of_backend(index);
+        if let Some(life) = self.life_of_backend(index) {
+            life.core.handle_timeout(now, progress);
+        }
+        let has = self.links_of_backend(index);
+        self.check_judged((Actor::Backend(index), Direction::Down), (&had, &has));
         moved |= self.act_for_backend(index);
         while let Some((link, batch)) = self.poll_transmit(index) {
             moved = true;
@@ -100,7 +107,7 @@ impl World {
             self.end_backend(index);
             return self.on_exit(slot);
         }
-        if moved || blind {
+        if moved {
             return self.wake_soon(Actor::Backend(index));
         }
         let due = life
@@ -138,6 +145,11 @@ impl World {
         for (ticket, request) in life.asks.drain(..) {
             moved = true;
             life.core.handle_api(ticket, request, now.instant);
+        }
+        if let Some(share) = life.share.take() {
+            moved = true;
+            // Who leaves, or was a full member of a frontend that knows no shares, refuses and stays what it is.
+            let _ = life.core.handle_share(share);
         }
         if life.stop && !life.core.is_draining() {
             life.core.handle_shutdown(now.instant);

@@ -75,8 +75,9 @@ impl World {
         if usage.window_bytes > limits.window_total_bytes + sessions.len() * MAX_REQUEST_BYTES {
             return about("too many bytes in windows");
         }
-        // Those that are over are forgotten when they are as many again.
-        if usage.starved > 2 * usage.sessions as usize + 1 {
+        // Those that are over are forgotten when one more comes and they are as many again as live then: the list does not
+        // shrink with the sessions, but it never was longer than this.
+        if usage.starved > 2 * shard.most_sessions + 1 {
             return about("too many starve");
         }
         sessions

@@ -23,7 +23,8 @@ impl World {
         let c = &self.conns[conn.0];
         let limits = &self.scenario.shard;
         let losses = self.losses_since(conn, c.opened) as u32;
-        let round = limits.wait_limit + limits.backend_timeout;
+        // Two backends are asked.
+        let round = limits.wait_limit + 2 * limits.backend_timeout;
         let bound = round * (losses + 1) + (held - c.held_before) + limits.accept_timeout + SLACK;
         let waited = self.now - c.opened;
         if waited > bound {
@@ -52,11 +53,14 @@ impl World {
         conn: ConnId,
         (code, goodbye): (CloseCode, Option<&Goodbye>),
     ) {
+        let held = self.held_of(place);
         let c = &self.conns[conn.0];
         let hinted = goodbye.is_some_and(|g| g.retry_after.is_some_and(|after| after > Duration::ZERO));
         let allowed = match code {
             CloseCode::Replaced => self.has_rival(conn),
-            CloseCode::HeartbeatTimeout => c.online && self.was_silent(conn),
+            CloseCode::HeartbeatTimeout => {
+                c.online && self.was_silent(conn) && !self.was_hurried(place, conn)
+            }
             CloseCode::SlowConsumer => c.out.is_behind(),
             CloseCode::GoingAway => self.frontends[place.0]
                 .life
@@ -65,7 +69,10 @@ impl World {
             CloseCode::ClosedByOperator => self.asks.was_close_asked(c.device),
             CloseCode::TryAgainLater | CloseCode::BackendFailed => !c.online && (hinted || goodbye.is_none()),
             CloseCode::LoginFailed => !c.online,
-            CloseCode::Protocol => c.phase == Phase::Connecting && c.inbox.is_empty(),
+            // Its upgrade did not come in time, or the frontend stood still.
+            CloseCode::Protocol => {
+                c.phase == Phase::Connecting && (c.inbox.is_empty() || held > c.held_before)
+            }
             CloseCode::Normal
             | CloseCode::Unsupported
             | CloseCode::InvalidPayload
@@ -100,6 +107,22 @@ impl World {
         let answer_time = limits.close_after - limits.ping_after;
         let asked = c.pinged.is_some_and(|at| self.now + SLACK >= at + answer_time);
         asked && self.now + SLACK >= c.heard + limits.close_after
+    }
+
+    /// The shard closes at once what became due long ago, while it stood still itself: it must give devices the time to be
+    /// heard.
+    fn was_hurried(&self, place: Place, conn: ConnId) -> bool {
+        let (c, limits) = (&self.conns[conn.0], &self.scenario.shard);
+        let answer_time = limits.close_after - limits.ping_after;
+        let life = self.frontends[place.0].life.as_ref();
+        let Some(((held, ago), asked)) = life
+            .map(|life| life.shards[place.1].pace.last_hold(self.now))
+            .zip(c.pinged)
+        else {
+            return false;
+        };
+        let late = (self.now - ago).saturating_sub(asked + answer_time);
+        ago < SLACK && held > answer_time / 2 && late > answer_time / 2 + SLACK
     }
 
     /// A frame that a shard gives the hub. LOGOUT says why the session ended, and the same each time.

@@ -81,6 +81,8 @@ pub(super) struct Conn {
     pub(super) heard: Time,
     /// When the frontend last asked for a sign of life.
     pub(super) pinged: Option<Time>,
+    /// A backend has said so of its session's login; the session itself may not have heard.
+    pub(super) welcomed: bool,
     pub(super) online: bool,
     /// What LOGOUT has to say of its end.
     pub(super) end_reason: Option<&'static str>,
@@ -100,6 +102,8 @@ pub(super) struct Conn {
     pub(super) requests: Vec<Request>,
     /// A later request of the domain was answered before an earlier one, which only a poisoned one may excuse.
     pub(super) overtaken: Vec<(u64, u64)>,
+    /// The version of the session's state that the device was told last.
+    pub(super) updated: u64,
     /// Control messages that the device waits for an answer to.
     pub(super) controls: usize,
 }

@@ -18,6 +18,8 @@ pub(super) struct Device {
     pub(super) conn: Option<ConnId>,
     /// It does not connect before.
     pub(super) not_before: Time,
+    /// It says nothing by itself before.
+    quiet_until: Time,
     retry_key: Option<String>,
     next_mark: u64,
 }
@@ -33,11 +35,13 @@ impl World {
     pub(super) fn add_devices(&mut self) {
         for index in 0..self.scenario.devices {
             let next_mark = (index as u64 + 1) << 32;
-            let name = format!("device-{index}");
+            // Its own in each world: what a canary gets hangs on the names.
+            let name = format!("device-{index}-{:x}", self.rng.next());
             self.devices.push(Device {
                 name,
                 conn: None,
                 not_before: Time::ZERO,
+                quiet_until: Time::ZERO,
                 retry_key: None,
                 next_mark,
             });
@@ -90,6 +94,7 @@ impl World {
             inbox: Default::default(),
             heard: self.now,
             pinged: None,
+            welcomed: false,
             online: false,
             end_reason: None,
             logout_reason: None,
@@ -102,6 +107,7 @@ impl World {
             said_hello: false,
             requests: Vec::new(),
             overtaken: Vec::new(),
+            updated: 0,
             controls: 0,
         });
         self.summary.connections += 1;
@@ -165,13 +171,16 @@ impl World {
                 self.ask_some(index, conn)
             };
         }
-        match self.rng.weighted(&[860, 40, 50, 20, 12, 10, 8]) {
+        if self.now < self.devices[index].quiet_until {
+            return;
+        }
+        match self.rng.weighted(&[850, 40, 50, 20, 12, 16, 8, 10]) {
             0 => self.ask_some(index, conn),
             1 => self.put(
                 conn,
                 FromDevice::Message(MessageKind::Text, Bytes::from_static(b"@ping")),
             ),
-            2 => self.say_control(conn),
+            2 => (0..self.rng.pick(&[1, 1, 3, 9])).for_each(|_| self.say_control(conn)),
             3 => {
                 self.conns[conn.0].reading = false;
                 let at = self.now + self.rng.millis(100..=4000);
@@ -182,6 +191,8 @@ impl World {
                 self.end_for_device(conn, Duration::from_millis(50));
             }
             5 => self.vanish(conn),
+            // So long that it is asked for a sign of life.
+            6 => self.devices[index].quiet_until = self.now + self.rng.millis(1500..=6000),
             // A second connection beside the first: the newcomer wins.
             _ => self.devices[index].conn = None,
         }
@@ -223,7 +234,10 @@ impl World {
         self.conns[conn.0].vanished = true;
         self.queue
             .push(self.now + self.scenario.user_timeout, Event::UserTimeout(conn));
-        self.end_for_device(conn, Duration::from_millis(300));
+        // Some stay away for so long that the frontend finds out by itself.
+        let long = self.healed.is_none() && self.rng.chance(400);
+        let pause = if long { 4000 } else { 300 };
+        self.end_for_device(conn, Duration::from_millis(pause));
     }
 
     /// Bytes that nobody acknowledges end a connection.

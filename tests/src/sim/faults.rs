@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use holdfast_proto::Share;
+
+use super::Crash;
+use super::conn::ConnId;
+use super::nodes::BackendLife;
 use super::pipe::PipeId;
 use super::queue::Time;
 use super::scenario::Profile;
@@ -21,6 +26,10 @@ pub(super) enum Fault {
     StartBackend(usize),
     /// Starts one beside the one that is there, which is then told to go.
     Replace(usize),
+    /// Starts one beside the one that is there, as a standby or a canary, and then promotes it or rolls back.
+    Upgrade(usize),
+    /// Tells one how much of the sessions to take.
+    Share(usize, Share),
     /// Its workers stand still, its link thread does not.
     StickWorkers(usize, Time),
     KillFrontend(usize),
@@ -30,6 +39,8 @@ pub(super) enum Fault {
     HoldFrontend(usize, Time),
     HoldHub(usize, Time),
     HoldShard(usize, usize, Time),
+    /// The machine stands still: every process at once.
+    HoldAll(Time),
     BreakPipe(usize),
     SlowPipe(usize, Time),
     Services(Mood),
@@ -43,6 +54,8 @@ impl Fault {
             Self::StopBackend(_) => "stop backend",
             Self::StartBackend(_) => "start backend",
             Self::Replace(_) => "replace backend",
+            Self::Upgrade(_) => "upgrade backend",
+            Self::Share(..) => "share",
             Self::StickWorkers(..) => "stick workers",
             Self::KillFrontend(_) => "kill frontend",
             Self::StopFrontend(_) => "stop frontend",
@@ -50,6 +63,7 @@ impl Fault {
             Self::HoldFrontend(..) => "hold frontend",
             Self::HoldHub(..) => "hold hub",
             Self::HoldShard(..) => "hold shard",
+            Self::HoldAll(_) => "hold all",
             Self::BreakPipe(_) => "break pipe",
             Self::SlowPipe(..) => "slow pipe",
             Self::Services(_) => "services",
@@ -85,8 +99,12 @@ impl World {
         if matches!(kind, 0..=3) {
             let backend = self.pick_backend(kind == 0)?;
             return Some(match kind {
-                0 if self.rng.chance(600) => Fault::Replace(backend),
-                0 => Fault::StopBackend(backend),
+                0 => match self.rng.below(10) {
+                    0..3 => Fault::Replace(backend),
+                    3..6 => Fault::Upgrade(backend),
+                    6 => Fault::Share(backend, self.draw_share()),
+                    _ => Fault::StopBackend(backend),
+                },
                 1 => Fault::KillBackend(backend),
                 2 => Fault::HoldBackend(backend, until),
                 _ => Fault::StickWorkers(backend, until + Duration::from_secs(2)),
@@ -95,9 +113,10 @@ impl World {
         Some(match kind {
             4 if self.rng.chance(300) => Fault::StopFrontend(frontend),
             4 => Fault::KillFrontend(frontend),
-            5 => match self.rng.below(3) {
+            5 => match self.rng.below(4) {
                 0 => Fault::HoldFrontend(frontend, until),
-                1 => Fault::HoldHub(frontend, until),
+                1 => Fault::HoldAll(until),
+                2 => Fault::HoldHub(frontend, until),
                 _ => Fault::HoldShard(frontend, self.rng.below(usize::from(self.scenario.shards)), until),
             },
             6 => {
@@ -114,6 +133,58 @@ impl World {
             }
             _ => Fault::Services(self.rng.pick(&[Mood::Well, Mood::Usual, Mood::Usual, Mood::Down])),
         })
+    }
+
+    /// A fault may strike right behind a frame that begins or ends something.
+    pub(super) fn strike(&mut self, pipe: PipeId, behind: &'static str) {
+        let odds = match behind {
+            "request" | "reply" | "ping" => self.scenario.strikes / 5,
+            _ => self.scenario.strikes,
+        };
+        if self.healed.is_some() || !self.rng.chance(odds) {
+            return;
+        }
+        let (frontend, backend) = (self.pipes[pipe.0].frontend, self.pipes[pipe.0].backend);
+        let until = self.now + self.pause();
+        let fault = match self.rng.below(if self.scenario.profile == Profile::Storm {
+            6
+        } else {
+            5
+        }) {
+            0 => Fault::KillBackend(backend),
+            1 => Fault::BreakPipe(pipe.0),
+            2 => Fault::HoldBackend(backend, until),
+            3 => Fault::HoldHub(frontend, until),
+            4 => Fault::StopBackend(backend),
+            _ => Fault::KillFrontend(frontend),
+        };
+        self.summary.faults += 1;
+        self.saw("strike behind", behind);
+        let at = self.now + self.rng.micros(0..=500);
+        self.queue.push(at, Event::Fault(fault));
+    }
+
+    /// A device was just asked for a sign of life: the frontend may stand still before it hears the answer.
+    pub(super) fn strike_ping(&mut self, (frontend, shard): (usize, usize), conn: ConnId) {
+        // Those who will not answer are few, and the ones that a hasty shard would do wrong.
+        let odds = if self.conns[conn.0].vanished { 20 } else { 10 };
+        if self.healed.is_some() || !self.rng.chance(self.scenario.strikes * odds) {
+            return;
+        }
+        self.summary.faults += 1;
+        self.saw("strike behind", "a device's ping");
+        let answer_time = self.scenario.shard.close_after - self.scenario.shard.ping_after;
+        let pause = match self.rng.below(2) {
+            // So that it goes on right when the time to answer is over.
+            0 => answer_time + self.rng.millis(0..=1500),
+            _ => answer_time + self.rng.millis(1500..=6000),
+        };
+        let until = self.now + pause;
+        let fault = match self.rng.below(2) {
+            0 => Fault::HoldFrontend(frontend, until),
+            _ => Fault::HoldShard(frontend, shard, until),
+        };
+        self.queue.push(self.now, Event::Fault(fault));
     }
 
     /// How long something stands still: mostly within what is tolerated, sometimes far beyond.
@@ -140,6 +211,7 @@ impl World {
     pub(super) fn on_fault(&mut self, fault: Fault) {
         self.trace.note(self.now, fault);
         match fault {
+            Fault::KillBackend(index) if self.backends[index].life.is_none() => {}
             Fault::KillBackend(index) => {
                 let slot = self.backends[index].slot;
                 self.end_backend(index);
@@ -158,11 +230,14 @@ impl World {
                 let at = self.now + self.rng.millis(0..=150);
                 self.queue.push(at, Event::Fault(Fault::StopBackend(index)));
             }
+            Fault::Upgrade(index) => self.begin_upgrade(index),
+            Fault::Share(index, share) => self.set_share(index, share),
             Fault::StickWorkers(index, until) => {
                 if let Some(life) = self.life_of_backend(index) {
                     life.stuck_until = until;
                 }
             }
+            Fault::KillFrontend(index) if self.frontends[index].life.is_none() => {}
             Fault::KillFrontend(index) => {
                 self.end_frontend(index);
                 let at = self.now + self.rng.millis(5..=1500);
@@ -179,17 +254,40 @@ impl World {
                     self.start_frontend(index);
                 }
             }
-            Fault::HoldFrontend(index, until) => {
-                self.hold(Actor::Hub(index), until);
-                for shard in 0..usize::from(self.scenario.shards) {
-                    self.hold(Actor::Shard(index, shard), until);
-                }
+            Fault::HoldFrontend(index, until) => self.hold_frontend(index, until),
+            Fault::HoldAll(until) => {
+                (0..self.frontends.len()).for_each(|index| self.hold_frontend(index, until));
+                (0..self.backends.len()).for_each(|index| self.hold(Actor::Backend(index), until));
             }
             Fault::HoldHub(index, until) => self.hold(Actor::Hub(index), until),
             Fault::HoldShard(index, shard, until) => self.hold(Actor::Shard(index, shard), until),
             Fault::BreakPipe(pipe) => self.break_pipe(PipeId(pipe), (false, false)),
             Fault::SlowPipe(pipe, until) => self.pipes[pipe].slow_until = until,
             Fault::Services(mood) => self.mood = mood,
+        }
+    }
+
+    fn hold_frontend(&mut self, index: usize, until: Time) {
+        self.hold(Actor::Hub(index), until);
+        for shard in 0..usize::from(self.scenario.shards) {
+            self.hold(Actor::Shard(index, shard), until);
+        }
+    }
+
+    /// The one death of a world in which nothing else goes wrong.
+    pub(super) fn crash(&mut self) {
+        let fault = match self.options.crash {
+            Some(Crash::Backend { step }) if step == self.step => {
+                self.pick_backend(false).map(Fault::KillBackend)
+            }
+            Some(Crash::Frontend { step }) if step == self.step => {
+                Some(Fault::KillFrontend(self.rng.below(self.frontends.len())))
+            }
+            _ => None,
+        };
+        if let Some(fault) = fault {
+            self.summary.faults += 1;
+            self.on_fault(fault);
         }
     }
 
@@ -213,8 +311,11 @@ impl World {
     }
 
     fn has_staying(&self, slot: usize) -> bool {
-        self.backends
-            .iter()
-            .any(|node| node.slot == slot && node.life.as_ref().is_some_and(|life| !life.stop))
+        let stays = |life: &BackendLife| {
+            let share = life.share.unwrap_or_else(|| life.core.share());
+            !life.stop && share.is_full()
+        };
+        let mut of_slot = self.backends.iter().filter(|node| node.slot == slot);
+        of_slot.any(|node| node.life.as_ref().is_some_and(stays))
     }
 }

@@ -10,15 +10,13 @@ use holdfast_proto::ShardId;
 
 use super::conn::{Phase, Stage};
 use super::nodes::{FrontendLife, Pace, ShardNode};
-use super::pipe::PipeId;
+use super::pipe::{Direction, PipeId};
 use super::rng::Rng;
 use super::world::{Actor, Event, World};
 
 /// What shards get at least for their sessions' last words, as in the edge.
 const GOODBYE_TIME: Duration = Duration::from_millis(200);
 const MAX_PER_TURN: usize = 256;
-/// How often, per thousand, a loop that was held looks at its clock before its sockets are read.
-pub(super) const BLIND: u32 = 300;
 
 /// What a turn leads to.
 #[derive(Debug, Default)]
@@ -91,15 +89,17 @@ impl World {
         let Some(life) = self.frontends[index].life.as_mut() else {
             return;
         };
-        let blind = std::mem::take(&mut life.pace.resumed) && self.rng.chance(BLIND);
-        if life.stop && life.stopping.is_none() && !blind {
+        if life.stop && life.stopping.is_none() {
             life.stopping = Some(since);
             life.hub.handle_stop();
         }
-        let mut moved = !blind && life.take_inputs(now, &mut self.rng);
+        let mut moved = life.take_inputs(now, &mut self.rng);
         if now >= life.hub.poll_timeout() {
-            life.hub.handle_timeout(now);
+            self.judge_backends(index);
         }
+        let Some(life) = self.frontends[index].life.as_mut() else {
+            return;
+        };
         let mut effects = Effects::default();
         while let Some(batch) = life.hub.poll_batch(now) {
             effects.batches.push(batch);
@@ -112,7 +112,7 @@ impl World {
             effects.batches.push(batch);
         }
         life.busy = moved;
-        let due = if moved || blind {
+        let due = if moved {
             None
         } else {
             Some(life.hub.poll_timeout())
@@ -126,6 +126,16 @@ impl World {
                 self.wake_at(Actor::Hub(index), goodbye.map_or(at, |goodbye| goodbye.min(at)));
             }
         }
+    }
+
+    fn judge_backends(&mut self, index: usize) {
+        let had = self.links_of_hub(index);
+        let now = self.instant();
+        if let Some(life) = self.frontends[index].life.as_mut() {
+            life.hub.handle_timeout(now);
+        }
+        let has = self.links_of_hub(index);
+        self.check_judged((Actor::Hub(index), Direction::Up), (&had, &has));
     }
 
     fn carry_out(&mut self, index: usize, effects: Effects) {

@@ -4,8 +4,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_proto::link::{Command, decode_batch, session_id};
+use holdfast_proto::link::{Command, Epoch, session_id};
 
+use super::ledger::{Ledger, Parcel};
 use super::nodes::{News, NewsEvent};
 use super::pipe::{Direction, Pipe, PipeId, Way};
 use super::queue::Time;
@@ -16,9 +17,11 @@ const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 
 impl World {
     pub(super) fn send_down(&mut self, frontend: usize, identity: &Bytes, batch: Bytes) {
+        let parcel = Parcel::new(batch);
+        self.judge_work(&parcel);
         let life = self.frontends[frontend].life.as_ref();
         if let Some(pipe) = life.and_then(|life| life.sockets.get(identity).copied()) {
-            self.send(pipe, Direction::Down, batch);
+            self.send(pipe, Direction::Down, parcel);
         }
     }
 
@@ -32,30 +35,36 @@ impl World {
         if !self.pipes[pipe.0].open {
             return self.rng.chance(500);
         }
-        self.send(pipe, Direction::Up, batch);
+        self.send(pipe, Direction::Up, Parcel::new(batch));
         true
     }
 
-    fn send(&mut self, pipe: PipeId, direction: Direction, batch: Bytes) {
+    fn send(&mut self, pipe: PipeId, direction: Direction, parcel: Parcel) {
         if !self.pipes[pipe.0].open {
             return;
         }
-        for (pipe, batch) in self.bend_batch(pipe, direction, batch) {
+        self.judge_sent(pipe, direction, &parcel);
+        for (pipe, parcel) in self.bend_batch(pipe, direction, parcel) {
             let mut delay = self.rng.micros(self.scenario.link_delay.clone());
             if self.pipes[pipe.0].slow_until > self.now {
                 delay += self.rng.millis(0..=400);
             }
-            let at = self.pipes[pipe.0].way(direction).send(batch, self.now + delay);
+            let at = self.pipes[pipe.0].way(direction).send(parcel, self.now + delay);
             self.queue.push(at, Event::Batch(pipe, direction));
         }
     }
 
     pub(super) fn on_batch(&mut self, id: PipeId, direction: Direction) {
         let pipe = &mut self.pipes[id.0];
-        let Some(batch) = pipe.way(direction).batches.pop_front() else {
+        let Some(parcel) = pipe.way(direction).batches.pop_front() else {
             return;
         };
-        self.observe(id, direction, &batch);
+        if direction == Direction::Down || self.is_own(id, &parcel) {
+            self.pipes[id.0].way(direction).heard = self.now;
+        }
+        self.note_arrived(id, direction, &parcel);
+        self.observe(id, direction, &parcel);
+        let batch = parcel.batch;
         let pipe = &self.pipes[id.0];
         let (frontend, backend, link, attach) = (pipe.frontend, pipe.backend, pipe.link, pipe.attach);
         match direction {
@@ -70,27 +79,40 @@ impl World {
         }
     }
 
+    /// Whether a batch is of the very backend whose socket it comes from: another one's is no sign of its life.
+    fn is_own(&self, id: PipeId, parcel: &Parcel) -> bool {
+        let pipe = &self.pipes[id.0];
+        let from = parcel.header.from.map(Epoch::from);
+        from.is_some_and(|from| (from.boot, from.attach) == (self.backends[pipe.backend].boot, pipe.attach))
+    }
+
     /// Reads along: LOGOUTs that backends confirm, and the trace.
-    fn observe(&mut self, pipe: PipeId, direction: Direction, batch: &Bytes) {
+    fn observe(&mut self, pipe: PipeId, direction: Direction, parcel: &Parcel) {
         let mut hasher = DefaultHasher::new();
-        batch.hash(&mut hasher);
-        let Ok((header, frames)) = decode_batch(batch.clone()) else {
-            return;
-        };
-        let mut names = Vec::new();
-        for command in frames.into_iter().filter_map(|(frame, _)| frame.command) {
-            if let Command::LoggedOut(answer) = &command
+        parcel.batch.hash(&mut hasher);
+        let mut names: Vec<(&'static str, u64)> = Vec::new();
+        for command in parcel.commands() {
+            if let Command::LoggedOut(answer) = command
                 && let Ok(id) = session_id(answer.id)
             {
                 self.logged_out.insert(id.as_u128());
             }
-            names.push(name_of(&command));
+            if let Command::LoggedIn(answer) = command
+                && let Ok(id) = session_id(answer.id)
+                && let Some(conn) = self.sessions.get(&id.as_u128())
+            {
+                self.conns[conn.0].welcomed = true;
+            }
+            names.push(name_of(command));
         }
         self.trace.mix(self.now, (pipe, direction, hasher.finish()));
+        if let Some((name, _)) = names.last() {
+            self.strike(pipe, name);
+        }
         // A header alone is not worth a line.
         if !names.is_empty() {
             self.trace
-                .note(self.now, (pipe, direction, header.first_frame, names));
+                .note(self.now, (pipe, direction, parcel.header.first_frame, names));
         }
     }
 
@@ -155,6 +177,7 @@ impl World {
             identity,
             up: Way::default(),
             down: Way::default(),
+            ledger: Ledger::default(),
             open: true,
             slow_until: Time::ZERO,
         });

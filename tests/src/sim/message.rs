@@ -51,6 +51,7 @@ pub(super) fn draw(rng: &mut Rng, (now, mark): (Time, u64), old_key: Option<Stri
         payload,
         sent: now,
         answered: None,
+        given: 0,
         calls: Vec::new(),
     };
     let message = render(rng, &request);

@@ -6,16 +6,21 @@
 //! each step the promises (design P1 to P9) are checked as far as a world can see them; in the end all faults heal, and
 //! everything that was owed must come within a bounded time.
 //!
+//! Each end of a link is also judged by what it puts on the link, for the other end would hide most of its mistakes.
+//!
 //! Not simulated: bytes on sockets (TLS, WebSocket framing, ZeroMQ itself), threads within one turn, memory, a backend's
-//! HTTP client and API server, wall clocks that disagree.
+//! HTTP client, API server and control socket, reloads of its routes, other versions of the protocol, wall clocks that
+//! disagree, who supervises processes and decides about upgrades.
 
 mod backend;
 mod bounds;
 mod closes;
 mod conn;
 mod device;
+mod fairness;
 mod faults;
 mod hub;
+mod ledger;
 mod links;
 mod message;
 mod mutant;
@@ -30,11 +35,13 @@ mod scenario;
 mod service;
 mod settle;
 mod shard;
+mod shares;
 mod trace;
 mod world;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
 pub use mutant::Mutant;
@@ -48,6 +55,15 @@ pub struct Options {
     pub trace: bool,
     /// Breaks the world on purpose, to see that it is noticed.
     pub mutant: Option<Mutant>,
+    /// A short world in which nothing goes wrong but this.
+    pub crash: Option<Crash>,
+}
+
+/// A process that dies right after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crash {
+    Backend { step: u64 },
+    Frontend { step: u64 },
 }
 
 /// What was promised.
@@ -61,6 +77,14 @@ pub enum Promise {
     Bounded,
     Truthful,
     Logout,
+    /// Nobody is given up for a silence that was ours.
+    Fair,
+    /// Whatever comes from a backend that was declared gone is dropped.
+    Fenced,
+    /// A backend gets no more than the share that it asked for.
+    Shared,
+    /// No core's own assertion fails.
+    Sound,
     /// A core asked its channel for what is not legal.
     Protocol,
     /// Everything that is owed comes in the end.
@@ -83,6 +107,11 @@ pub struct Summary {
     pub replays: u64,
     pub pushes: u64,
     pub faults: u64,
+    /// Devices that came while one canary was beside full members, hundredths of a percent that it was to get of each, and
+    /// how many it got.
+    pub canary_draws: u64,
+    pub canary_hundredths: u64,
+    pub canary_sessions: u64,
     /// How often a mutant bent something.
     pub bent: u64,
     pub defences: Defences,
@@ -142,5 +171,13 @@ impl fmt::Display for Failure {
 /// # Errors
 /// The first promise that was broken.
 pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
-    world::World::new(seed, options).run()
+    let mut world = world::World::new(seed, options);
+    // A core that panics ends its process: no promise allows that, and the seed must not be lost with it.
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| world.run()));
+    if let Err(payload) = ended {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        world.fail(Promise::Sound, text.unwrap_or("a panic").to_owned());
+    }
+    world.finish()
 }

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use holdfast_frontend::exchange::ToHub;
 use holdfast_proto::MessageKind;
-use holdfast_proto::link::frames::{Batch, frame};
-use holdfast_proto::link::{Command, decode_batch};
+use holdfast_proto::link::Command;
+use holdfast_proto::link::frames::{Batch, Frame};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 
 use super::conn::ConnId;
+use super::ledger::Parcel;
 use super::nodes::FrontendLife;
 use super::pipe::{Direction, PipeId};
 use super::world::World;
@@ -25,8 +26,10 @@ pub enum Mutant {
     Misdeliver,
     /// Two replies in a batch swap what they say.
     SwapReplies,
-    /// A reply forgets which one it comes after.
-    ForgetOrder,
+    /// Two replies in a batch change places, of which the second names the first.
+    Reorder,
+    /// Two do, and forget which ones they come after.
+    ReorderBlindly,
     /// A reply comes once more, in place of the one behind it.
     RepeatReply,
     /// The device gets a reply twice.
@@ -83,13 +86,12 @@ impl World {
         &mut self,
         pipe: PipeId,
         direction: Direction,
-        batch: Bytes,
-    ) -> Vec<(PipeId, Bytes)> {
+        batch: Parcel,
+    ) -> Vec<(PipeId, Parcel)> {
         let Some(mutant) = self.bender.mutant else {
             return vec![(pipe, batch)];
         };
-        let has_frames = decode_batch(batch.clone()).is_ok_and(|(_, frames)| !frames.is_empty());
-        if !has_frames {
+        if batch.frames.is_empty() {
             return vec![(pipe, batch)];
         }
         if matches!(mutant, Mutant::DoubleBatch | Mutant::LoseBatch) && self.bends(mutant) {
@@ -107,8 +109,10 @@ impl World {
                     _ => vec![(pipe, batch)],
                 }
             }
-            Mutant::SwapReplies | Mutant::ForgetOrder | Mutant::RepeatReply if direction == Direction::Up => {
-                vec![(pipe, self.bend_replies(mutant, batch))]
+            Mutant::SwapReplies | Mutant::Reorder | Mutant::ReorderBlindly | Mutant::RepeatReply
+                if direction == Direction::Up =>
+            {
+                vec![(pipe, Parcel::new(self.bend_replies(mutant, batch.batch)))]
             }
             _ => vec![(pipe, batch)],
         }
@@ -123,16 +127,17 @@ impl World {
             .filter(|n| matches!(&batch.frames[*n].command, Some(Command::Reply(r)) if !r.silent))
             .collect();
         match (mutant, replies.as_slice()) {
-            (Mutant::ForgetOrder, [first, ..]) => {
-                if let Some(frame::Command::Reply(reply)) = &mut batch.frames[*first].command
-                    && reply.after > 0
-                    // As long as it was: credits count bytes.
-                    && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
-                {
-                    // Who comes after itself waits for nobody.
-                    reply.after = reply.sequence;
-                    self.summary.bent += 1;
+            (Mutant::Reorder, replies) => {
+                let names = |pair: &&[usize]| follows(&batch.frames[pair[0]], &batch.frames[pair[1]]);
+                let pair = replies.windows(2).find(names).map(|pair| (pair[0], pair[1]));
+                match pair {
+                    Some((first, second)) if self.bends(mutant) => batch.frames.swap(first, second),
+                    _ => return bytes,
                 }
+            }
+            (Mutant::ReorderBlindly, [first, second, ..]) if self.bends(mutant) => {
+                batch.frames.swap(*first, *second);
+                batch.frames.iter_mut().for_each(forget_order);
             }
             (Mutant::SwapReplies, [first, second, ..]) if self.bends(mutant) => {
                 let (head, tail) = batch.frames.split_at_mut(*second);
@@ -175,7 +180,7 @@ impl World {
             self.bender.mutant,
             Some(Mutant::DoubleBatch | Mutant::LoseBatch | Mutant::RepeatReply)
         );
-        self.scenario.is_graceful() && !breaks_links
+        self.scenario.is_graceful() && !breaks_links && self.options.crash.is_none()
     }
 
     /// How often a call is made.
@@ -206,6 +211,27 @@ impl World {
             defences.add_frontend(life);
         }
         defences
+    }
+}
+
+/// Whether the second reply names the first. A session that had nothing in flight in between is not remembered by its
+/// backend: the order of the link alone is enough there.
+fn follows(first: &Frame, second: &Frame) -> bool {
+    match (&first.command, &second.command) {
+        (Some(Command::Reply(first)), Some(Command::Reply(second))) => {
+            first.id == second.id && first.sequence == second.after
+        }
+        _ => false,
+    }
+}
+
+/// Who comes after itself waits for nobody. As long as it was, for credits count bytes.
+fn forget_order(frame: &mut Frame) {
+    if let Some(Command::Reply(reply)) = &mut frame.command
+        && encoded_len_varint(reply.after) == encoded_len_varint(reply.sequence)
+        && reply.after > 0
+    {
+        reply.after = reply.sequence;
     }
 }
 

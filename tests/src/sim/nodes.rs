@@ -8,10 +8,10 @@ use holdfast_backend::core::{ApiRequest, Backend};
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::push::Ticket;
 use holdfast_backend::service::CallOutcome;
-use holdfast_frontend::exchange::{ToHub, ToShard};
+use holdfast_frontend::exchange::{PeerId, ToHub, ToShard};
 use holdfast_frontend::link::{Hub, LinkMetrics};
 use holdfast_frontend::session::{SessionKey, Shard, ShardMetrics};
-use holdfast_proto::ShardId;
+use holdfast_proto::{ShardId, Share};
 
 use super::conn::ConnId;
 use super::pipe::PipeId;
@@ -21,9 +21,8 @@ use super::queue::Time;
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     due: Option<Time>,
+    held_since: Time,
     held_until: Time,
-    /// It was held and has not run since.
-    pub(super) resumed: bool,
     /// How long it was held in all, and will be.
     held: Time,
 }
@@ -38,8 +37,10 @@ impl Pace {
 
     pub(super) fn hold(&mut self, now: Time, until: Time) -> Option<Time> {
         self.held += until.saturating_sub(self.held_until.max(now));
+        if !self.is_held(now) {
+            self.held_since = now;
+        }
         self.held_until = self.held_until.max(until);
-        self.resumed = true;
         self.due = None;
         self.wake(self.held_until)
     }
@@ -55,6 +56,12 @@ impl Pace {
 
     pub(super) fn is_held(&self, now: Time) -> bool {
         now < self.held_until
+    }
+
+    /// How long it was held when it was last held, and how long ago that ended.
+    pub(super) fn last_hold(&self, now: Time) -> (Time, Time) {
+        let length = self.held_until - self.held_since;
+        (length, now.saturating_sub(self.held_until))
     }
 
     /// How long it has been held so far.
@@ -102,8 +109,16 @@ pub(super) struct ShardNode {
     pub(super) closed: Vec<SessionKey>,
     /// Sessions whose connection ended just now: what was asked of it before may still be among the outputs.
     pub(super) lost: Vec<(SessionKey, ConnId)>,
+    /// What it will have for the hub at the end of its turn.
+    pub(super) to_hub: Vec<ToHub>,
+    /// Backends that do not leave, and what it knows of their shares.
+    pub(super) shares: BTreeMap<PeerId, Share>,
+    /// Backends of which it has heard that they are gone.
+    pub(super) gone: BTreeSet<PeerId>,
     /// When it heard that a backend was lost.
     pub(super) losses: Vec<Time>,
+    /// Sessions that it ever had at once.
+    pub(super) most_sessions: usize,
     /// When the latest message to it and from it arrives: none overtakes another.
     last_in: Time,
     last_out: Time,
@@ -121,7 +136,11 @@ impl ShardNode {
             by_slot: Vec::new(),
             closed: Vec::new(),
             lost: Vec::new(),
+            to_hub: Vec::new(),
+            shares: BTreeMap::new(),
+            gone: BTreeSet::new(),
             losses: Vec::new(),
+            most_sessions: 0,
             last_in: Time::ZERO,
             last_out: Time::ZERO,
         }
@@ -183,6 +202,8 @@ pub(super) struct BackendLife {
     pub(super) results: VecDeque<JobResult>,
     pub(super) asks: VecDeque<(Ticket, ApiRequest)>,
     pub(super) running: BTreeSet<CallId>,
+    /// What it was last told to take, until it hears of it.
+    pub(super) share: Option<Share>,
     pub(super) stop: bool,
     /// The workers stand still until then.
     pub(super) stuck_until: Time,

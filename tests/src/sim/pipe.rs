@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use holdfast_proto::link::Grant;
 
+use super::ledger::{Ledger, Parcel};
 use super::queue::Time;
 
 /// A socket of this run; never used twice.
@@ -30,6 +32,7 @@ pub(super) struct Pipe {
     pub(super) identity: Bytes,
     pub(super) up: Way,
     pub(super) down: Way,
+    pub(super) ledger: Ledger,
     /// Batches take longer until then.
     pub(super) slow_until: Time,
     /// Both ends live; it has not broken.
@@ -39,15 +42,20 @@ pub(super) struct Pipe {
 /// One direction.
 #[derive(Debug, Default)]
 pub(super) struct Way {
-    pub(super) batches: VecDeque<Bytes>,
+    pub(super) batches: VecDeque<Parcel>,
     /// When the latest batch arrives: none overtakes another.
     pub(super) last: Time,
+    /// When a batch last arrived.
+    pub(super) heard: Time,
+    /// Frames that have arrived, and what they took of the credit of each class.
+    pub(super) frames: u64,
+    pub(super) charged: [Grant; 4],
 }
 
 impl Way {
     /// Gives when the batch arrives.
-    pub(super) fn send(&mut self, batch: Bytes, at: Time) -> Time {
-        self.batches.push_back(batch);
+    pub(super) fn send(&mut self, parcel: Parcel, at: Time) -> Time {
+        self.batches.push_back(parcel);
         self.last = self.last.max(at);
         self.last
     }

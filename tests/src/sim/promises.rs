@@ -6,17 +6,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_backend::dispatch::CallId;
 use holdfast_backend::service::{CallOutcome, ServiceRequest};
+use holdfast_proto::link::{Command, session_id};
 use holdfast_proto::{ErrorCode, MessageKind};
 
 use super::Promise;
 use super::conn::ConnId;
+use super::ledger::Parcel;
 use super::message::{self, Heard};
 use super::request::{Aim, Call, Domain, Request};
 use super::service::{self, RouteKind};
 use super::world::{Event, World};
 
 /// A request that was lost with so many backends is not called again.
-const POISON_ATTEMPTS: u32 = 2;
+pub(super) const POISON_ATTEMPTS: u32 = 2;
 /// Clocks on the link count in milliseconds.
 const ROUNDING: Duration = Duration::from_millis(2);
 
@@ -42,6 +44,7 @@ impl World {
         };
         let about = (conn, request.sequence.0, request.attempt, backend);
         self.trace.note(self.now, ("call", about));
+        self.note_call((conn, request.sequence.0), (backend, call));
         for _ in 0..self.times_called() {
             self.call((about, call), request);
         }
@@ -129,6 +132,31 @@ impl World {
         Ok(())
     }
 
+    /// The frontend gives requests to a backend: each says with how many it was lost before.
+    pub(super) fn judge_work(&mut self, parcel: &Parcel) {
+        for command in parcel.commands() {
+            let (Command::TextMessage(request) | Command::BinaryMessage(request)) = command else {
+                continue;
+            };
+            let id = session_id(request.session.as_ref().and_then(|s| s.id)).ok();
+            let Some(conn) = id.and_then(|id| self.sessions.get(&id.as_u128()).copied()) else {
+                continue;
+            };
+            let position = (request.sequence as usize).wrapping_sub(1);
+            let Some(known) = self.conns[conn.0].requests.get_mut(position) else {
+                continue;
+            };
+            let given = known.given;
+            known.given += 1;
+            if request.attempt != given {
+                let (sequence, attempt) = (request.sequence, request.attempt);
+                let what =
+                    format!("request {sequence} of {conn:?} has attempt {attempt} after {given} losses");
+                return self.fail(Promise::Once, what);
+            }
+        }
+    }
+
     /// Backends lost, as the connection's shard has heard.
     pub(super) fn losses_since(&self, conn: ConnId, since: Duration) -> usize {
         let c = &self.conns[conn.0];
@@ -185,6 +213,21 @@ impl World {
         if text.starts_with("@updated") || text.starts_with("@error") {
             c.controls = c.controls.saturating_sub(1);
         }
+        let version = text
+            .strip_prefix("@updated {\"version\":")
+            .and_then(|rest| rest.strip_suffix('}'));
+        if let Some(version) = version.and_then(|version| version.parse::<u64>().ok()) {
+            let known = std::mem::replace(&mut c.updated, version);
+            if version != known + 1 {
+                let what = format!("{conn:?} is told of version {version} after {known}: a write was lost");
+                return self.fail(Promise::Truthful, what);
+            }
+        }
+        if text.contains("state_conflict") {
+            let what = format!("an update of {conn:?} is given up though nobody else writes its state");
+            return self.fail(Promise::Truthful, what);
+        }
+        let c = &self.conns[conn.0];
         let session = c.session.map(|id| id.to_string()).unwrap_or_default();
         let wrong = text.starts_with("@welcome") && (!c.said_hello || !text.contains(&session));
         if wrong {

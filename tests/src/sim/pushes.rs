@@ -181,7 +181,7 @@ impl World {
                 counts.written as usize <= self.taken(mark)
             }
             (What::Presence { device }, ApiAnswer::Presence(presence)) => {
-                let ever = self.conns.iter().any(|c| c.device == device && c.online);
+                let ever = self.conns.iter().any(|c| c.device == device && c.welcomed);
                 ever || presence.presence != PresenceState::Online
             }
             (What::Close, ApiAnswer::Closed(_)) => true,

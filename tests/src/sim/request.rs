@@ -34,6 +34,8 @@ pub(super) struct Request {
     pub(super) payload: Bytes,
     pub(super) sent: Time,
     pub(super) answered: Option<Time>,
+    /// How often the frontend gave it to a backend.
+    pub(super) given: u32,
     pub(super) calls: Vec<Call>,
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Scenario {
     pub(super) lane: LaneConfig,
     pub(super) max_in_flight: usize,
     pub(super) drain_grace: Duration,
+    /// How often, per thousand, a fault strikes right at a moment that matters.
+    pub(super) strikes: u32,
     /// One way of a batch, in microseconds.
     pub(super) link_delay: RangeInclusive<u64>,
     /// How often, per thousand, a broken socket goes unnoticed by an end.
@@ -69,7 +71,7 @@ impl Scenario {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         let profile = [Profile::Calm, Profile::Graceful, Profile::Crash, Profile::Storm]
             [rng.weighted(&[5, 25, 45, 25])];
-        let frontends = 1 + rng.weighted(&[70, 30]);
+        let frontends = 1 + rng.weighted(&[60, 30, 10]);
         Self {
             profile,
             frontends,
@@ -88,9 +90,13 @@ impl Scenario {
             link_delay: rng
                 .pick(&[(5, 60), (20, 400), (20, 5000), (1000, 60_000)])
                 .into_range(),
+            strikes: match profile {
+                Profile::Calm | Profile::Graceful => 0,
+                Profile::Crash | Profile::Storm => rng.pick(&[0, 5, 30]),
+            },
             deaf: rng.pick(&[0, 100, 500, 1000]),
             socket_bytes: rng.pick(&[600, 2000, 16_000, 64_000]),
-            user_timeout: Duration::from_secs(6),
+            user_timeout: rng.pick(&[Duration::from_secs(6), Duration::from_secs(20)]),
             pace: rng.millis(5..=250),
             eagerness: rng.range(1..=14) as usize,
         }

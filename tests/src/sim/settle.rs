@@ -1,9 +1,10 @@
 //! The end of a run: nothing goes wrong any more, and everything that is owed must come.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_backend::link::{LinkIndex, LinkState};
+use holdfast_proto::Share;
 use holdfast_proto::link::LaneUsage;
 
 use super::Promise;
@@ -15,6 +16,8 @@ use super::world::{Event, SETTLE_INTERVAL, World};
 /// Everything must have settled so long after the last fault: a vanished device is noticed, a request's deadline and an open
 /// circuit have passed.
 const SETTLE_LIMIT: Duration = Duration::from_secs(45);
+/// Whoever wanted to stay away comes back so soon.
+const COME_BACK: Duration = Duration::from_millis(200);
 
 impl World {
     /// Faults end; what they broke is mended.
@@ -25,11 +28,17 @@ impl World {
         for conn in 0..self.conns.len() {
             self.resume_reading(ConnId(conn));
         }
+        for device in &mut self.devices {
+            device.not_before = device.not_before.min(self.now + COME_BACK);
+        }
         for frontend in 0..self.frontends.len() {
             if self.frontends[frontend].life.is_none() {
                 self.queue
                     .push(self.now, Event::Fault(Fault::StartFrontend(frontend)));
             }
+        }
+        for index in 0..self.backends.len() {
+            self.set_share(index, Share::FULL);
         }
         for slot in 0..self.scenario.backends {
             self.queue.push(self.now, Event::Fault(Fault::StartBackend(slot)));
@@ -132,6 +141,15 @@ impl World {
         let running = self.backends.iter().filter(|node| node.life.is_some()).count();
         if status.len() != running || status.iter().any(|peer| peer.stage != "active") {
             return Some(format!("hub {index} with {running} backends: {status:?}"));
+        }
+        let knows = |shares: &BTreeMap<_, Share>| {
+            shares.len() == running && shares.values().all(|share| share.is_full())
+        };
+        if let Some(shard) = life.shards.iter().find(|shard| !knows(&shard.shares)) {
+            return Some(format!(
+                "frontend {index} with {running} backends: {:?}",
+                shard.shares
+            ));
         }
         let busy = life
             .hub

@@ -43,20 +43,15 @@ impl World {
         let place = (frontend, index);
         let now = self.instant();
         let Some(shard) = self.shard(place) else { return };
-        shard.pace.resumed = false;
         let mut works: Vec<Work> = shard.from_hub.iter().map(|_| Work::Hub).collect();
         works.extend(shard.accepts.drain(..).map(Work::Accept));
         works.extend(std::mem::take(&mut shard.ready).into_iter().map(Work::Serve));
-        works.extend(
-            shard
-                .core
-                .poll_timeout()
-                .filter(|at| *at <= now)
-                .map(|_| Work::Timer),
-        );
         works.extend(shard.core.has_turn().then_some(Work::Piece));
-        // Which task runs first is the runtime's affair: anything may be.
+        let is_due = shard.core.poll_timeout().is_some_and(|at| at <= now);
+        // Which task runs first is the runtime's affair: anything may be. Only the timers' yields to all that is there, so
+        // that nobody who spoke while the thread stood still is taken for silent.
         self.rng.shuffle(&mut works);
+        works.extend(is_due.then_some(Work::Timer));
         for work in works {
             self.do_work(place, work);
             self.pump(place);
@@ -91,8 +86,16 @@ impl World {
     fn take_from_hub(&mut self, place: Place, message: ToShard) {
         let (now, at) = (self.instant(), self.now);
         let Some(shard) = self.shard(place) else { return };
-        if matches!(message, ToShard::PeerGone { graceful: false, .. }) {
-            shard.losses.push(at);
+        match &message {
+            ToShard::PeerGone { peer, graceful, .. } => {
+                shard.gone.insert(*peer);
+                shard.losses.extend((!graceful).then_some(at));
+            }
+            ToShard::Frame { peer, incoming } if shard.gone.contains(peer) => {
+                let what = format!("{:?} of {peer:?} comes after its end", incoming.command);
+                return self.fail(Promise::Fenced, what);
+            }
+            _ => {}
         }
         let logged_in = match &message {
             ToShard::Frame {
@@ -105,6 +108,8 @@ impl World {
             } => session_id(answer.id).ok(),
             _ => None,
         };
+        self.note_peer(place, &message);
+        let Some(shard) = self.shard(place) else { return };
         shard.core.handle_hub(now, message);
         let Some(conn) = logged_in.and_then(|id| self.sessions.get(&id.as_u128()).copied()) else {
             return;
@@ -123,11 +128,11 @@ impl World {
     fn flush_to_hub(&mut self, place: Place) {
         let delay = self.rng.micros(1..=30);
         let at = self.now + delay;
-        let Some(shard) = self.shard(place) else { return };
-        if !shard.core.has_for_hub() {
+        self.collect(place);
+        let Some(shard) = self.shard(place).filter(|shard| !shard.to_hub.is_empty()) else {
             return;
-        }
-        let mut messages = shard.core.take_to_hub(Vec::new());
+        };
+        let mut messages = std::mem::take(&mut shard.to_hub);
         let at = shard.in_order((at, false));
         messages.retain(|message| self.note_for_hub(message));
         let (frontend, shard) = (place.0, ShardId(place.1 as u8));
@@ -152,6 +157,7 @@ impl World {
         };
         shard.set_conn(key, Some(conn));
         shard.ready.insert(conn);
+        shard.most_sessions = shard.most_sessions.max(shard.core.live() as usize);
         let session = shard.core.session_id(key);
         let c = &mut self.conns[conn.0];
         (c.key, c.session, c.stage) = (Some(key), session, Stage::Open);
@@ -360,6 +366,7 @@ impl World {
             return;
         };
         self.conns[conn.0].pinged = Some(self.now);
+        self.strike_ping(place, conn);
         self.say(place, conn, ToDevice::Ping);
     }
 

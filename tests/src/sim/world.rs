@@ -114,6 +114,8 @@ pub(super) struct World {
     pub(super) sessions: BTreeMap<u128, ConnId>,
     /// Sessions of which a backend has said LOGGED_OUT.
     pub(super) logged_out: BTreeSet<u128>,
+    /// Devices that have counted for what a canary gets.
+    pub(super) drawn: BTreeSet<usize>,
     pub(super) asks: Asks,
     pub(super) bender: Bender,
     /// When the faults ended.
@@ -128,13 +130,18 @@ const WALL_MS: u64 = 1_900_000_000_000;
 /// Bounds are looked at every so many steps: a look costs more than a step.
 const STEPS_PER_CHECK: u64 = 24;
 const MAX_STEPS: u64 = 3_000_000;
+/// How long a world goes on in which one process dies.
+const CRASH_WORLD: Duration = Duration::from_millis(900);
 /// How often it is looked whether everything is done.
 pub(super) const SETTLE_INTERVAL: Duration = Duration::from_millis(60);
 
 impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let scenario = Scenario::draw(&mut rng);
+        let mut scenario = Scenario::draw(&mut rng);
+        if options.crash.is_some() {
+            scenario.chaos = CRASH_WORLD;
+        }
         Self {
             frontends: (0..scenario.frontends).map(|_| FrontendNode::default()).collect(),
             backends: Vec::new(),
@@ -143,6 +150,7 @@ impl World {
             devices: Vec::new(),
             sessions: BTreeMap::new(),
             logged_out: BTreeSet::new(),
+            drawn: BTreeSet::new(),
             asks: Asks::default(),
             bender: Bender::new(options.mutant),
             healed: None,
@@ -166,7 +174,7 @@ impl World {
     }
 
     /// Runs until everything is settled or a promise is broken.
-    pub(super) fn run(mut self) -> Result<Summary, Box<Failure>> {
+    pub(super) fn run(&mut self) {
         self.begin();
         let limit = self.options.steps.unwrap_or(MAX_STEPS).min(MAX_STEPS);
         while self.failure.is_none() && !self.settled && self.step < limit {
@@ -177,6 +185,7 @@ impl World {
             self.step += 1;
             self.trace.begin_step(self.step);
             self.handle(event);
+            self.crash();
             if self.step.is_multiple_of(STEPS_PER_CHECK) {
                 self.check_bounds();
             }
@@ -184,6 +193,10 @@ impl World {
         if self.step >= MAX_STEPS {
             self.fail(Promise::Progress, "the run does not end".into());
         }
+    }
+
+    /// What the run came to.
+    pub(super) fn finish(mut self) -> Result<Summary, Box<Failure>> {
         self.summary.steps = self.step;
         self.summary.virtual_time = self.now;
         self.summary.digest = self.trace.digest();
@@ -213,7 +226,9 @@ impl World {
             self.start_backend(slot);
         }
         self.add_devices();
-        self.queue.push(self.scenario.fault_every, Event::Chaos);
+        if self.options.crash.is_none() {
+            self.queue.push(self.scenario.fault_every, Event::Chaos);
+        }
         self.queue.push(Duration::from_millis(700), Event::Ask);
         self.queue.push(self.scenario.chaos, Event::Heal);
     }
@@ -299,7 +314,7 @@ impl World {
         }
     }
 
-    fn pace(&mut self, actor: Actor) -> Option<&mut super::nodes::Pace> {
+    pub(super) fn pace(&mut self, actor: Actor) -> Option<&mut super::nodes::Pace> {
         match actor {
             Actor::Hub(frontend) => Some(&mut self.frontends[frontend].life.as_mut()?.pace),
             Actor::Shard(frontend, shard) => Some(

@@ -38,7 +38,7 @@ async fn two_frontends_share_one_backend() {
             .map(|h| h["ce-source"].clone())
             .collect::<Vec<_>>()
     });
-    assert_eq!(sources, ["/holdfast/1", "/holdfast/2"]);
+    assert_eq!(sources, ["/holdfast/1/a", "/holdfast/2/b"]);
     service.assert_contract();
 }
 

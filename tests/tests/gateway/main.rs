@@ -1,6 +1,7 @@
 //! The gateway's behaviour with everything well: real binaries, real sockets, a real service.
 
 mod admission;
+mod bounds;
 mod errors;
 mod heartbeat;
 mod limits;

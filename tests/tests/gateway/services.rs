@@ -22,7 +22,7 @@ async fn a_call_is_a_signed_cloud_event() {
     let key = format!("\"{session}-1\"");
     let expected = [
         ("ce-id", "req-1"),
-        ("ce-source", "/holdfast/1"),
+        ("ce-source", "/holdfast/1/speaker:1"),
         ("ce-type", "Demo.Echo"),
         ("ce-subject", "speaker:1"),
         ("ce-hfnamespace", "Demo"),

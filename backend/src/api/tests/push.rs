@@ -82,7 +82,7 @@ async fn sessions_and_all_are_targets_too() {
     let answer = api.push(to(r#"{"all":true,"group":null}"#)).await;
     assert_eq!(
         answer.json()["counts"],
-        json!({"written": 3, "dropped": 1, "unconfirmed": 0})
+        json!({"written": 3, "dropped": 1, "unconfirmed": 2, "frontends_unconfirmed": 1})
     );
     assert_eq!(api.last_push().target, PushTarget::All);
 }

@@ -32,6 +32,15 @@ async fn sessions_are_closed() {
     api.call("DELETE", "/v1/devices/absent", ADMIN)
         .await
         .is(404, "unknown_device");
+    api.fail_with(GatewayError::Unconfirmed {
+        closed: 1,
+        retry_after: Duration::from_secs(1),
+    });
+    let answer = api.call("DELETE", "/v1/devices/speaker-1", ADMIN).await;
+    answer.is(503, "unconfirmed");
+    assert_eq!(answer.headers["retry-after"], "1");
+    let (_, _, detail) = answer.problem();
+    assert!(detail.starts_with("1 sessions were closed"), "{detail}");
 }
 
 #[tokio::test]

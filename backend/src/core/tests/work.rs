@@ -340,5 +340,64 @@ fn closes_count_sessions_and_say_when_they_do_not_know() {
     world.ask(2, close());
     world.frontends[0].answer_query(QueryResult::default());
     world.run(ms(5100));
-    assert!(matches!(world.answer(2), Err(GatewayError::Unavailable { .. })));
+    let unconfirmed = |answer| match answer {
+        Err(GatewayError::Unconfirmed { closed, .. }) => closed,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(unconfirmed(world.answer(2)), 0);
+    world.ask(3, close());
+    world.frontends[1].answer_query(QueryResult {
+        closed: 1,
+        ..Default::default()
+    });
+    world.run(ms(5100));
+    assert_eq!(
+        unconfirmed(world.answer(3)),
+        1,
+        "one is closed, the rest is not known"
+    );
+}
+
+/// A device moves from one frontend to the other while the link to the first is down.
+#[test]
+fn a_frontend_that_was_away_hears_of_replaced_sessions() {
+    let closes = |world: &World, link: usize| -> Vec<u64> {
+        let close = |command: &Command| match command {
+            Command::Close(close) => Some(close.before_ms),
+            _ => None,
+        };
+        world.frontends[link].received.iter().filter_map(close).collect()
+    };
+    let login = |n| Login {
+        session: Some(session(n)),
+        ..Default::default()
+    };
+    let mut world = World::attached(2);
+    world.frontends[1].reachable = false;
+    world.core.handle_disconnected(LinkIndex::new(1), world.now);
+    world.send(0, Command::Login(login(1)));
+    world.send(0, Command::Login(login(2)));
+    world.send(0, Command::Login(login(1)));
+    world.run(ms(2));
+    assert_eq!(world.metrics.closes_owed.get(), 2, "one per device");
+    world.frontends[1].reachable = true;
+    world.run(ms(2000));
+    let said = closes(&world, 1);
+    assert_eq!((said.len(), world.metrics.closes_repeated.get()), (2, 2));
+    assert!(said[0] < said[1]);
+    assert_eq!(world.metrics.closes_owed.get(), 0, "it was acknowledged");
+    // One that was said but not acknowledged when the link was lost is said again.
+    world.frontends[1].alive = false;
+    world.send(0, Command::Login(login(3)));
+    world.run(ms(1500));
+    world.frontends[1].alive = true;
+    world.run(ms(3000));
+    assert_eq!(closes(&world, 1).len(), 3);
+    assert_eq!(
+        (
+            world.metrics.closes_owed.get(),
+            world.metrics.closes_dropped.get()
+        ),
+        (0, 0)
+    );
 }

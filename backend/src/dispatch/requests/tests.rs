@@ -295,6 +295,38 @@ fn expired_and_poisonous_requests_are_not_called() {
     assert_eq!((bench.metrics.poison.get(), bench.metrics.replays.get()), (1, 1));
 }
 
+/// It is not read, so its namespace is not known: it takes its turn among the connection's, and no namespace waits for it.
+#[test]
+fn a_poisonous_request_holds_up_nobody() {
+    let mut bench = Bench::new(10);
+    let poison = |n| frames::Request {
+        attempt: 2,
+        ..request(n, event("Own", "own"))
+    };
+    bench.send(request(1, event("Own", "own")));
+    bench.send(poison(2));
+    bench.send(request(3, event("Own", "own")));
+    assert_eq!(bench.outcomes(), [outcome(2, 0, "backend_failed")], "at once");
+    bench.reply(1);
+    bench.reply(0);
+    assert_eq!(bench.outcomes()[1..], [outcome(1, 0, "ok"), outcome(3, 1, "ok")]);
+    // Behind a slow request of the connection's own domain it waits, and nobody waits for it who did not wait anyway.
+    bench.send(request(4, event("N", "n")));
+    bench.send(poison(5));
+    bench.send(request(6, event("Own", "own")));
+    bench.send(request(7, event("N", "n")));
+    bench.reply(3);
+    bench.reply(4);
+    assert_eq!(bench.outcomes()[3..], [outcome(6, 0, "ok")]);
+    bench.reply(2);
+    let rest = [
+        outcome(4, 0, "ok"),
+        outcome(5, 4, "backend_failed"),
+        outcome(7, 5, "ok"),
+    ];
+    assert_eq!(bench.outcomes()[4..], rest);
+}
+
 #[test]
 fn a_slow_call_is_cancelled_and_those_behind_it_go_on() {
     let mut bench = Bench::new(10);

@@ -130,6 +130,7 @@ impl Hub {
             outgoing: Outgoing::new(self.config.shards),
             broadcasts: Default::default(),
             counted: LaneStats::default(),
+            moved: (0, now),
         };
         self.metrics.attached.inc();
         self.metrics.info(&peer.name, &peer.build, epoch).set(1);

@@ -8,7 +8,7 @@ use holdfast_proto::link::{Command, Origin};
 use holdfast_proto::{SessionId, ShardId};
 
 use super::Hub;
-use crate::exchange::{PeerId, ToHub, ToShard};
+use crate::exchange::{BroadcastCounts, PeerId, ToHub, ToShard};
 
 impl Hub {
     pub fn handle_shard(&mut self, now: Instant, shard: ShardId, message: ToHub) {
@@ -41,14 +41,7 @@ impl Hub {
             ToHub::ShareTaken { peer } => self.on_share_taken(peer),
             ToHub::Offline { device, session } => self.on_offline(&device, session),
             ToHub::PushDone { peer, result } => self.answer(peer, Command::PushResult(result)),
-            ToHub::BroadcastDone {
-                peer,
-                number,
-                written,
-                dropped,
-            } => {
-                self.on_broadcast_done(peer, number, written, dropped);
-            }
+            ToHub::BroadcastDone { peer, number, counts } => self.on_broadcast_done(peer, number, counts),
             ToHub::Stopped => self.stopped_shards += 1,
         }
     }
@@ -69,7 +62,7 @@ impl Hub {
         }
     }
 
-    fn on_broadcast_done(&mut self, id: PeerId, number: u64, written: u64, dropped: u64) {
+    fn on_broadcast_done(&mut self, id: PeerId, number: u64, counts: BroadcastCounts) {
         let Some(peer) = self.peers.iter_mut().find(|p| p.id == id) else {
             return;
         };
@@ -77,15 +70,15 @@ impl Hub {
             return;
         };
         broadcast.shards = broadcast.shards.saturating_sub(1);
-        broadcast.written += written;
-        broadcast.dropped += dropped;
+        broadcast.counts += counts;
         if broadcast.shards == 0 {
-            let (written, dropped) = (broadcast.written, broadcast.dropped);
+            let counts = broadcast.counts;
             peer.broadcasts.remove(&number);
             let result = PushResult {
                 number,
-                written,
-                dropped,
+                written: counts.written,
+                dropped: counts.dropped,
+                unconfirmed: counts.unconfirmed,
                 ..Default::default()
             };
             self.answer(id, Command::PushResult(result));

@@ -20,7 +20,7 @@ impl Shard {
         };
         match session.state {
             State::Online => {
-                self.deliver_controls(slot);
+                self.deliver_controls(now, slot, None);
                 self.deliver_requests(now, slot);
                 return;
             }
@@ -36,7 +36,7 @@ impl Shard {
         self.arm(slot);
     }
 
-    fn deliver_lifecycle(&mut self, now: Instant, slot: u32, peer: PeerId) {
+    pub(super) fn deliver_lifecycle(&mut self, now: Instant, slot: u32, peer: PeerId) {
         let ticket = self.roster.ticket(peer, Track::Lifecycle);
         let Some(session) = self.slots[slot as usize].session.as_mut() else {
             return;
@@ -51,7 +51,10 @@ impl Shard {
                 login.since = now;
                 login.delivery.with = with;
             }
-            State::Closing(closing) => closing.delivery.with = with,
+            State::Closing(closing) => {
+                closing.since = now;
+                closing.delivery.with = with;
+            }
             State::Accepted { .. } | State::Challenging { .. } | State::Online => return,
         }
         if let Some(command) = lifecycle_command(session) {
@@ -108,7 +111,8 @@ impl Shard {
         }
     }
 
-    fn deliver_controls(&mut self, slot: u32) {
+    /// Gives out the control messages that are with nobody, to another backend than `not` if there is one.
+    pub(super) fn deliver_controls(&mut self, now: Instant, slot: u32, not: Option<PeerId>) {
         let Some(session) = self.slots[slot as usize].session.as_ref() else {
             return;
         };
@@ -119,9 +123,11 @@ impl Shard {
         {
             return;
         }
-        let Some(peer) = self.control_peer(session) else {
-            return;
+        let peer = match not {
+            Some(not) => self.another_peer(session, not),
+            None => self.control_peer(session),
         };
+        let Some(peer) = peer else { return };
         let frame = session.frame();
         let Some(session) = self.slots[slot as usize].session.as_mut() else {
             return;
@@ -129,9 +135,18 @@ impl Shard {
         let Some(active) = session.active.as_mut() else {
             return;
         };
+        let mut updating = active
+            .controls
+            .iter()
+            .any(|c| c.update && c.delivery.with.is_some());
         for control in active.controls.iter_mut().filter(|c| c.delivery.with.is_none()) {
+            // Each update builds on the state that the one before it left: side by side all but one would be in vain.
+            if control.update && std::mem::replace(&mut updating, true) {
+                continue;
+            }
             let ticket = self.roster.ticket(peer, Track::Lifecycle);
             control.delivery.with = Some((peer, ticket));
+            control.since = now;
             let command = control_command(frame.clone(), control);
             self.to_hub.push(ToHub::Work {
                 peer,
@@ -139,6 +154,7 @@ impl Shard {
                 command,
             });
         }
+        self.arm(slot);
     }
 
     fn control_peer(&self, session: &Session) -> Option<PeerId> {

@@ -202,6 +202,7 @@ impl Shard {
             update: is_word(&text, UPDATE),
             text,
             delivery: Delivery::default(),
+            since: now,
             conflicts: 0,
         };
         active.controls.push_back(control);

@@ -14,6 +14,9 @@ use crate::session::window::{Answer, FinalReply, ReplyError};
 
 /// A blob write that came too late is asked for again this often.
 const MAX_BLOB_CONFLICTS: u8 = 3;
+/// What a device hears of an update that could not be applied, whatever the backend says of it.
+const UPDATE_CONFLICT: &[u8] = br#"@error {"control":"update","code":"state_conflict"}"#;
+const UPDATE_TOO_LARGE: &[u8] = br#"@error {"control":"update","code":"state_too_large"}"#;
 
 impl Shard {
     pub(super) fn on_bound(&mut self, now: Instant, peer: PeerId, bound: frames::Bound) {
@@ -230,19 +233,21 @@ impl Shard {
             (Some(write), Some(session)) => session.write_blob(write),
             _ => Ok(()),
         };
-        match written {
-            Ok(()) => {}
+        let reply = match written {
+            Ok(()) => updated.reply,
             Err(BlobError::TooLarge) => {
                 self.metrics.malformed_frames.inc();
+                Bytes::from_static(UPDATE_TOO_LARGE)
             }
             Err(BlobError::Conflict) => {
                 self.metrics.blob_conflicts.inc();
                 if self.ask_again(now, key, peer, updated.number) {
                     return;
                 }
+                Bytes::from_static(UPDATE_CONFLICT)
             }
-        }
-        self.on_control_answered(now, key, updated.number, &updated.reply);
+        };
+        self.on_control_answered(now, key, updated.number, &reply);
     }
 
     /// The backend worked on a blob that has changed since: it gets the update again, with the blob as it is now.
@@ -269,7 +274,7 @@ impl Shard {
     }
 
     /// The control message is done with: its place and its bytes are free, and the device hears the answer.
-    fn on_control_answered(&mut self, now: Instant, key: SessionKey, number: u64, reply: &Bytes) {
+    pub(super) fn on_control_answered(&mut self, now: Instant, key: SessionKey, number: u64, reply: &Bytes) {
         if let Some(active) = self.get(key).and_then(|s| s.active.as_mut())
             && let Some(index) = active.controls.iter().position(|c| c.number == number)
             && let Some(control) = active.controls.remove(index)
@@ -284,6 +289,8 @@ impl Shard {
             self.metrics.malformed_frames.inc();
         }
         if self.get(key).is_some() {
+            // The next update waited for this one.
+            self.deliver(now, key.slot);
             self.settle(key.slot);
         }
         self.feed_starved();

@@ -7,6 +7,7 @@ use holdfast_proto::{CloseCode, Share};
 
 use super::Shard;
 use crate::exchange::{PeerId, SentTickets, ToHub, ToShard, Track};
+use crate::session::roster::Standing;
 use crate::session::session::{Session, SessionKey};
 use crate::session::state::State;
 
@@ -32,6 +33,8 @@ impl Shard {
                 };
                 if self.get(key).is_some_and(|s| s.id == session) {
                     self.close(now, key, code);
+                } else {
+                    self.metrics.late_frames.inc();
                 }
             }
             ToShard::Stop => self.on_stop(now),
@@ -58,11 +61,12 @@ impl Shard {
         }
     }
 
-    /// Sessions move by themselves, each when it has nothing out. Only those that nobody served must be looked for.
+    /// Sessions move by themselves, each when it has nothing out. Only those must be looked for that wait for this peer: because
+    /// nobody served, or because they have something out with it and it took nothing more.
     fn on_share(&mut self, now: Instant, peer: PeerId, share: Share) {
-        let served = self.roster.is_serving();
+        let before = self.roster.standing(peer);
         self.roster.on_share(peer, share);
-        if !served && self.roster.is_serving() {
+        if before == Standing::Idle && self.roster.standing(peer) == Standing::Active {
             self.deliver_all(now);
         }
         self.to_hub.push(ToHub::ShareTaken { peer });
@@ -115,6 +119,10 @@ impl Shard {
                 let replayed = active.window.on_lost(peer, was_sent);
                 self.metrics.replayed_requests.inc_by(replayed as u64);
                 lost_work |= active.window.has_unsent();
+            }
+            let key = session.key();
+            if lost_work {
+                self.fail_poisonous_controls(now, key);
             }
             if lost_lifecycle || lost_work {
                 self.deliver(now, slot as u32);

@@ -8,7 +8,7 @@ use holdfast_proto::MessageKind;
 use holdfast_proto::link::frames::{self, PushResult, PushStatus};
 
 use super::Shard;
-use crate::exchange::{PeerId, ToHub};
+use crate::exchange::{BroadcastCounts, PeerId, ToHub};
 use crate::session::session::{SessionKey, Written};
 use crate::session::state::State;
 
@@ -17,7 +17,7 @@ const MAX_BROADCASTS: usize = 16;
 /// Sessions that one turn of a broadcast visits: what a turn may delay everything else.
 const SESSIONS_PER_TURN: u32 = 256;
 /// How long after the last visit a push to all waits for sockets to take it. Devices that do not read must not keep its
-/// place from others: those that took it later are counted neither as written nor as dropped.
+/// place from others: those that had not taken it by then are reported as unconfirmed.
 const STRAGGLER_TIME: Duration = Duration::from_secs(1);
 
 /// A push to all, on its way through the slots.
@@ -32,8 +32,7 @@ pub(super) struct Broadcast {
     /// When the last was.
     visited: Option<Instant>,
     unwritten: u64,
-    written: u64,
-    dropped: u64,
+    counts: BroadcastCounts,
 }
 
 impl Shard {
@@ -101,12 +100,11 @@ impl Shard {
         if self.broadcasts.len() >= MAX_BROADCASTS {
             let dropped = u64::from(self.online);
             self.metrics.pushes_dropped("overloaded", dropped);
-            self.to_hub.push(ToHub::BroadcastDone {
-                peer,
-                number,
-                written: 0,
+            let counts = BroadcastCounts {
                 dropped,
-            });
+                ..Default::default()
+            };
+            self.to_hub.push(ToHub::BroadcastDone { peer, number, counts });
             return;
         }
         let payload = Bytes::copy_from_slice(&payload);
@@ -118,8 +116,7 @@ impl Shard {
             cursor: Some(0),
             visited: None,
             unwritten: 0,
-            written: 0,
-            dropped: 0,
+            counts: BroadcastCounts::default(),
         });
     }
 
@@ -171,7 +168,10 @@ impl Shard {
         }
         for broadcast in &mut self.broadcasts {
             if broadcast.visited.is_some_and(|at| now >= at + STRAGGLER_TIME) {
-                broadcast.unwritten = 0;
+                broadcast.counts.unconfirmed = std::mem::take(&mut broadcast.unwritten);
+                self.metrics
+                    .pushes_unconfirmed
+                    .inc_by(broadcast.counts.unconfirmed);
             }
         }
         self.finish_broadcasts();
@@ -181,8 +181,8 @@ impl Shard {
         let mut all = self.broadcasts.iter_mut();
         if let Some(broadcast) = all.find(|b| b.peer == peer && b.number == number) {
             broadcast.unwritten -= 1;
-            broadcast.written += u64::from(written);
-            broadcast.dropped += u64::from(!written);
+            broadcast.counts.written += u64::from(written);
+            broadcast.counts.dropped += u64::from(!written);
         }
         // While a turn is under way its end finishes what is done: the list must not change below it.
         if !self.has_turn() {
@@ -200,19 +200,10 @@ impl Shard {
             .partition(is_done);
         self.broadcasts = rest;
         for Broadcast {
-            peer,
-            number,
-            written,
-            dropped,
-            ..
+            peer, number, counts, ..
         } in done
         {
-            self.to_hub.push(ToHub::BroadcastDone {
-                peer,
-                number,
-                written,
-                dropped,
-            });
+            self.to_hub.push(ToHub::BroadcastDone { peer, number, counts });
         }
     }
 }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use holdfast_proto::CloseCode;
 
 use super::{Output, Shard};
-use crate::session::session::SessionKey;
+use crate::session::ShardConfig;
+use crate::session::session::{Session, SessionKey};
 use crate::session::state::State;
 
 impl Shard {
@@ -77,38 +78,77 @@ impl Shard {
             State::Binding(binding) => binding.since + with_backend(binding.delivery.with.is_some()),
             State::Challenging { since } => *since + config.hello_timeout,
             State::LoggingIn(login) => login.since + with_backend(login.delivery.with.is_some()),
-            State::Online if session.pinged => session.heard + config.close_after,
-            State::Online => session.heard + config.ping_after,
-            State::Closing(_) => return None,
+            State::Online => {
+                let heard = heartbeat_deadline(session, config);
+                self.control_deadline(session).map_or(heard, |at| at.min(heard))
+            }
+            // Without a backend it waits for one to come.
+            State::Closing(closing) => {
+                closing.delivery.with?;
+                closing.since + self.logout_time(closing.delivery.attempt)
+            }
         })
     }
 
     fn on_deadline(&mut self, now: Instant, key: SessionKey) {
-        let ping_after = self.config.ping_after;
         let Some(session) = self.get(key) else { return };
         match &session.state {
             State::Accepted { .. } => self.close(now, key, CloseCode::Protocol),
-            State::Binding(_) => self.refuse_unavailable(now, key),
+            State::Binding(_) => {
+                if !self.repeat_lifecycle(now, key) {
+                    self.refuse_unavailable(now, key);
+                }
+            }
             State::Challenging { .. } => self.greet(now, key, Bytes::new()),
-            State::LoggingIn(_) => self.close(now, key, CloseCode::TryAgainLater),
-            State::Online
-                if session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty()) =>
-            {
-                // We do not read, so we cannot hear: the device's clock stands still. A peer that vanished meanwhile is
-                // reclaimed by TCP_USER_TIMEOUT.
-                session.heard = now;
-                session.pinged = false;
-                self.arm(key.slot);
+            State::LoggingIn(_) => {
+                if !self.repeat_lifecycle(now, key) {
+                    self.close(now, key, CloseCode::TryAgainLater);
+                }
             }
-            State::Online if session.pinged => self.close(now, key, CloseCode::HeartbeatTimeout),
             State::Online => {
-                session.pinged = true;
-                // However late this is asked, the time to answer is the same.
-                session.heard = now - ping_after;
-                self.outputs.push_back(Output::Ping { key });
-                self.arm(key.slot);
+                self.repeat_controls(now, key);
+                self.judge_silence(now, key);
             }
-            State::Closing(_) => {}
+            State::Closing(_) => {
+                self.repeat_lifecycle(now, key);
+            }
         }
     }
+
+    /// Pings or closes an online session, if that is what its timer was for.
+    fn judge_silence(&mut self, now: Instant, key: SessionKey) {
+        let config = &self.config;
+        let place = &mut self.slots[key.slot as usize];
+        let online = |s: &&mut Session| s.key() == key && matches!(s.state, State::Online);
+        let Some(session) = place.session.as_mut().filter(online) else {
+            return;
+        };
+        if now < heartbeat_deadline(session, config) {
+            return self.arm(key.slot);
+        }
+        if session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty()) {
+            // We do not read, so we cannot hear: the device's clock stands still. A peer that vanished meanwhile is
+            // reclaimed by TCP_USER_TIMEOUT.
+            session.heard = now;
+            session.pinged = false;
+        } else if session.pinged {
+            return self.close(now, key, CloseCode::HeartbeatTimeout);
+        } else {
+            session.pinged = true;
+            // However late this is asked, the time to answer is the same.
+            session.heard = now - config.ping_after;
+            self.outputs.push_back(Output::Ping { key });
+        }
+        self.arm(key.slot);
+    }
+}
+
+/// When an online session is pinged or, if it was, closed.
+fn heartbeat_deadline(session: &Session, config: &ShardConfig) -> Instant {
+    let silence = if session.pinged {
+        config.close_after
+    } else {
+        config.ping_after
+    };
+    session.heard + silence
 }

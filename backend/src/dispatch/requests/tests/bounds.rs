@@ -36,6 +36,54 @@ fn beyond_the_bound_requests_stay_on_their_credit() {
     );
 }
 
+/// Their answers wait behind the order of what is under way: without a bound they would be held without one.
+#[test]
+fn expired_requests_are_taken_up_to_a_bound_of_their_own() {
+    let mut bench = Bench::new(2);
+    for n in 1..=2 {
+        bench.send(request(n, event("N", "n")));
+    }
+    for n in 3..=8 {
+        bench.send(frames::Request {
+            deadline_ms: 100,
+            ..request(n, event("N", "n"))
+        });
+    }
+    bench.advance(100);
+    assert_eq!((bench.requests.in_flight(), bench.requests.waiting()), (4, 4));
+    assert_eq!(
+        bench.requests.poll_timeout(),
+        Some(bench.start + Duration::from_secs(1)),
+        "what cannot be taken wakes nobody"
+    );
+    bench.reply(0);
+    bench.reply(1);
+    bench.advance(0);
+    assert_eq!((bench.requests.waiting(), bench.released), (0, 8));
+    let codes: Vec<String> = bench.outcomes().into_iter().skip(2).map(|o| o.2).collect();
+    assert_eq!(codes, vec!["deadline_exceeded"; 6]);
+}
+
+#[test]
+fn a_frontend_with_slow_requests_leaves_others_their_places() {
+    let mut bench = Bench::new(16);
+    for n in 1..=20 {
+        bench.send(request(n, event("Wide", "n")));
+    }
+    assert_eq!((bench.requests.in_flight(), bench.requests.waiting()), (14, 6));
+    for n in 1..=3 {
+        bench.send_on(OTHER, request(n, event("Wide", "n")));
+    }
+    bench.advance(0);
+    assert_eq!((bench.requests.in_flight(), bench.requests.waiting()), (16, 7));
+    // A shared place comes free: it goes to whoever has fewer, however long the others have waited.
+    bench.reply(0);
+    bench.reply(1);
+    bench.advance(0);
+    let taken: Vec<u64> = bench.calls[14..].iter().map(|c| c.1.sequence.0).collect();
+    assert_eq!(taken, [1, 2, 3, 15]);
+}
+
 #[test]
 fn a_lost_link_cancels_its_work_only() {
     let mut bench = Bench::new(3);
@@ -173,7 +221,9 @@ proptest! {
             open.extend(bench.calls[known..].iter().map(|c| c.0));
         }
         bench.advance(20_000);
-        bench.advance(20_000);
+        while bench.requests.poll_timeout().is_some_and(|at| at <= bench.now.instant) {
+            bench.advance(0);
+        }
         prop_assert_eq!((bench.replies.len(), bench.released, bench.requests.in_flight()), (sent, sent, 0));
         for slot in 1..4u32 {
             let of_session: Vec<u64> = bench.replies.iter()

@@ -6,7 +6,7 @@ use holdfast_proto::link::{Class, Command};
 use holdfast_proto::{FrontendId, SessionId};
 
 use super::harness::*;
-use crate::exchange::{ToHub, ToShard};
+use crate::exchange::{BroadcastCounts, ToHub, ToShard};
 
 fn push_results(b: &mut Backend) -> Vec<(u64, PushStatus, u64, u64)> {
     let read = |command| match command {
@@ -286,8 +286,11 @@ fn a_push_to_all_is_one_frame_per_shard_and_one_result() {
     let done = |written, dropped| ToHub::BroadcastDone {
         peer,
         number: 4,
-        written,
-        dropped,
+        counts: BroadcastCounts {
+            written,
+            dropped,
+            unconfirmed: 0,
+        },
     };
     w.shard_says(0, done(3, 1));
     w.carry(&mut [&mut b]);

@@ -252,3 +252,38 @@ fn a_stop_waits_for_every_shard() {
     w.shard_says(0, ToHub::Stopped);
     assert!(w.hub.is_stopped());
 }
+
+#[test]
+fn a_backend_that_takes_no_lifecycle_frames_is_stuck() {
+    let mut w = World::new();
+    let (mut b, peer) = w.active(5);
+    b.releases = false;
+    // The credit is for 64; one waits.
+    for ticket in 1..=65 {
+        w.work(0, peer, ticket, Command::Logout(frames::Logout::default()));
+    }
+    b.progress = 1;
+    for progress in 2..=94 {
+        b.progress = progress;
+        w.pass(SECOND / 20, &mut [&mut b]);
+    }
+    assert!(w.gone().is_empty());
+    for progress in 95..=120 {
+        b.progress = progress;
+        w.pass(SECOND / 20, &mut [&mut b]);
+    }
+    assert_eq!(w.gone(), [(0, false, 0, 64), (1, false, 0, 0)]);
+    assert!(matches!(b.notices().first(), Some(Command::Fenced(_))));
+}
+
+#[test]
+fn a_slow_backend_that_takes_one_now_and_then_is_not_stuck() {
+    let mut w = World::new();
+    let (mut b, peer) = w.active(5);
+    for ticket in 1..=40 {
+        w.work(0, peer, ticket, Command::Logout(frames::Logout::default()));
+        b.progress += 1;
+        w.pass(SECOND / 2, &mut [&mut b]);
+    }
+    assert!(w.gone().is_empty());
+}

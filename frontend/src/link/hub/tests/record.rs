@@ -92,7 +92,7 @@ fn a_graceful_end_is_told_with_what_was_out_and_how_long_it_took() {
         requests: 2,
         duration: Duration::from_millis(300),
     };
-    assert_eq!(w.hub.hand_overs(), [expected.clone()]);
+    assert_eq!(w.hub.hand_overs(), std::slice::from_ref(&expected));
     w.hub.handle_disconnected(w.now, &b.identity);
     assert_eq!(
         w.hub.hand_overs(),

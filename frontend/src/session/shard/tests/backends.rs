@@ -236,6 +236,20 @@ fn a_member_without_a_share_finishes_what_it_has_and_gets_nothing_more() {
 }
 
 #[test]
+fn what_waits_for_a_member_without_a_share_goes_on_when_it_gets_one_again() {
+    let mut w = World::attached();
+    let key = w.online("d");
+    w.text(key, "r").unwrap();
+    w.requests();
+    w.active(B);
+    w.share(A, Share::NONE);
+    w.text(key, "r").unwrap();
+    assert!(w.work().is_empty());
+    w.share(A, Share::clamped(1));
+    assert_eq!(w.requests(), [(A, 2, 1, 0)], "its first request is still there");
+}
+
+#[test]
 fn what_waits_while_nobody_has_a_share_goes_to_the_first_who_gets_one() {
     let mut w = World::new();
     w.member(A, Share::NONE);

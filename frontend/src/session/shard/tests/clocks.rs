@@ -40,8 +40,13 @@ fn a_backend_that_comes_in_time_admits_those_who_wait() {
     w.active(A);
     assert!(matches!(w.one(A), Command::Bind(_)));
     w.pass(9 * SECOND);
-    assert!(w.outputs().is_empty(), "the backend has its own time to answer");
+    assert!(
+        w.outputs().is_empty() && w.work().is_empty(),
+        "the backend has its own time to answer"
+    );
     w.pass(2 * SECOND);
+    assert!(matches!(w.one(A), Command::Bind(_)), "it is asked again");
+    w.pass(10 * SECOND);
     assert!(matches!(w.outputs().as_slice(), [Output::Refuse { .. }]));
     let _ = key;
 }

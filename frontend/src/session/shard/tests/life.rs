@@ -167,7 +167,7 @@ fn a_session_of_another_epoch_is_not_ours() {
         code: CloseCode::Replaced,
     });
     assert!(w.outputs().is_empty());
-    assert_eq!(w.metrics.late_frames.get(), 1);
+    assert_eq!(w.metrics.late_frames.get(), 2);
 }
 
 #[test]

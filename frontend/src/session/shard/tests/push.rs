@@ -18,15 +18,12 @@ impl World {
         self.told().into_iter().map(read).collect()
     }
 
-    /// How pushes to all ended: number, written, dropped.
-    fn broadcast_results(&mut self) -> Vec<(u64, u64, u64)> {
+    /// How pushes to all ended: number, written, dropped, unconfirmed.
+    fn broadcast_results(&mut self) -> Vec<(u64, u64, u64, u64)> {
         let done = |message| match message {
-            ToHub::BroadcastDone {
-                number,
-                written,
-                dropped,
-                ..
-            } => Some((number, written, dropped)),
+            ToHub::BroadcastDone { number, counts, .. } => {
+                Some((number, counts.written, counts.dropped, counts.unconfirmed))
+            }
             _ => None,
         };
         self.told().into_iter().filter_map(done).collect()
@@ -123,7 +120,7 @@ fn a_push_to_all_visits_every_slot_in_turns() {
     for key in &keys[1..599] {
         w.written(*key, 2);
     }
-    assert_eq!(w.broadcast_results(), [(1, 598, 1)]);
+    assert_eq!(w.broadcast_results(), [(1, 598, 1, 0)]);
 }
 
 #[test]
@@ -138,11 +135,11 @@ fn a_push_to_all_counts_whose_queue_is_full() {
     w.frame(A, push_to_all(5));
     w.turns();
     w.written(keys[1], 2);
-    assert_eq!(w.broadcast_results(), [(4, 1, 1), (5, 1, 1)]);
+    assert_eq!(w.broadcast_results(), [(4, 1, 1, 0), (5, 1, 1, 0)]);
     let mut w = World::attached();
     w.frame(A, push_to_all(1));
     w.turns();
-    assert_eq!(w.broadcast_results(), [(1, 0, 0)], "nobody is there");
+    assert_eq!(w.broadcast_results(), [(1, 0, 0, 0)], "nobody is there");
 }
 
 #[test]
@@ -153,7 +150,11 @@ fn a_device_that_does_not_read_does_not_keep_pushes_to_all_from_others() {
     for number in 1..=17 {
         w.frame(A, push_to_all(number));
     }
-    assert_eq!(w.broadcast_results(), [(17, 0, 2)], "16 are worked on at a time");
+    assert_eq!(
+        w.broadcast_results(),
+        [(17, 0, 2, 0)],
+        "16 are worked on at a time"
+    );
     assert_eq!(
         w.metrics
             .pushes_dropped
@@ -170,15 +171,16 @@ fn a_device_that_does_not_read_does_not_keep_pushes_to_all_from_others() {
     assert!(
         results
             .iter()
-            .all(|(_, written, dropped)| (*written, *dropped) == (1, 0))
+            .all(|(_, written, dropped, unconfirmed)| (*written, *dropped, *unconfirmed) == (1, 0, 1))
     );
+    assert_eq!(w.metrics.pushes_unconfirmed.get(), 16);
     w.written(sleeps, 16);
     assert!(w.told().is_empty(), "what came too late is not told twice");
     w.frame(A, push_to_all(18));
     w.turns();
     w.written(reads, 1);
     w.written(sleeps, 1);
-    assert_eq!(w.broadcast_results(), [(18, 2, 0)]);
+    assert_eq!(w.broadcast_results(), [(18, 2, 0, 0)]);
 }
 
 #[test]

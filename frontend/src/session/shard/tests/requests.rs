@@ -168,13 +168,14 @@ fn an_update_on_an_old_blob_is_asked_again() {
     };
     w.text(key, "@update 1").unwrap();
     w.text(key, "@update 2").unwrap();
-    let work = w.work();
-    let (one, two) = (version(work[0].2.clone()).0, version(work[1].2.clone()).0);
+    let (one, _) = version(w.one(A));
     w.frame(B, updated(one, 0, b"foreign"));
     w.frame(A, updated(99, 0, b"unasked"));
     assert_eq!(w.metrics.late_frames.get(), 2);
     w.frame(A, updated(one, 0, b"first"));
     assert_eq!(w.texts(key), ["@updated"]);
+    let (two, base) = version(w.one(A));
+    assert_eq!(base, 1, "it builds on the one before it");
     w.frame(A, updated(two, 0, b"second"));
     assert_eq!(version(w.one(A)), (two, 1), "with the blob as it is now");
     assert!(w.outputs().is_empty());
@@ -191,8 +192,8 @@ fn an_update_on_an_old_blob_is_asked_again() {
     w.frame(A, updated(three, 0, b"never"));
     assert_eq!(
         w.texts(key),
-        ["@updated"],
-        "a backend that does not learn is not asked for ever"
+        [r#"@error {"control":"update","code":"state_conflict"}"#],
+        "a backend that does not learn is not asked for ever, nor believed"
     );
     w.text(key, "@update 4").unwrap();
     let (four, _) = version(w.one(A));
@@ -202,7 +203,35 @@ fn an_update_on_an_old_blob_is_asked_again() {
         1,
         "a blob over its bound is not kept"
     );
-    assert_eq!(w.texts(key), ["@updated"]);
+    assert_eq!(
+        w.texts(key),
+        [r#"@error {"control":"update","code":"state_too_large"}"#]
+    );
+}
+
+#[test]
+fn updates_go_one_after_the_other_and_other_controls_beside_them() {
+    let mut w = World::attached();
+    let key = w.online("d");
+    for text in ["@update 1", "@update 2", "@x"] {
+        w.text(key, text).unwrap();
+    }
+    let given = |w: &mut World| -> Vec<(crate::exchange::PeerId, Bytes)> {
+        let texts = w.work().into_iter().map(|(peer, _, command)| match command {
+            Command::Update(u) => (peer, u.text),
+            Command::Control(c) => (peer, c.text),
+            other => panic!("{other:?}"),
+        });
+        texts.collect()
+    };
+    assert_eq!(given(&mut w), [(A, "@update 1".into()), (A, "@x".into())]);
+    w.active(B);
+    w.crashed(A, 0, 9);
+    assert_eq!(
+        given(&mut w),
+        [(B, Bytes::from("@update 1")), (B, "@x".into())],
+        "lost ones too"
+    );
 }
 
 #[test]
