@@ -80,6 +80,18 @@ fn metric(memory: &ReplyMemory, name: &str) -> u64 {
     line.and_then(|value| value.parse().ok()).unwrap()
 }
 
+async fn until(memory: &ReplyMemory, name: &str, at_least: u64) {
+    let reached = async {
+        while metric(memory, name) < at_least {
+            tokio::task::yield_now().await;
+        }
+    };
+    let patience = Duration::from_secs(30);
+    timeout(patience, reached)
+        .await
+        .unwrap_or_else(|_| panic!("{name} is {}", metric(memory, name)));
+}
+
 /// Bodies beyond the route's part wait until there is room, then come whole; another route is not held up meanwhile.
 async fn bodies_wait_their_turn(announced: bool) {
     let memory = ReplyMemory::new(ROOM);
@@ -91,9 +103,7 @@ async fn bodies_wait_their_turn(announced: bool) {
         service.begun.recv().await.unwrap();
     }
     // All five have begun; those that are read take all that their route may have.
-    while metric(&memory, "reply_memory_waits_total") < 3 {
-        tokio::task::yield_now().await;
-    }
+    until(&memory, "reply_memory_waits_total", 3).await;
     assert_eq!(metric(&memory, "reply_memory_bytes"), 2 * BODY as u64);
 
     let quick =
@@ -136,9 +146,7 @@ async fn a_body_that_finds_no_room_in_time_is_overload_and_no_fault_of_the_servi
     for _ in 0..2 {
         service.begun.recv().await.unwrap();
     }
-    while metric(&memory, "reply_memory_bytes") < 2 * BODY as u64 {
-        tokio::task::yield_now().await;
-    }
+    until(&memory, "reply_memory_bytes", 2 * BODY as u64).await;
     let called = client.call(request(hasty)).await;
     assert_eq!(
         failed(called.outcome),
