@@ -120,12 +120,9 @@ impl Gateway {
     /// What a frontend says of one backend; null when it is not attached.
     pub async fn status_of(&self, frontend: usize, backend: usize) -> Value {
         let (status, name) = (self.status(frontend).await, &self.backends[backend].name);
-        let backends = status["backends"].as_array().expect("a list").iter();
-        backends
-            .filter(|b| b["name"] == name.as_str())
-            .next_back()
-            .cloned()
-            .unwrap_or_default()
+        let mut backends = status["backends"].as_array().expect("a list").iter();
+        let found = backends.rfind(|b| b["name"] == name.as_str());
+        found.cloned().unwrap_or_default()
     }
 
     /// Waits until every frontend is ready: a backend is attached.

@@ -3,6 +3,8 @@
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
 
+use super::wait_for_share;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_frontend_hears_of_a_share_also_one_that_was_away() {
     let service = Service::start().await;
@@ -16,9 +18,7 @@ async fn every_frontend_hears_of_a_share_also_one_that_was_away() {
     gateway.frontends[1].restart().await;
     gateway.control(canary).wait_ready().await;
     for frontend in 0..2 {
-        while gateway.status_of(frontend, canary).await["share_percent"] != 7.5 {
-            tokio::task::yield_now().await;
-        }
+        wait_for_share(&gateway, (frontend, canary), 7.5).await;
     }
     let status = gateway.control(canary).status().await;
     let states: Vec<_> = status["frontends"]

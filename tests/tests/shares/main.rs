@@ -6,10 +6,14 @@ mod load;
 mod members;
 mod slow;
 
+use std::time::Duration;
+
 use holdfast_tests::device::Device;
 use holdfast_tests::gateway::Gateway;
 use serde_json::json;
 
+/// A change that was asked for shows within this, or the test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
 const ECHO: (&str, &str) = ("Demo", "Echo");
 
 /// Devices that are online at the first frontend, with names that are always the same.
@@ -31,6 +35,18 @@ async fn round(devices: &mut [Device]) {
     for device in devices {
         device.next_reply().await;
     }
+}
+
+/// Waits until a frontend says that the backend has this share. It has told its shards by the time that a request, sent after
+/// it says so, reaches them.
+async fn wait_for_share(gateway: &Gateway, (frontend, backend): (usize, usize), percent: f64) {
+    let wait = async {
+        while gateway.status_of(frontend, backend).await["share_percent"] != percent {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(waited.is_ok(), "frontend {frontend} does not hear of {percent}%");
 }
 
 /// How many requests each backend has answered in the course of `act`.

@@ -4,7 +4,7 @@ use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
 use serde_json::json;
 
-use super::{ECHO, answered_during, devices, round};
+use super::{ECHO, answered_during, devices, round, wait_for_share};
 
 /// Five standard deviations around what is expected of `count` draws.
 fn assert_part(got: u64, count: usize, part: f64) {
@@ -57,24 +57,17 @@ async fn a_canary_gets_its_share_and_more_of_it_when_that_is_raised() {
     assert_eq!(again, at_20, "the same sessions");
 
     gateway.control(canary).share(60.0).await;
-    wait_for_share(&gateway, canary, 60.0).await;
+    wait_for_share(&gateway, (0, canary), 60.0).await;
     let at_60 = answered_during(&gateway, round(&mut devices)).await;
     assert_part(at_60[canary], DEVICES, 0.6);
     gateway.control(canary).share(100.0).await;
-    wait_for_share(&gateway, canary, 100.0).await;
+    wait_for_share(&gateway, (0, canary), 100.0).await;
     let promoted = answered_during(&gateway, round(&mut devices)).await;
     assert_part(promoted[canary], DEVICES, 0.5);
     gateway.control(canary).share(20.0).await;
-    wait_for_share(&gateway, canary, 20.0).await;
+    wait_for_share(&gateway, (0, canary), 20.0).await;
     let back = answered_during(&gateway, round(&mut devices)).await;
     assert_eq!(back, at_20, "a rollback gives back what it took");
-}
-
-/// The frontend has told its shards by the time that a request, sent after it says so, reaches them.
-async fn wait_for_share(gateway: &Gateway, backend: usize, percent: f64) {
-    while gateway.status_of(0, backend).await["share_percent"] != percent {
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +122,7 @@ async fn a_member_that_gives_its_share_away_keeps_only_what_it_has() {
     let held = gateway.status_of(0, 0).await["in_flight"].as_u64().unwrap();
     assert!(held > 0);
     gateway.control(0).share(0.0).await;
-    wait_for_share(&gateway, 0, 0.0).await;
+    wait_for_share(&gateway, (0, 0), 0.0).await;
     for device in &mut devices {
         device.request(ECHO, "new", &json!({})).await;
     }
@@ -153,7 +146,7 @@ async fn a_member_that_gives_its_share_away_keeps_only_what_it_has() {
         "nothing was replayed"
     );
     gateway.control(0).share(100.0).await;
-    wait_for_share(&gateway, 0, 100.0).await;
+    wait_for_share(&gateway, (0, 0), 100.0).await;
     let after = answered_during(&gateway, round(&mut devices)).await;
     assert_eq!(after[0], held, "the sessions that it had had");
 }
