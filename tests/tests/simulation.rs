@@ -245,8 +245,12 @@ fn a_doubled_call_is_caught() {
 }
 
 #[test]
-fn a_lost_logout_or_credit_is_caught() {
-    assert_caught(Mutant::LoseLogout, &[Promise::Progress]);
+fn a_lost_logout_is_asked_again() {
+    assert_defended(Mutant::LoseLogout);
+}
+
+#[test]
+fn a_lost_credit_is_caught() {
     assert_caught(
         Mutant::LoseCredit,
         &[Promise::Progress, Promise::Arriving, Promise::Bounded],

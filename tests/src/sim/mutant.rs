@@ -195,8 +195,9 @@ impl World {
                 command: Command::Logout(_),
                 ..
             } => {
-                // LOGOUTs are few.
-                let bends = self.bender.mutant == Some(Mutant::LoseLogout) && self.rng.chance(400);
+                // LOGOUTs are few. In the end they arrive, as everything does.
+                let loses = self.bender.mutant == Some(Mutant::LoseLogout) && self.healed.is_none();
+                let bends = loses && self.rng.chance(400);
                 self.summary.bent += u64::from(bends);
                 !bends
             }
