@@ -3,6 +3,23 @@
 //! Every command but `up` finds a running gateway through `DIR/up.json`. Errors are one line on stderr, exit code 1; wrong
 //! usage exits with 2.
 
+/// Says a line on stderr. `eprintln!` would panic when nobody reads it any more or the disk is full, and a supervisor must not
+/// end because of that.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+
+/// The same on stdout.
+macro_rules! show {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
 mod args;
 mod bench;
 mod demo;

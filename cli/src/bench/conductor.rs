@@ -49,7 +49,7 @@ pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
     }
     print!("{}", table::table(&report));
     if !home.is_temporary() || !report.verdict.clean {
-        println!("The gateway's files and logs are in {}.", home.keep().display());
+        show!("The gateway's files and logs are in {}.", home.keep().display());
     }
     Ok(match (report.verdict.clean, report.interrupted) {
         (false, _) => ExitCode::FAILURE,

@@ -40,7 +40,7 @@ impl Progress {
     /// A line that stays.
     pub(crate) fn say(&mut self, text: &str) {
         self.end_line();
-        eprintln!("{text}");
+        say!("{text}");
         self.since_line = 0;
     }
 
@@ -94,7 +94,7 @@ impl Progress {
 
     pub(crate) fn end_line(&mut self) {
         if self.line_is_open {
-            eprintln!();
+            say!();
             self.line_is_open = false;
         }
     }

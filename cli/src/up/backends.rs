@@ -105,8 +105,8 @@ fn prune_logs(directory: &Path) {
 const PREFIX: &str = "backend-";
 /// Logs of backends that are kept, rotated ones included: those of the upgrades that one may still want to understand.
 const MAX_LOGS: usize = 32;
-/// What a backend may need beyond its own grace to say goodbye.
-const GRACE_MARGIN: Duration = Duration::from_secs(5);
+/// What a backend may need beyond its own grace to say goodbye: its API's last callers have 10 s.
+const GRACE_MARGIN: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {

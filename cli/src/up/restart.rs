@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// At once first, then after 100 ms, doubling up to 5 s; anew once it has been up for 10 s.
+/// At once first, then after 100 ms, doubling up to 5 s; anew once it has been up for a second: devices wait for each
+/// delay, and one start a second is no burden.
 #[derive(Debug, Default)]
 pub(super) struct Restarts {
     recent: u32,
@@ -32,7 +33,7 @@ impl Restarts {
 
 const BASE: Duration = Duration::from_millis(100);
 const CAP: Duration = Duration::from_secs(5);
-const STABLE: Duration = Duration::from_secs(10);
+const STABLE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -46,7 +47,7 @@ mod tests {
             .collect();
         assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert_eq!(restarts.handle_exit(STABLE), Duration::ZERO);
-        assert_eq!(restarts.handle_exit(Duration::from_secs(9)), BASE);
+        assert_eq!(restarts.handle_exit(Duration::from_millis(999)), BASE);
         assert_eq!(restarts.total(), 11);
     }
 }

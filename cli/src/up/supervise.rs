@@ -97,7 +97,7 @@ impl Kept {
             _ = self.ended() => return,
             () = stop.next() => {}
         }
-        eprintln!("holdfast: stopping without waiting");
+        say!("holdfast: stopping without waiting");
         self.wish(Wish::Kill);
         self.ended().await;
     }
@@ -141,7 +141,7 @@ impl Keeper {
             }
             let delay = restarts.handle_exit(started.elapsed());
             let name = &self.spec.name;
-            eprintln!("holdfast: {what}; starting the {name} again {}", when(delay));
+            say!("holdfast: {what}; starting the {name} again {}", when(delay));
             tokio::select! {
                 () = wished(&mut self.wish, Wish::Stop) => return None,
                 () = tokio::time::sleep(delay) => {}
@@ -164,7 +164,7 @@ impl Keeper {
                 self.end(&mut child).await;
                 return Ended::Exited(format!("the {name} did not get ready: {error:#}"));
             }
-            Err(error) => eprintln!("holdfast: the {name} (pid {pid}) runs, but is not ready: {error:#}"),
+            Err(error) => say!("holdfast: the {name} (pid {pid}) runs, but is not ready: {error:#}"),
         }
         self.tell(Event::Ready { name, pid, restarts }).await;
         self.serve(child).await
@@ -187,12 +187,12 @@ impl Keeper {
                 if !stopped.status.success() {
                     let what = format!("the {name} ended with {} when it was stopped", stopped.status);
                     self.spec.note(&what);
-                    eprintln!("holdfast: {what}");
+                    say!("holdfast: {what}");
                 }
                 Ended::ByWish(Some(stopped))
             }
             Err(error) => {
-                eprintln!("holdfast: cannot stop the {name}: {error}");
+                say!("holdfast: cannot stop the {name}: {error}");
                 Ended::ByWish(None)
             }
         }

@@ -90,7 +90,7 @@ impl Supervisor {
         for path in [self.layout.up_json(), self.layout.up_socket()] {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    eprintln!("holdfast: cannot remove {}: {error}", path.display());
+                    say!("holdfast: cannot remove {}: {error}", path.display());
                 }
                 _ => {}
             }
@@ -103,7 +103,7 @@ impl Supervisor {
         loop {
             tokio::select! {
                 () = stop.next() => {
-                    eprintln!("holdfast: stopping");
+                    say!("holdfast: stopping");
                     return Ok(());
                 }
                 demo = &mut self.demo => return Err(anyhow!("the demo service ended: {demo:?}")),
@@ -119,7 +119,7 @@ impl Supervisor {
         match event {
             Event::Failed { what, log_tail } => {
                 for line in log_tail {
-                    eprintln!("  {line}");
+                    say!("  {line}");
                 }
                 let logs = self.layout.logs();
                 Err(anyhow!("{what} (its log is in {})", logs.display()))
@@ -129,7 +129,7 @@ impl Supervisor {
                     return Ok(());
                 }
                 if restarts > 0 {
-                    eprintln!("holdfast: the {name} is ready again (pid {pid})");
+                    say!("holdfast: the {name} is ready again (pid {pid})");
                 }
                 self.publish()
             }
@@ -157,11 +157,17 @@ impl Supervisor {
         if !self.all_were_ready() {
             return Ok(());
         }
-        self.board.write(&self.layout)?;
-        if !self.announced {
-            self.announced = true;
-            self.announce();
+        let written = self.board.write(&self.layout);
+        if self.announced {
+            // A full disk is no reason to end what devices are connected to.
+            if let Err(error) = written {
+                say!("holdfast: up.json is not true any more: {error:#}");
+            }
+            return Ok(());
         }
+        written?;
+        self.announced = true;
+        self.announce();
         Ok(())
     }
 
@@ -208,7 +214,7 @@ impl Supervisor {
         if let Err(kept) = old.send(std::mem::replace(&mut self.backend, kept)) {
             kept.wish(Wish::Stop);
         }
-        eprintln!(
+        say!(
             "holdfast: {} (pid {}) took over",
             self.present.name(),
             self.board.backend_pid
@@ -226,12 +232,12 @@ impl Supervisor {
             tokio::select! {
                 turn = self.upgrades.next(), if runs => {
                     if let Err(error) = self.handle_turn(turn) {
-                        eprintln!("holdfast: {error:#}");
+                        say!("holdfast: {error:#}");
                     }
                 }
                 _ = self.backend.ended(), if !runs => return,
                 () = stop.next(), if wish < Wish::Kill => {
-                    eprintln!("holdfast: stopping without waiting");
+                    say!("holdfast: stopping without waiting");
                     wish = Wish::Kill;
                 }
             }
@@ -247,18 +253,18 @@ impl Supervisor {
             ..
         } = &self.board;
         let dir = self.layout.root().display();
-        println!(
+        show!(
             "holdfast is up: {wss} (frontend {frontend_pid}), {api} (backend {backend_pid}), files in {dir}"
         );
-        println!();
-        println!("Try, in other terminals:");
-        println!("  holdfast --dir {dir} device                  then type: Demo.Echo {{\"n\":1}}");
-        println!("  holdfast --dir {dir} push demo-device '{{\"text\":\"hello\"}}'");
-        println!("  holdfast --dir {dir} status");
-        println!("  holdfast --dir {dir} upgrade backend         a new backend: the device stays connected");
-        println!("  kill -9 {backend_pid}          a crash of the backend: the device stays connected");
-        println!();
-        println!("Ctrl-C stops everything.");
+        show!();
+        show!("Try, in other terminals:");
+        show!("  holdfast --dir {dir} device                  then type: Demo.Echo {{\"n\":1}}");
+        show!("  holdfast --dir {dir} push demo-device '{{\"text\":\"hello\"}}'");
+        show!("  holdfast --dir {dir} status");
+        show!("  holdfast --dir {dir} upgrade backend         a new backend: the device stays connected");
+        show!("  kill -9 {backend_pid}          a crash of the backend: the device stays connected");
+        show!();
+        show!("Ctrl-C stops everything.");
     }
 }
 

@@ -122,13 +122,16 @@ impl Trial {
     async fn drive(&mut self, child: &mut Child) -> bool {
         let mut step = self.await_ready();
         loop {
+            // The order matters when several are there at once: what speaks against the new one comes first, and who was told
+            // that the upgrade is called off must be right.
             let input = tokio::select! {
+                biased;
                 status = child.wait() => Input::NewEnded(self.ended(status)),
+                reason = self.called_off(), if self.machine.may_cancel() => Input::Cancel(reason),
                 input = &mut step => {
                     step = Box::pin(std::future::pending());
                     input
                 }
-                reason = self.called_off(), if self.machine.may_cancel() => Input::Cancel(reason),
                 () = self.deadline(), if self.machine.deadline().is_some() => Input::Tick,
             };
             match self.handle(input) {

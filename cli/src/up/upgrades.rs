@@ -170,7 +170,7 @@ impl Upgrades {
             Some(adoption) = self.adoptions.1.recv() => Turn::Adopt(Box::new(adoption)),
             result = &mut running.task => {
                 if let Err(error) = result {
-                    eprintln!("holdfast: the upgrade failed: {error}");
+                    say!("holdfast: the upgrade failed: {error}");
                 }
                 Turn::Over
             }

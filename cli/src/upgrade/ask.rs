@@ -162,7 +162,7 @@ impl Asked {
     fn show(&mut self, line: &Bytes) -> Result<Event> {
         let event = serde_json::from_slice(line).context("an event is not readable")?;
         if self.json {
-            println!("{}", String::from_utf8_lossy(line).trim_end());
+            show!("{}", String::from_utf8_lossy(line).trim_end());
         } else {
             self.progress.handle(&event, Instant::now());
         }

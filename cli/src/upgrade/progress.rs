@@ -31,8 +31,8 @@ impl Progress {
     /// Also for what the command itself has to say.
     pub(crate) fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say!("{line}")),
+            None => say!("{line}"),
         }
     }
 
@@ -58,7 +58,7 @@ impl Progress {
                 .is_none_or(|last| now.saturating_duration_since(last) >= LINE_EVERY);
             if due || watch.elapsed_ms >= watch.watch_ms {
                 self.last_line = Some(now);
-                eprintln!("{} {}", time(watch.at_ms), watch_line(watch));
+                say!("{} {}", time(watch.at_ms), watch_line(watch));
             }
             return;
         };

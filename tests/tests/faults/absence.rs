@@ -69,6 +69,10 @@ async fn a_device_outlives_its_backend_and_its_requests_wait() {
     let mut gateway = Gateway::start(&service).await;
     let mut device = gateway.device("d").await;
     gateway.backends[0].kill9().await;
+    // What is sent before that counts as lost with it.
+    gateway.frontends[0]
+        .wait_for_metric("holdfast_link_backends", |n| n == 0.0)
+        .await;
     for n in 0..3 {
         device.request(("Demo", "Echo"), &n.to_string(), &json!({})).await;
     }
