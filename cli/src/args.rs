@@ -271,8 +271,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err("allowed: more than 0, at most 1000000".into()),
+        Ok(rate) if (0.001..=1e6).contains(&rate) => Ok(rate),
+        _ => Err("allowed: 0.001 to 1000000".into()),
     }
 }
 

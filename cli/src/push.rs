@@ -1,12 +1,12 @@
 //! `holdfast push`: one message to one device, through the HTTP API.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use http::Method;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::args::PushArgs;
@@ -16,18 +16,18 @@ use crate::up_json::UpJson;
 pub(crate) fn run(dir: &Path, args: &PushArgs) -> Result<ExitCode> {
     let up = UpJson::read(dir)?;
     let payload: &RawValue = serde_json::from_str(&args.payload).context("the payload is not JSON")?;
-    let message = json!({
-        "to": {"device": args.device},
-        "namespace": args.namespace,
-        "name": args.name,
-        "payload": payload,
-    });
+    let message = serde_json::to_string(&Message {
+        to: To { device: &args.device },
+        namespace: &args.namespace,
+        name: &args.name,
+        payload,
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let body = runtime.block_on(async {
         let url = format!("{}/v1/messages", up.api);
-        let json = Some(message.to_string().into());
+        let json = Some(message.into());
         let call = Call {
             method: Method::POST,
             key: Some(&up.api_key),
@@ -38,13 +38,27 @@ pub(crate) fn run(dir: &Path, args: &PushArgs) -> Result<ExitCode> {
     })?;
     let outcome: Outcome = serde_json::from_slice(&body).context("the API's answer is not readable")?;
     for target in &outcome.results {
-        println!("{}", target.line());
+        writeln!(std::io::stdout(), "{}", target.line())?;
     }
     Ok(if outcome.all_written() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The payload goes as it was typed: a number or an order of fields may mean something to the device.
+#[derive(Serialize)]
+struct Message<'a> {
+    to: To<'a>,
+    namespace: &'a str,
+    name: &'a str,
+    payload: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct To<'a> {
+    device: &'a str,
 }
 
 #[derive(Deserialize)]

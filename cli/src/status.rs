@@ -2,6 +2,7 @@
 
 mod table;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,10 +29,10 @@ pub(crate) fn run(dir: &Path, args: &StatusArgs) -> Result<ExitCode> {
         None => runtime.block_on(Status::of_up(&http, &UpJson::read(dir)?)),
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&status)?)?;
     } else {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        print!("{}", status.table(now));
+        write!(std::io::stdout(), "{}", status.table(now))?;
     }
     Ok(if status.is_ready() {
         ExitCode::SUCCESS
@@ -163,9 +164,12 @@ impl Status {
         status
     }
 
-    /// A frontend is ready when a backend is attached; the supervised one must be it.
+    /// A frontend is ready when a backend is attached; the supervised one must be it, and one must take work.
     fn is_ready(&self) -> bool {
-        self.frontend.ready && self.backend.as_ref().is_none_or(|backend| backend.ready)
+        let serves = |backend: &Attached| backend.state == "active";
+        self.frontend.ready
+            && self.backend.as_ref().is_none_or(|backend| backend.ready)
+            && self.backends.iter().any(serves)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `holdfast token`: device tokens.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use crate::layout::Layout;
 
 pub(crate) fn run(dir: &Path, args: &TokenArgs) -> Result<ExitCode> {
     let signer = Signer::open(&Layout::new(dir)?.token_key())?;
-    println!("{}", signer.sign(&args.device, args.ttl)?);
+    writeln!(std::io::stdout(), "{}", signer.sign(&args.device, args.ttl)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

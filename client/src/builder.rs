@@ -179,10 +179,20 @@ impl Builder {
         }
     }
 
-    /// Connects once: the error of a first attempt that fails is returned. Once online the device comes back by itself.
+    /// Connects once: the error of a first attempt that fails is returned. Once it was online the device comes back by itself; it
+    /// may be on its way back already.
     pub async fn connect(self) -> Result<Device, Error> {
         let device = Device::start(self, true)?;
-        device.wait_online().await?;
+        let mut state = device.watch_state();
+        let was_online = |state: &State| {
+            // A connection that ended as soon as it was made is seen by its count only.
+            device.counters().connects() > 0 || matches!(state, State::Online(_) | State::Closed(_))
+        };
+        match state.wait_for(was_online).await.as_deref() {
+            Ok(State::Closed(error)) => return Err(error.clone()),
+            Ok(_) => {}
+            Err(_) => return Err(Error::Closed),
+        }
         Ok(device)
     }
 

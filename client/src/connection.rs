@@ -117,24 +117,28 @@ impl<'a> Connection<'a> {
 
     /// Those who still wait hear that the outcome is unknown, or their requests are kept for the next connection.
     fn settle(self, will_reconnect: bool) {
+        let mut again = Vec::new();
         for waiting in self.link.in_flight.into_waiters() {
             match waiting.again {
-                Some(request) if will_reconnect && !waiting.sender.is_closed() => {
-                    self.outbox.send_again(Outgoing {
-                        request,
-                        waiter: Waiter::Reply(waiting.sender),
-                    });
-                }
+                Some(request) if will_reconnect && !waiting.sender.is_closed() => again.push(Outgoing {
+                    request,
+                    waiter: Waiter::Reply(waiting.sender),
+                }),
                 _ => drop(waiting.sender.send(Err(Error::Disconnected))),
             }
         }
+        self.outbox.send_again(again);
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        // The owner's wishes come before reading as well as after: a server that sends without pause uses up the turn's budget,
+        // after which nothing else is ever ready. Silence is judged after reading only.
         let turn = self
-            .read(cx)
+            .check_wishes(cx)
             .and_then(|()| self.write(cx))
-            .and_then(|()| self.check_clocks(cx))
+            .and_then(|()| self.read(cx))
+            .and_then(|()| self.write(cx))
+            .and_then(|()| self.check_timer(cx))
             .and_then(|()| self.flush(cx));
         match turn {
             Ok(()) => Poll::Pending,
@@ -225,7 +229,8 @@ impl<'a> Connection<'a> {
             .map_err(|error| self.broken(&error.to_string()))
     }
 
-    fn check_clocks(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    /// The owner's close, and the end of a phase that has a fixed one.
+    fn check_wishes(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         if self.closing.poll(cx).is_ready() {
             let end = End {
                 error: Error::Closed,
@@ -234,6 +239,13 @@ impl<'a> Connection<'a> {
             };
             self.begin_close(CloseCode::Normal, end);
         }
+        if matches!(self.link.phase, Phase::Online { .. }) {
+            return Ok(());
+        }
+        self.check_timer(cx)
+    }
+
+    fn check_timer(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         while self.link.timer.as_mut().poll(cx).is_ready() {
             self.handle_timer(cx)?;
         }

@@ -67,9 +67,11 @@ impl Outbox {
             .map(|outgoing| outgoing.map(|outgoing| *outgoing))
     }
 
-    /// Queues a request of the connection that was just lost; to be called in their order.
-    pub(crate) fn send_again(&mut self, outgoing: Outgoing) {
-        self.again.push_back(outgoing);
+    /// Queues the requests of the connection that was just lost, in their order, before those that it had not come to.
+    pub(crate) fn send_again(&mut self, lost: Vec<Outgoing>) {
+        for outgoing in lost.into_iter().rev() {
+            self.again.push_front(outgoing);
+        }
     }
 
     /// An id that this device has not used before.
@@ -88,5 +90,32 @@ impl Outbox {
         while let Ok(outgoing) = self.commands.try_recv() {
             outgoing.waiter.fail(error.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn outgoing(name: &str) -> Outgoing {
+        Outgoing {
+            request: Request::binary("Demo", name, Bytes::new()),
+            waiter: Waiter::Reply(oneshot::channel().0),
+        }
+    }
+
+    #[test]
+    fn what_was_lost_last_goes_before_what_no_connection_came_to() {
+        let (_sender, commands) = mpsc::channel(1);
+        let mut outbox = Outbox::new(commands, Arc::default());
+        outbox.send_again(["c", "d"].map(outgoing).into());
+        outbox.send_again(["a", "b"].map(outgoing).into());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut names = Vec::new();
+        while let Poll::Ready(Some(outgoing)) = outbox.poll_next(&mut cx) {
+            names.push(outgoing.request.name);
+        }
+        assert_eq!(names, ["a", "b", "c", "d"]);
     }
 }

@@ -40,6 +40,7 @@ pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
             return Err(error.context(format!("no report (logs are in {})", dir.join("logs").display())));
         }
     };
+    print!("{}", table::table(&report));
     if let Some(path) = &options.json {
         let text = serde_json::to_string(&report).context("the report")?;
         write(path, &text)?;
@@ -47,7 +48,6 @@ pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
     if let Some(path) = &options.html {
         write(path, &html::page(&report)?)?;
     }
-    print!("{}", table::table(&report));
     if !home.is_temporary() || !report.verdict.clean {
         show!("The gateway's files and logs are in {}.", home.keep().display());
     }

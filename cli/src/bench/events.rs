@@ -201,7 +201,8 @@ fn promoted(code: Option<i32>, answer: &Answer) -> bool {
 }
 
 fn rolled_back(code: Option<i32>, answer: &Answer) -> bool {
-    code == Some(1) && answer.outcome == "rolled_back"
+    // For another reason devices may never have been with the bad one.
+    code == Some(1) && answer.outcome == "rolled_back" && answer.reason.as_deref() == Some("crashed")
 }
 
 const POLL: Duration = Duration::from_millis(10);
@@ -219,10 +220,12 @@ mod tests {
     fn the_answer_is_found_alone_or_after_progress() {
         let one = b"{\"outcome\":\"promoted\",\"reason\":null}\n";
         assert_eq!(Answer::read(one).unwrap().words(), "promoted");
-        let many = b"{\"phase\":\"starting\"}\n{\"outcome\":\"rolled_back\",\"reason\":\"it crashed\"}\n\n";
+        let many = b"{\"phase\":\"starting\"}\n{\"outcome\":\"rolled_back\",\"reason\":\"crashed\",\"detail\":\"it crashed\"}\n\n";
         let answer = Answer::read(many).unwrap();
         assert_eq!(answer.words(), "rolled_back: it crashed");
         assert!(rolled_back(Some(1), &answer) && !promoted(Some(0), &answer));
+        let early = b"{\"outcome\":\"rolled_back\",\"reason\":\"exited\"}\n";
+        assert!(!rolled_back(Some(1), &Answer::read(early).unwrap()));
         let pretty = b"{\n  \"outcome\": \"promoted\"\n}\n";
         assert!(promoted(Some(0), &Answer::read(pretty).unwrap()));
         for none in [&b""[..], b"text", b"{}"] {

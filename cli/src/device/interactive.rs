@@ -40,7 +40,8 @@ pub(super) async fn run(builder: Builder, name: &str) -> Result<ExitCode> {
                 printer.print("press Enter to leave");
                 told = true;
             }
-            line = lines.recv() => match line {
+            // What is piped in waits for its turn; who types is told that there are too many.
+            line = lines.recv(), if at_terminal || waiting.len() < MAX_WAITING => match line {
                 Some(_) if told => break,
                 Some(line) => all_answered &= send(&device, &line, &printer, &mut waiting),
                 None => break,
@@ -148,19 +149,22 @@ impl Printer {
         match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             // A terminal that is gone is noticed by the reader.
             Some(printer) => drop(printer.print(format!("{line}\n"))),
-            None => println!("{line}"),
+            None => show!("{line}"),
         }
     }
 
     /// Hints and complaints go to stderr when nobody sits at a terminal.
     fn note(&self, line: &str) {
         if self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            eprintln!("{line}");
+            say!("{line}");
         } else {
             self.print(line);
         }
     }
 }
+
+/// Piped requests under way: as many as a device has in flight by default.
+const MAX_WAITING: usize = 256;
 
 type Lines = mpsc::Receiver<String>;
 
@@ -194,7 +198,13 @@ fn terminal() -> Result<(Lines, Printer)> {
 fn plain() -> (Lines, Printer) {
     let (sender, lines) = mpsc::channel(LINES);
     std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        for line in std::io::stdin().lock().split(b'\n') {
+            let Ok(line) = line.inspect_err(|error| say!("holdfast: the input cannot be read: {error}"))
+            else {
+                return;
+            };
+            // What is not UTF-8 is no event, and refused as such.
+            let line = String::from_utf8_lossy(&line).into_owned();
             if sender.blocking_send(line).is_err() {
                 return;
             }

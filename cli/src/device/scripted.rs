@@ -1,11 +1,12 @@
 //! Sends so many requests at so many per second, and sums up.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use holdfast_client::{Builder, Device, Error, Reply, Request};
+use holdfast_client::{Builder, Device, Error, Reply, Request, State};
 use tokio::task::JoinSet;
 
 use super::event;
@@ -18,7 +19,15 @@ pub(super) async fn run(builder: Builder, args: &DeviceArgs, count: u32) -> Resu
     let mut waiting = JoinSet::new();
     let started = tokio::time::Instant::now();
     for n in 0..count {
-        tokio::time::sleep_until(started + Duration::from_secs_f64(f64::from(n) / args.rate)).await;
+        let due = started + Duration::from_secs_f64(f64::from(n) / args.rate);
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            // Nothing can be sent any more.
+            error = closed(&device) => {
+                eprintln!("holdfast: the device is closed: {error}");
+                break;
+            }
+        }
         let mut request = request.clone();
         if args.retry {
             request.retry_key = Some(format!("{:016x}-{n}", rand::random::<u64>()));
@@ -32,12 +41,22 @@ pub(super) async fn run(builder: Builder, args: &DeviceArgs, count: u32) -> Resu
         summary.add(done?);
     }
     device.close().await;
-    println!("{}", summary.line());
-    Ok(if summary.unanswered() == 0 {
+    writeln!(std::io::stdout(), "{}", summary.line())?;
+    Ok(if summary.unanswered() == 0 && summary.sent == count {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Waits until the device is closed for good.
+async fn closed(device: &Device) -> Error {
+    let mut states = device.watch_state();
+    let closed = states.wait_for(|state| matches!(state, State::Closed(_))).await;
+    match closed.as_deref() {
+        Ok(State::Closed(error)) => error.clone(),
+        _ => Error::Closed,
+    }
 }
 
 type Done = (Duration, Result<Reply, Error>);

@@ -141,7 +141,7 @@ mod tests {
         assert_eq!((first.name(), second.name()), ("backend-1", "backend-2"));
         assert!(second.socket.ends_with("control/backend-2.sock"));
         assert!(second.spec.log.ends_with("logs/backend-2.log"));
-        assert_eq!(second.spec.grace, Duration::from_secs(7));
+        assert_eq!(second.spec.grace, Duration::from_secs(2) + GRACE_MARGIN);
         let standby = second.standby().arguments;
         assert!(standby.ends_with(&["--name".into(), "backend-2".into(), "--share".into(), "0%".into()]));
         assert!(!second.spec.arguments.contains(&"--share".into()));
