@@ -28,7 +28,7 @@ use crate::traffic::Entrance;
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 /// Attempts to find four free ports in a row.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 10;
 const LOG_TAIL_LINES: usize = 40;
 
 /// A running `holdfast up`. Ends when dropped, with all that it started.
@@ -75,7 +75,8 @@ impl Supervised {
         layout.write_routes(&[route(service)]);
         fs::write(dir.path().join("backend.toml"), settings).expect("a file in our own directory");
         let group = Group::new();
-        let base = 20_000 + rand::random::<u16>() % 10_000 * 4;
+        // Below the ports that the system gives to outgoing connections, of which load makes many.
+        let base = 10_000 + rand::random::<u16>() % 5_500 * 4;
         let mut command = holdfast(dir.path());
         command.args(["up", "--port-base", &base.to_string()]);
         command.stdout(Stdio::null()).process_group(group.id());
