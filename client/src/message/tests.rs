@@ -16,6 +16,17 @@ fn a_json_payload_passes_through_byte_for_byte() {
 }
 
 #[test]
+fn a_payload_of_null_is_not_a_missing_one() {
+    for (payload, wanted) in [(r#","payload":null"#, "null"), ("", "")] {
+        let event = format!(r#"{{"header":{{"namespace":"W","name":"Q.Reply","seq":1}}{payload}}}"#);
+        let Ok(Incoming::Reply(reply)) = decode_text(event.into()) else {
+            panic!("not a reply")
+        };
+        assert_eq!(&reply.payload[..], wanted.as_bytes());
+    }
+}
+
+#[test]
 fn replies_errors_and_pushes_are_told_apart() {
     let Ok(Incoming::Reply(reply)) = text(
         r#"{"header":{"namespace":"W","name":"Q.Reply","id":"r-1","reply_to":"c1","seq":1},"payload":{"t": 4}}"#,
