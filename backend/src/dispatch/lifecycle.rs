@@ -129,6 +129,7 @@ impl Lifecycle {
             Ok(Grant { device, principal }) => bound::Result::Admitted(Admitted {
                 device: device.as_bytes().clone(),
                 principal,
+                challenge: None,
             }),
             Err(refusal) => {
                 let mut denied = denied(refusal.status.into(), refusal.code, &refusal.message);

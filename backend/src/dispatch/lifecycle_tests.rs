@@ -84,6 +84,7 @@ fn a_bind_is_authenticated_and_answered() {
     let admitted = Admitted {
         device: "lamp".into(),
         principal: "p".into(),
+        challenge: None,
     };
     assert_eq!(
         (link, command),

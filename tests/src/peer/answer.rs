@@ -47,6 +47,7 @@ pub fn bound(bind: &Bind) -> Command {
         result: Some(bound_result::Result::Admitted(Admitted {
             device: device.into(),
             principal: Bytes::from_static(b"principal"),
+            challenge: None,
         })),
     })
 }

@@ -257,6 +257,7 @@ fn admit(id: Option<frames::SessionId>) -> Command {
     let admitted = frames::Admitted {
         device: format!("device-{device}").into(),
         principal: Bytes::new(),
+        challenge: None,
     };
     Command::Bound(frames::Bound {
         id,

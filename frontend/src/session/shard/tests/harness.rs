@@ -296,6 +296,7 @@ pub(super) fn admitted(id: SessionId, device: &str) -> Command {
     let admitted = frames::Admitted {
         device: Bytes::copy_from_slice(device.as_bytes()),
         principal: Bytes::from_static(b"principal"),
+        challenge: None,
     };
     Command::Bound(frames::Bound {
         id: Some(id.into()),
