@@ -32,6 +32,12 @@ pub enum CloseCode {
     ControlFlood = 4005,
     /// Two backends were lost with this session's login.
     BackendFailed = 4006,
+    /// A record that does not decrypt: changed, doubled, lost or out of its place on the way.
+    RecordRejected = 4007,
+    /// A WebSocket message in the clear where only records are taken.
+    ClearText = 4008,
+    /// The device did not prove in time, by its first record, that it holds its key.
+    ChallengeFailed = 4009,
 }
 
 impl CloseCode {
@@ -52,6 +58,9 @@ impl CloseCode {
             Self::LoginFailed => "login_failed",
             Self::ControlFlood => "control_flood",
             Self::BackendFailed => "backend_failed",
+            Self::RecordRejected => "record_rejected",
+            Self::ClearText => "clear_text",
+            Self::ChallengeFailed => "challenge_failed",
         }
     }
 
@@ -67,7 +76,7 @@ impl CloseCode {
         Self::ALL.into_iter().find(|c| *c as u16 == code)
     }
 
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Normal,
         Self::GoingAway,
         Self::Protocol,
@@ -82,6 +91,9 @@ impl CloseCode {
         Self::LoginFailed,
         Self::ControlFlood,
         Self::BackendFailed,
+        Self::RecordRejected,
+        Self::ClearText,
+        Self::ChallengeFailed,
     ];
 }
 
@@ -182,7 +194,21 @@ mod tests {
             assert_eq!(CloseCode::from_u16(code as u16), Some(code));
         }
         assert_eq!(CloseCode::from_u16(999), None);
+        assert_eq!(CloseCode::from_u16(4010), None);
         let labels: HashSet<_> = ErrorCode::ALL.iter().map(|c| c.label()).collect();
         assert_eq!(labels.len(), ErrorCode::ALL.len());
+    }
+
+    /// The numbers and words are what devices were built to: they never change.
+    #[test]
+    fn a_device_whose_channel_was_disturbed_may_come_back() {
+        for (code, number, label) in [
+            (CloseCode::RecordRejected, 4007, "record_rejected"),
+            (CloseCode::ClearText, 4008, "clear_text"),
+            (CloseCode::ChallengeFailed, 4009, "challenge_failed"),
+        ] {
+            assert_eq!((code as u16, code.label()), (number, label));
+            assert!(code.may_reconnect());
+        }
     }
 }
