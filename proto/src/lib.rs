@@ -1,5 +1,5 @@
-//! What both ends of Holdfast share: identifiers, the link's schema and its pure state, close and error codes, and the
-//! device protocol's message forms.
+//! What both ends of Holdfast share: identifiers, the link's schema and its pure state, close and error codes, the
+//! device protocol's message forms, and the handshake and records of the channels that we encrypt.
 //!
 //! There is no socket, no task and no clock here. Time comes in as an argument.
 
@@ -10,7 +10,9 @@ pub mod config;
 pub mod event;
 pub mod ids;
 pub mod link;
+pub mod secure;
 pub mod share;
+pub mod throttle;
 
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
 pub use ids::{

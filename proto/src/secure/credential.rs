@@ -1,0 +1,205 @@
+//! What a device sends with its upgrade, and the message that answers it: text around the handshake's two messages.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::handshake::{MESSAGE_1_BYTES, MESSAGE_1_TIMED_BYTES};
+use super::{Identity, IdentityError, MESSAGE_2_BYTES};
+
+/// Longest credential, in characters. The longest that is one has 471.
+pub const MAX_CREDENTIAL_TEXT: usize = 1024;
+
+/// A device's claim to be somebody, taken apart but not verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    pub identity: Identity,
+    /// The identity as it came, then message 1.
+    bytes: Vec<u8>,
+    identity_len: usize,
+}
+
+/// Why text is no credential: always the sender's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialError {
+    #[error("the credential is longer than {MAX_CREDENTIAL_TEXT} characters")]
+    TooLong,
+    #[error("the credential is not base64url without padding")]
+    NotBase64,
+    #[error("{0}")]
+    Identity(#[from] IdentityError),
+    #[error("the handshake message has {0} bytes, not {MESSAGE_1_BYTES} or {MESSAGE_1_TIMED_BYTES}")]
+    MessageLength(usize),
+}
+
+impl Credential {
+    /// Takes the text of a credential, as it stands in the header or the sub-protocol.
+    pub fn parse(text: &[u8]) -> Result<Self, CredentialError> {
+        if text.len() > MAX_CREDENTIAL_TEXT {
+            return Err(CredentialError::TooLong);
+        }
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| CredentialError::NotBase64)?;
+        let (identity, identity_len) = Identity::decode(&bytes)?;
+        match bytes.len() - identity_len {
+            MESSAGE_1_BYTES | MESSAGE_1_TIMED_BYTES => Ok(Self {
+                identity,
+                bytes,
+                identity_len,
+            }),
+            other => Err(CredentialError::MessageLength(other)),
+        }
+    }
+
+    /// The identity's bytes as they came.
+    pub fn identity_bytes(&self) -> &[u8] {
+        &self.bytes[..self.identity_len]
+    }
+
+    /// The handshake's message 1.
+    pub fn message1(&self) -> &[u8] {
+        &self.bytes[self.identity_len..]
+    }
+
+    pub(super) fn render(identity_bytes: &[u8], message1: &[u8]) -> String {
+        URL_SAFE_NO_PAD.encode([identity_bytes, message1].concat())
+    }
+}
+
+const CHALLENGE_HEAD: &str = r#"@challenge {"noise":""#;
+const CHALLENGE_TAIL: &str = r#""}"#;
+
+/// The server's first message on a channel that we encrypt.
+pub fn render_challenge(message2: &[u8]) -> String {
+    let mut text = String::from(CHALLENGE_HEAD);
+    URL_SAFE_NO_PAD.encode_string(message2, &mut text);
+    text.push_str(CHALLENGE_TAIL);
+    text
+}
+
+/// The handshake's message 2 out of the server's first message: any JSON object after the word, with a `noise` of the right
+/// length in it.
+pub fn parse_challenge(text: &str) -> Option<Vec<u8>> {
+    /// The frontend passes on at most 1 KiB of it; a longer one is nobody's we know.
+    const LONGEST: usize = 1024;
+    #[derive(serde::Deserialize)]
+    struct Body<'a> {
+        #[serde(borrow)]
+        noise: std::borrow::Cow<'a, str>,
+    }
+    let json = text
+        .strip_prefix("@challenge ")
+        .filter(|_| text.len() <= LONGEST)?;
+    let body: Body<'_> = serde_json::from_str(json).ok()?;
+    let message = URL_SAFE_NO_PAD.decode(body.noise.as_bytes()).ok()?;
+    (message.len() == MESSAGE_2_BYTES).then_some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn identity_bytes() -> Vec<u8> {
+        let identity = Identity {
+            key_id: "k".into(),
+            product: String::new(),
+            class: String::new(),
+            device: "d".parse().unwrap(),
+            key_version: 1,
+        };
+        identity.encode()
+    }
+
+    #[test]
+    fn a_credential_is_taken_apart() {
+        for length in [MESSAGE_1_BYTES, MESSAGE_1_TIMED_BYTES] {
+            let message1 = vec![9; length];
+            let text = Credential::render(&identity_bytes(), &message1);
+            let credential = Credential::parse(text.as_bytes()).unwrap();
+            assert_eq!(credential.identity_bytes(), identity_bytes());
+            assert_eq!(credential.message1(), message1);
+            assert_eq!(credential.identity.encode(), identity_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let bad = |text: &[u8]| Credential::parse(text).unwrap_err();
+        assert_eq!(bad(&[b'A'; MAX_CREDENTIAL_TEXT + 1]), CredentialError::TooLong);
+        assert_eq!(
+            bad(&[b'A'; MAX_CREDENTIAL_TEXT]),
+            CredentialError::Identity(IdentityError::Version(0))
+        );
+        assert_eq!(bad(b""), CredentialError::Identity(IdentityError::CutOff));
+        let good = Credential::render(&identity_bytes(), &[9; MESSAGE_1_TIMED_BYTES]);
+        for text in [
+            format!("{good}="),
+            format!("{good} "),
+            good.replace('A', "+"),
+            good.replacen('A', "/", 1),
+        ] {
+            assert_eq!(bad(text.as_bytes()), CredentialError::NotBase64, "{text}");
+        }
+        for length in [0, 47, 49, 55, 57] {
+            let text = Credential::render(&identity_bytes(), &vec![9; length]);
+            assert_eq!(bad(text.as_bytes()), CredentialError::MessageLength(length));
+        }
+    }
+
+    /// Bits after the last byte would let one credential have several texts.
+    #[test]
+    fn a_text_has_no_spare_bits() {
+        let text = Credential::render(&identity_bytes(), &[0; MESSAGE_1_BYTES]);
+        assert_ne!(text.len() % 4, 0, "{text}");
+        let changed = format!("{}B", &text[..text.len() - 1]);
+        assert_eq!(
+            Credential::parse(changed.as_bytes()),
+            Err(CredentialError::NotBase64)
+        );
+    }
+
+    #[test]
+    fn a_challenge_has_the_documented_form() {
+        let text = render_challenge(&[0xff; MESSAGE_2_BYTES]);
+        assert_eq!(text, format!("@challenge {{\"noise\":\"{}\"}}", "_".repeat(64)));
+        assert_eq!(parse_challenge(&text), Some(vec![0xff; MESSAGE_2_BYTES]));
+        let later = text.replace('{', "{ \"new\": [1], ");
+        assert_eq!(parse_challenge(&later), Some(vec![0xff; MESSAGE_2_BYTES]));
+        for bad in [
+            "",
+            "@challenge",
+            "@challenge {}",
+            "@challenge []",
+            r#"@challenge {"noise":7}"#,
+            r#"@challenge {"noise":"AAAA"}"#,
+            &text[1..],
+            &text[..text.len() - 1],
+            &text.replace("__", "=="),
+            &format!("{text}x"),
+            &format!("@challenge {}{}", " ".repeat(1000), &text[11..]),
+        ] {
+            assert_eq!(parse_challenge(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived_and_what_is_taken_has_one_form(bytes in proptest::collection::vec(any::<u8>(), 0..400), message in proptest::collection::vec(any::<u8>(), 40..60), text in ".{0,80}") {
+            let _ = Credential::parse(&bytes);
+            let _ = parse_challenge(&text);
+            let _ = parse_challenge(&format!("@challenge {text}"));
+            for front in [bytes, identity_bytes()] {
+                let text = Credential::render(&front, &message);
+                if let Ok(credential) = Credential::parse(text.as_bytes()) {
+                    prop_assert_eq!(Credential::render(&credential.identity.encode(), credential.message1()), text);
+                }
+            }
+        }
+
+        #[test]
+        fn challenges_round_trip(message in proptest::collection::vec(any::<u8>(), MESSAGE_2_BYTES)) {
+            prop_assert_eq!(parse_challenge(&render_challenge(&message)), Some(message));
+        }
+    }
+}

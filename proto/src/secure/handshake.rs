@@ -1,0 +1,216 @@
+//! Noise NNpsk0 over `snow`, in the two halves of each side.
+//!
+//! `snow` gives out the keys of the split silently even before the handshake is complete, and wipes nothing that it holds: both are
+//! dealt with here and nowhere else.
+
+use snow::{Builder, HandshakeState};
+use zeroize::Zeroizing;
+
+use super::{Credential, DeviceKey, Identity, IdentityError, SecureChannel, TrafficKey};
+
+/// The Noise protocol's name.
+pub const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
+
+/// Message 1 without a time: an ephemeral key and a tag.
+pub(super) const MESSAGE_1_BYTES: usize = 48;
+/// Message 1 with the device's time.
+pub(super) const MESSAGE_1_TIMED_BYTES: usize = MESSAGE_1_BYTES + TIME_BYTES;
+/// Message 2: an ephemeral key and a tag.
+pub const MESSAGE_2_BYTES: usize = 48;
+const TIME_BYTES: usize = 8;
+
+/// What a finished handshake leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrafficKeys {
+    pub to_server: TrafficKey,
+    pub to_device: TrafficKey,
+}
+
+/// Why a handshake came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    #[error("the identity is not valid: {0}")]
+    Identity(#[from] IdentityError),
+    /// The other side holds another key, or was told another identity, channel or version.
+    #[error("the handshake message does not authenticate")]
+    NotAuthentic,
+    /// The system has no randomness to give, or the library failed us.
+    #[error("the handshake could not be computed")]
+    Failed,
+}
+
+/// The device's side, between its credential and the challenge.
+#[derive(Debug)]
+pub struct Initiator(Noise);
+
+impl Initiator {
+    /// Also gives the credential's text to send. `now_ms`: milliseconds since 1970, unless the device has no clock.
+    pub fn new(
+        channel: SecureChannel,
+        identity: &Identity,
+        key: &DeviceKey,
+        now_ms: Option<u64>,
+    ) -> Result<(Self, String), HandshakeError> {
+        identity.check()?;
+        let bytes = identity.encode();
+        let noise = Noise::start(channel, &bytes, key, Side::Device)?;
+        Self::write(noise, &bytes, now_ms)
+    }
+
+    fn write(
+        mut noise: Noise,
+        identity: &[u8],
+        now_ms: Option<u64>,
+    ) -> Result<(Self, String), HandshakeError> {
+        let time = now_ms.map(u64::to_be_bytes);
+        let payload = time.as_ref().map_or(&[][..], |t| t);
+        let message = noise.write::<MESSAGE_1_TIMED_BYTES>(payload)?;
+        let message = &message[..MESSAGE_1_BYTES + payload.len()];
+        Ok((Self(noise), Credential::render(identity, message)))
+    }
+
+    /// Takes message 2: from here on the server is known to hold the same key.
+    pub fn finish(mut self, message2: &[u8]) -> Result<TrafficKeys, HandshakeError> {
+        if message2.len() != MESSAGE_2_BYTES {
+            return Err(HandshakeError::NotAuthentic);
+        }
+        self.0.read::<0>(message2)?;
+        self.0.split()
+    }
+}
+
+/// The server's side, once message 1 has authenticated. No operation on the curve was done so far: a forged message costs
+/// a few hashes.
+#[derive(Debug)]
+pub struct Verified {
+    noise: Noise,
+    timestamp_ms: Option<u64>,
+}
+
+impl Verified {
+    /// Whether whoever made `credential` holds `key`, for this identity and this kind of channel. It may be a replay: what follows
+    /// from it must have no effect before the first record.
+    pub fn verify(
+        channel: SecureChannel,
+        credential: &Credential,
+        key: &DeviceKey,
+    ) -> Result<Self, HandshakeError> {
+        let noise = Noise::start(channel, credential.identity_bytes(), key, Side::Server)?;
+        Self::read(noise, credential.message1())
+    }
+
+    fn read(mut noise: Noise, message1: &[u8]) -> Result<Self, HandshakeError> {
+        let timestamp_ms = match message1.len() {
+            MESSAGE_1_BYTES => {
+                noise.read::<0>(message1)?;
+                None
+            }
+            MESSAGE_1_TIMED_BYTES => Some(u64::from_be_bytes(noise.read::<TIME_BYTES>(message1)?)),
+            _ => return Err(HandshakeError::NotAuthentic),
+        };
+        Ok(Self { noise, timestamp_ms })
+    }
+
+    /// The device's time when it made the credential; `None` from a device without a clock.
+    pub fn timestamp_ms(&self) -> Option<u64> {
+        self.timestamp_ms
+    }
+
+    /// Message 2 and the keys.
+    pub fn answer(mut self) -> Result<(Vec<u8>, TrafficKeys), HandshakeError> {
+        let message = self.noise.write::<MESSAGE_2_BYTES>(&[])?;
+        Ok((message.to_vec(), self.noise.split()?))
+    }
+}
+
+enum Side {
+    Device,
+    Server,
+}
+
+/// `snow`'s state, wiped of the device key when dropped.
+struct Noise(HandshakeState);
+
+impl Noise {
+    fn start(
+        channel: SecureChannel,
+        identity: &[u8],
+        key: &DeviceKey,
+        side: Side,
+    ) -> Result<Self, HandshakeError> {
+        Self::build(channel, identity, key, side, None)
+    }
+
+    fn build(
+        channel: SecureChannel,
+        identity: &[u8],
+        key: &DeviceKey,
+        side: Side,
+        ephemeral: Option<&[u8; 32]>,
+    ) -> Result<Self, HandshakeError> {
+        let prologue = prologue(channel, identity);
+        let pattern = PATTERN.parse().map_err(failed)?;
+        let mut builder = Builder::new(pattern)
+            .prologue(&prologue)
+            .and_then(|b| b.psk(0, key.as_bytes()))
+            .map_err(failed)?;
+        if let Some(ephemeral) = ephemeral {
+            builder = builder.fixed_ephemeral_key_for_testing_only(ephemeral);
+        }
+        let state = match side {
+            Side::Device => builder.build_initiator(),
+            Side::Server => builder.build_responder(),
+        };
+        state.map(Self).map_err(failed)
+    }
+
+    /// The next message, which fills the front of the buffer.
+    fn write<const N: usize>(&mut self, payload: &[u8]) -> Result<[u8; N], HandshakeError> {
+        let mut message = [0; N];
+        self.0.write_message(payload, &mut message).map_err(failed)?;
+        Ok(message)
+    }
+
+    /// The payload of the next message, which has `N` bytes.
+    fn read<const N: usize>(&mut self, message: &[u8]) -> Result<[u8; N], HandshakeError> {
+        let mut payload = [0; N];
+        match self.0.read_message(message, &mut payload) {
+            Ok(length) if length == N => Ok(payload),
+            _ => Err(HandshakeError::NotAuthentic),
+        }
+    }
+
+    fn split(&mut self) -> Result<TrafficKeys, HandshakeError> {
+        if !self.0.is_handshake_finished() {
+            return Err(HandshakeError::Failed);
+        }
+        let split = Zeroizing::new(self.0.dangerously_get_raw_split());
+        let key = |bytes: &[u8]| TrafficKey::from_bytes(bytes).ok_or(HandshakeError::Failed);
+        Ok(TrafficKeys {
+            to_server: key(&split.0)?,
+            to_device: key(&split.1)?,
+        })
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        let _ = self.0.set_psk(0, &[0; 32]);
+        // So that the write above is not taken for one that nobody needs.
+        std::hint::black_box(&self.0);
+    }
+}
+
+impl std::fmt::Debug for Noise {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Noise(..)")
+    }
+}
+
+fn prologue(channel: SecureChannel, identity: &[u8]) -> Vec<u8> {
+    [b"holdfast/1 ", channel.label().as_bytes(), &[0], identity].concat()
+}
+
+fn failed(_: snow::Error) -> HandshakeError {
+    HandshakeError::Failed
+}
