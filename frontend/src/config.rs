@@ -27,7 +27,10 @@ pub struct Config {
     /// Threads that own sessions: 1 to 255. As many as cores by default.
     #[serde(default = "default_shards")]
     pub shards: u16,
-    pub wss: WssConfig,
+    /// Devices over TLS, which bring a bearer token. At least one of `[wss]` and `[ws]` is there.
+    pub wss: Option<WssConfig>,
+    /// Devices over plain TCP, which bring a device key and encrypt by themselves.
+    pub ws: Option<WsConfig>,
     #[serde(default)]
     pub limits: LimitsConfig,
     #[serde(default)]
@@ -45,6 +48,20 @@ pub struct WssConfig {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
+}
+
+/// Devices over TCP with records of our own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WsConfig {
+    pub listen: SocketAddr,
+    /// Handshakes that one source (an IPv4 address, or a /64 of IPv6) may ask for, in the long run. Many devices may share an
+    /// address. 6,000 by default; 0: no limit.
+    #[serde(default = "default_source_attempts_per_minute")]
+    pub source_attempts_per_minute: u32,
+    /// The same at once. 2,000 by default; 1 to 1,000,000.
+    #[serde(default = "default_source_attempts_burst")]
+    pub source_attempts_burst: u32,
 }
 
 /// Bounds. Those with `total` are shared by all shards in equal parts.
@@ -84,8 +101,10 @@ pub struct TimesConfig {
     pub backend: Interval,
     /// How long a connecting device waits when no backend is attached. 5s by default.
     pub wait: Interval,
-    /// How long the first message may stay away. 1s by default.
+    /// How long the first message may stay away on `wss`. 1s by default.
     pub hello: Interval,
+    /// How long a device on `ws` may take to prove that it holds its key. 10s by default.
+    pub challenge: Interval,
     /// Silence after which a device is pinged. 30s by default.
     pub ping_after: Interval,
     /// Silence after which it is closed; longer than `ping_after`. 75s by default.
@@ -118,6 +137,16 @@ pub struct BackendsConfig {
 
 const MIB: usize = 1024 * 1024;
 
+/// A key, its value, and what is allowed.
+type Fault = (&'static str, String, String);
+
+fn within(key: &'static str, value: usize, low: usize, high: usize) -> Result<(), Fault> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err((key, value.to_string(), format!("{low} to {high}")))
+}
+
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
@@ -142,6 +171,7 @@ impl Default for TimesConfig {
             backend: Interval::from_secs(10),
             wait: Interval::from_secs(5),
             hello: Interval::from_secs(1),
+            challenge: Interval::from_secs(10),
             ping_after: Interval::from_secs(30),
             close_after: Interval::from_secs(75),
             request_deadline: Interval::from_secs(30),
@@ -162,6 +192,14 @@ impl Default for BackendsConfig {
             ping_interval: Interval::from_secs(5),
         }
     }
+}
+
+fn default_source_attempts_per_minute() -> u32 {
+    6_000
+}
+
+fn default_source_attempts_burst() -> u32 {
+    2_000
 }
 
 fn default_shards() -> u16 {
@@ -212,7 +250,7 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), (&'static str, String, String)> {
+    fn check(&self) -> Result<(), Fault> {
         let (limits, times, backends) = (&self.limits, &self.times, &self.backends);
         if self.link_path().is_none() {
             return Err((
@@ -228,14 +266,7 @@ impl Config {
                 "a loopback address, or admin_allow_remote = true".into(),
             ));
         }
-        let within = |key, value: usize, low: usize, high: usize| {
-            let inside = (low..=high).contains(&value);
-            if inside {
-                Ok(())
-            } else {
-                Err((key, value.to_string(), format!("{low} to {high}")))
-            }
-        };
+        self.check_listeners()?;
         within("shards", self.shards.into(), 1, 255)?;
         within("limits.max_sessions", limits.max_sessions as usize, 1, 255 << 24)?;
         within("limits.max_waiting", limits.max_waiting as usize, 1, 255 << 24)?;
@@ -280,6 +311,18 @@ impl Config {
         Ok(())
     }
 
+    fn check_listeners(&self) -> Result<(), Fault> {
+        if self.wss.is_none() && self.ws.is_none() {
+            return Err(("listeners", "none".into(), "a section [wss], [ws] or both".into()));
+        }
+        if let Some(ws) = &self.ws {
+            let (rate, burst) = (ws.source_attempts_per_minute, ws.source_attempts_burst);
+            within("ws.source_attempts_per_minute", rate as usize, 0, 60_000)?;
+            within("ws.source_attempts_burst", burst as usize, 1, 1_000_000)?;
+        }
+        Ok(())
+    }
+
     /// The socket file of the link; a Unix socket's path has at most 108 bytes, of which we need some for a suffix.
     pub fn link_path(&self) -> Option<&Path> {
         let path = self.link.strip_prefix("ipc://")?;
@@ -307,6 +350,7 @@ impl Config {
             backend_timeout: times.backend.get(),
             wait_limit: times.wait.get(),
             hello_timeout: times.hello.get(),
+            challenge_timeout: times.challenge.get(),
             ping_after: times.ping_after.get(),
             close_after: times.close_after.get(),
             request_deadline: times.request_deadline.get(),

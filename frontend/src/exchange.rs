@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use holdfast_proto::link::frames::PushResult;
 use holdfast_proto::link::{Class, Command, Incoming};
-use holdfast_proto::{CloseCode, DeviceId, SessionId, Share};
+use holdfast_proto::{ChannelKind, CloseCode, DeviceId, SessionId, Share};
 
 /// One attachment of one backend. Never used twice in a frontend's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +99,7 @@ impl std::ops::AddAssign for BroadcastCounts {
 pub struct Presence {
     pub device: DeviceId,
     pub session: SessionId,
+    pub kind: ChannelKind,
     pub address: SocketAddr,
     /// When its login took effect, milliseconds since 1970, as the backend said.
     pub since_ms: u64,

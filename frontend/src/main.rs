@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 use holdfast_frontend::BUILD;
 use holdfast_frontend::config::Config;
 use holdfast_frontend::driver::Frontend;
+use holdfast_proto::ChannelKind;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -70,7 +71,9 @@ async fn run(config: Config) -> ExitCode {
         Ok(frontend) => frontend,
         Err(error) => return fail(&error),
     };
-    tracing::info!(wss = %frontend.wss, admin = %frontend.admin, link = %config.link, "the frontend is ready");
+    let at = |kind| frontend.address(kind).map(tracing::field::display);
+    let (wss, ws) = (at(ChannelKind::Wss), at(ChannelKind::Ws));
+    tracing::info!(wss, ws, admin = %frontend.admin, link = %config.link, "the frontend is ready");
     tell_supervisor(NotifyState::Ready);
     tokio::select! {
         _ = terminate.recv() => {}

@@ -12,6 +12,7 @@ mod roster;
 mod session;
 mod shard;
 mod state;
+mod unfinished;
 mod wheel;
 mod window;
 
@@ -20,7 +21,8 @@ pub use metrics::ShardMetrics;
 pub use session::{
     MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey,
 };
-pub use shard::{Goodbye, Output, Refusal, SessionUsage, Shard, ShardUsage, Stalled};
+pub use shard::{Challenge, Goodbye, Output, Refusal, SessionUsage, Shard, ShardUsage, Stalled};
 pub use state::{CloseReason, IllegalTransition, State};
+pub use unfinished::{MAX_UNFINISHED, Unfinished, UnfinishedPlace};
 pub use wheel::{TICK, Wheel};
 pub use window::{Answer, Dispatch, FinalReply, ReplyError, Window, WindowLimits};

@@ -83,7 +83,7 @@ fn turn(
         channel.handle_input(scratch, piece.len()).unwrap();
         while let Some(event) = channel.poll_event(scratch).unwrap() {
             if let ChannelEvent::Upgrade(_) = event {
-                channel.accept(scratch).unwrap();
+                channel.accept(scratch, None).unwrap();
             }
             events.push(event);
         }

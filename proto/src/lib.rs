@@ -5,6 +5,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod channel;
 pub mod codes;
 pub mod config;
 pub mod event;
@@ -14,6 +15,7 @@ pub mod secure;
 pub mod share;
 pub mod throttle;
 
+pub use channel::ChannelKind;
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
 pub use ids::{
     DeviceId, FrontendEpoch, FrontendId, Generation, IdError, Sequence, SessionId, SessionParts, ShardId,

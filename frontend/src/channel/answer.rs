@@ -4,7 +4,12 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use holdfast_proto::ChannelKind;
+
 use super::upgrade::{Acceptance, SUBPROTOCOL};
+
+const TOKEN_MISSING: &str = "token_missing";
+const CREDENTIAL_MISSING: &str = "credential_missing";
 
 /// Why there is no WebSocket, for the peer to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,14 +31,32 @@ impl Refusal {
         Self::new(status, "bad_upgrade", message)
     }
 
-    /// There is no bearer token.
-    pub fn token_missing() -> Self {
-        Self::new(401, "token_missing", "a bearer token is required")
+    /// There is no credential.
+    pub fn credential_missing(kind: ChannelKind) -> Self {
+        match kind {
+            ChannelKind::Wss => Self::new(401, TOKEN_MISSING, "a bearer token is required"),
+            ChannelKind::Ws => Self::new(401, CREDENTIAL_MISSING, "a device's credential is required"),
+        }
     }
 
-    /// There is a bearer token that cannot be one.
-    pub fn token_invalid(message: &'static str) -> Self {
-        Self::new(401, "token_invalid", message)
+    /// There is a credential that cannot be one.
+    pub fn credential_invalid(kind: ChannelKind) -> Self {
+        match kind {
+            ChannelKind::Wss => Self::new(
+                401,
+                "token_invalid",
+                "the bearer token has characters that none may have",
+            ),
+            ChannelKind::Ws => Self::new(400, "bad_credential", "the credential is not base64url"),
+        }
+    }
+
+    /// The credential is of a kind that another channel takes.
+    pub fn wrong_channel(kind: ChannelKind) -> Self {
+        match kind {
+            ChannelKind::Wss => Self::new(400, "wrong_channel", "this credential is for ws only"),
+            ChannelKind::Ws => Self::new(400, "wrong_channel", "a bearer token is for wss only"),
+        }
     }
 
     /// Nobody is there to decide; come back.
@@ -90,7 +113,7 @@ pub(crate) fn write_acceptance(out: &mut Vec<u8>, acceptance: &Acceptance) {
 }
 
 /// Appends a refusal; the connection ends with it.
-pub(crate) fn write_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
+pub(crate) fn write_refusal(out: &mut Vec<u8>, refusal: &Refusal, kind: ChannelKind) {
     let body = problem(refusal);
     let mut head = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
@@ -100,8 +123,9 @@ pub(crate) fn write_refusal(out: &mut Vec<u8>, refusal: &Refusal) {
         body.len(),
     );
     head.push_str(match refusal.status {
+        401 if kind == ChannelKind::Ws => "WWW-Authenticate: Holdfast\r\n",
         // RFC 6750 section 3.1: no error code when there was no credential.
-        401 if refusal.code == "token_missing" => "WWW-Authenticate: Bearer\r\n",
+        401 if refusal.code == TOKEN_MISSING => "WWW-Authenticate: Bearer\r\n",
         401 => "WWW-Authenticate: Bearer error=\"invalid_token\"\r\n",
         405 => "Allow: GET\r\n",
         426 => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
@@ -187,7 +211,7 @@ mod tests {
 
     fn rendered(refusal: &Refusal) -> String {
         let mut out = Vec::new();
-        write_refusal(&mut out, refusal);
+        write_refusal(&mut out, refusal, ChannelKind::Wss);
         String::from_utf8(out).unwrap()
     }
 
@@ -210,8 +234,14 @@ mod tests {
 
     #[test]
     fn challenges_follow_the_rfcs() {
-        assert!(rendered(&Refusal::token_missing()).contains("\r\nWWW-Authenticate: Bearer\r\n"));
-        assert!(rendered(&Refusal::token_invalid("x")).contains("Bearer error=\"invalid_token\"\r\n"));
+        assert!(
+            rendered(&Refusal::credential_missing(ChannelKind::Wss))
+                .contains("\r\nWWW-Authenticate: Bearer\r\n")
+        );
+        assert!(
+            rendered(&Refusal::credential_invalid(ChannelKind::Wss))
+                .contains("Bearer error=\"invalid_token\"\r\n")
+        );
         assert!(rendered(&Refusal::bad_upgrade(426, "x")).contains("\r\nSec-WebSocket-Version: 13\r\n"));
         assert!(rendered(&Refusal::bad_upgrade(405, "x")).contains("\r\nAllow: GET\r\n"));
     }
@@ -220,7 +250,7 @@ mod tests {
     fn text_from_elsewhere_is_escaped() {
         let refusal = Refusal {
             message: "a\"b\\c\r\n".into(),
-            ..Refusal::token_missing()
+            ..Refusal::credential_missing(ChannelKind::Wss)
         };
         assert!(rendered(&refusal).contains(r#""detail":"a\"b\\c\u000d\u000a""#));
     }

@@ -54,6 +54,12 @@ pub enum PeerFault {
     MessageTooBig { max: usize },
     #[error("sent too far ahead of what can be decoded yet")]
     TooFarAhead,
+    #[error("a record does not open: changed, repeated, lost or out of its place on the way")]
+    Record,
+    #[error("what a record holds is not allowed")]
+    RecordContent,
+    #[error("a message in the clear where only records may be")]
+    ClearText,
 }
 
 impl PeerFault {
@@ -61,6 +67,8 @@ impl PeerFault {
         match self {
             Self::InvalidUtf8 => CloseCode::InvalidPayload,
             Self::MessageTooBig { .. } => CloseCode::TooBig,
+            Self::Record => CloseCode::RecordRejected,
+            Self::ClearText => CloseCode::ClearText,
             _ => CloseCode::Protocol,
         }
     }

@@ -28,6 +28,7 @@
 use bytes::Bytes;
 
 mod answer;
+mod any;
 mod budget;
 mod error;
 pub mod frame;
@@ -40,33 +41,30 @@ mod test_client;
 mod tls;
 mod tls_config;
 pub mod upgrade;
+mod websocket;
+mod ws;
 mod wss;
 
 pub use answer::Refusal;
+pub use any::AnyChannel;
 pub use budget::{Budget, Charge, OverBudget};
 pub use error::{ChannelError, PeerFault};
-pub use holdfast_proto::MessageKind;
+use holdfast_proto::secure::TrafficKeys;
+pub use holdfast_proto::{ChannelKind, MessageKind};
 pub use outbox::{Outbox, OutboxFull, OutboxLimits};
 pub use scratch::{
     DEFAULT_BUDGET_BYTES, DEFAULT_MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, READ_BYTES, Scratch, ScratchLimits,
 };
 pub use tls_config::{TlsConfigError, load_server_config};
 pub use upgrade::UpgradeRequest;
+pub use ws::WsChannel;
 pub use wss::WssChannel;
 
-/// The transports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ChannelKind {
-    Wss,
-}
-
-impl ChannelKind {
-    /// The word used in `BIND`, in the HTTP API and in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Wss => "wss",
-        }
-    }
+/// How a device proves that it holds its key: by answering `message`, which is sent in the clear, in records under `keys`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenge {
+    pub message: Bytes,
+    pub keys: TrafficKeys,
 }
 
 /// What a channel makes of its input.
@@ -78,16 +76,13 @@ pub enum ChannelEvent {
     Message(MessageKind, Bytes),
     /// Control frames arrived (at most once per turn, after the messages).
     Alive,
-    /// The device is done; the answer is queued and nothing more comes.
-    Closed { code: Option<u16> },
+    /// The device is done; the answer is queued and nothing more comes. Not `authentic`: someone on the way may have said so.
+    Closed { code: Option<u16>, authentic: bool },
 }
 
 /// One connection's transforms. See the module's documentation for the order of calls.
 pub trait Channel {
     fn kind(&self) -> ChannelKind;
-
-    /// Whether the device must prove that it holds its key by answering a challenge.
-    fn needs_challenge(&self) -> bool;
 
     /// Whether the device has not asked to be let in yet.
     fn is_handshaking(&self) -> bool;
@@ -119,11 +114,16 @@ pub trait Channel {
     /// The shard's budget has no room for it, or encrypting failed.
     fn park(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
 
-    /// Lets the device in.
+    /// Lets the device in; where [`ChannelKind::secure`] names a handshake, with the challenge that it must answer.
     ///
     /// # Errors
-    /// It did not ask, or another connection's output was not taken (as in all calls that queue output).
-    fn accept(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
+    /// It did not ask, or another connection's output was not taken (as in all calls that queue output), or the challenge is
+    /// missing or too many.
+    fn accept(
+        &mut self,
+        scratch: &mut Scratch,
+        challenge: Option<Box<Challenge>>,
+    ) -> Result<(), ChannelError>;
 
     /// Turns the device away; the channel is closed. Legal until `accept`.
     fn refuse(&mut self, scratch: &mut Scratch, refusal: &Refusal) -> Result<(), ChannelError>;

@@ -7,7 +7,7 @@ use super::scratch::{Scratch, Window};
 /// Ciphertext that is not decoded, then plaintext that is the beginning of something; in memory exactly its size, and
 /// charged to the shard.
 #[derive(Debug)]
-pub(super) struct Parked {
+pub struct Parked {
     bytes: Box<[u8]>,
     cipher: usize,
     /// Held for its `Drop`.

@@ -10,6 +10,8 @@
 
 use std::sync::Arc;
 
+use holdfast_proto::secure::MAX_RECORD_BYTES as MAX_RECORD;
+
 use super::budget::Budget;
 use super::error::ChannelError;
 use super::frame::{Control, ReadLimits};
@@ -56,15 +58,19 @@ pub struct Scratch {
     /// The answer to the last ping of this turn; earlier ones need none (RFC 6455 section 5.5.3).
     pub(super) pong: Option<Control>,
     pub(super) limits: ReadLimits,
+    /// The same, for messages that hold one record each: longer ones are no records.
+    pub(super) record_limits: ReadLimits,
     owner: Token,
+    last_token: usize,
 }
 
 /// Tells connections apart while they live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token(pub(super) usize);
+pub struct Token(pub(super) usize);
 
 impl Scratch {
     pub fn new(limits: ScratchLimits) -> Self {
+        let budget = Budget::new(limits.budget_bytes);
         Self {
             cipher: Window::new(),
             plain: Plain::default(),
@@ -73,9 +79,16 @@ impl Scratch {
             pong: None,
             limits: ReadLimits {
                 max_message_bytes: limits.max_message_bytes,
-                budget: Budget::new(limits.budget_bytes),
+                max_frames_bytes: limits.max_message_bytes,
+                budget: Arc::clone(&budget),
+            },
+            record_limits: ReadLimits {
+                max_message_bytes: limits.max_message_bytes,
+                max_frames_bytes: MAX_RECORD,
+                budget,
             },
             owner: Token(0),
+            last_token: 0,
         }
     }
 
@@ -127,6 +140,12 @@ impl Scratch {
         self.cipher.clear();
         self.plain.clear();
         self.pong = None;
+    }
+
+    /// A token for a connection whose own address cannot be one. They are odd, and addresses are even.
+    pub(super) fn next_token(&mut self) -> Token {
+        self.last_token = self.last_token.wrapping_add(2);
+        Token(self.last_token | 1)
     }
 
     /// Makes `token` the owner of the output.

@@ -102,7 +102,7 @@ impl Pair {
         self.write(REQUEST);
         let events = self.run().unwrap();
         assert!(matches!(events[..], [ChannelEvent::Upgrade(_)]), "{events:?}");
-        self.channel.accept(&mut self.scratch).unwrap();
+        self.channel.accept(&mut self.scratch, None).unwrap();
         self.flush();
         assert!(self.read().starts_with(b"HTTP/1.1 101 "));
         self

@@ -15,9 +15,10 @@ use rustls::{Error, ServerConfig};
 
 use super::error::ChannelError;
 use super::scratch::{Plain, Token, Window};
+use super::websocket::Pumped;
 
 /// One connection's TLS state. Its buffers are the caller's.
-pub(super) struct TlsSession {
+pub struct TlsSession {
     conn: Box<UnbufferedServerConnection>,
     /// Leading bytes of the undecoded ciphertext that rustls has seen and wants to see again.
     held: usize,
@@ -29,17 +30,6 @@ impl std::fmt::Debug for TlsSession {
             .field("held", &self.held)
             .finish_non_exhaustive()
     }
-}
-
-/// What [`TlsSession::pump`] came to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Pumped {
-    /// Plaintext was appended.
-    Plaintext,
-    /// Nothing more without more bytes.
-    Drained,
-    /// The peer said that it is done (`close_notify`).
-    PeerClosed,
 }
 
 /// What one TLS record adds to its plaintext at most: header, nonce or content type, tag.
@@ -80,7 +70,7 @@ impl TlsSession {
                         discard += record.discard;
                         plain.push(record.payload);
                     }
-                    Some(Pumped::Plaintext)
+                    Some(Pumped::More)
                 }
                 Ok(State::EncodeTlsData(data)) => {
                     encode(data, out)?;

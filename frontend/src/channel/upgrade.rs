@@ -1,12 +1,16 @@
-//! The HTTP/1.1 request that opens a WebSocket (RFC 6455 section 4.2.1): a pure parser with a bearer token's rules.
+//! The HTTP/1.1 request that opens a WebSocket (RFC 6455 section 4.2.1): a pure parser with the credentials' rules.
 //!
 //! The `Origin` header is deliberately not looked at: it protects sites whose browsers send ambient credentials, such as
 //! cookies, and here a page can only present a token that it holds. Extensions are not negotiated. The path is free.
 //!
-//! A browser cannot set `Authorization`; it offers the sub-protocols `holdfast.v1, bearer.<token>` instead, and the
-//! answer selects `holdfast.v1`.
+//! A browser cannot set `Authorization`; it offers the sub-protocols `holdfast.v1, bearer.<token>` instead (on `ws`
+//! `holdfast.v1, noise.<credential>`), and the answer selects `holdfast.v1`.
+//!
+//! Each kind of channel takes its own kind of credential: a bearer token must never travel in the clear.
 
 use bytes::Bytes;
+use holdfast_proto::ChannelKind;
+use holdfast_proto::secure::MAX_CREDENTIAL_TEXT;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::answer::Refusal;
@@ -20,13 +24,26 @@ pub const MAX_FIELDS: usize = 64;
 /// The sub-protocol that we speak.
 pub const SUBPROTOCOL: &str = "holdfast.v1";
 
-const BEARER_ENTRY: &str = "bearer.";
+const BEARER: Scheme = Scheme {
+    word: "Bearer",
+    entry: "bearer.",
+};
+const HOLDFAST: Scheme = Scheme {
+    word: "Holdfast",
+    entry: "noise.",
+};
+
+/// How a credential is named: the authentication scheme (RFC 9110 section 11.1), and the sub-protocol's beginning.
+struct Scheme {
+    word: &'static str,
+    entry: &'static str,
+}
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 /// A request that asks properly and brings a credential.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UpgradeRequest {
-    /// The bearer token: `token68` syntax, at most [`MAX_CREDENTIAL_BYTES`], in memory exactly its size.
+    /// The bearer token, or what the device says of itself and its key: `token68` syntax, at most [`MAX_CREDENTIAL_BYTES`], in memory exactly its size.
     pub credential: Bytes,
 }
 
@@ -62,7 +79,7 @@ pub struct Upgrade {
 ///
 /// # Errors
 /// The refusal to answer with.
-pub fn parse(input: &[u8], scanned: &mut usize) -> Result<Option<Upgrade>, Refusal> {
+pub fn parse(input: &[u8], kind: ChannelKind, scanned: &mut usize) -> Result<Option<Upgrade>, Refusal> {
     let from = scanned.saturating_sub(END_OF_HEAD.len() - 1);
     let window = &input[from.min(input.len())..input.len().min(MAX_HEAD_BYTES)];
     let Some(at) = window
@@ -81,7 +98,7 @@ pub fn parse(input: &[u8], scanned: &mut usize) -> Result<Option<Upgrade>, Refus
     let head = &input[..from + at + END_OF_HEAD.len()];
     let fields = read_fields(head)?;
     let acceptance = fields.acceptance()?;
-    let credential = fields.credential()?;
+    let credential = fields.credential(kind)?;
     let request = UpgradeRequest {
         credential: Bytes::copy_from_slice(credential),
     };
@@ -103,6 +120,7 @@ struct Fields<'a> {
     connection: bool,
     subprotocol: bool,
     bearer_entry: Option<&'a [u8]>,
+    noise_entry: Option<&'a [u8]>,
 }
 
 fn read_fields(head: &[u8]) -> Result<Fields<'_>, Refusal> {
@@ -158,8 +176,10 @@ impl<'a> Fields<'a> {
     fn take_subprotocol(&mut self, token: &'a [u8]) -> Result<(), Refusal> {
         if token == SUBPROTOCOL.as_bytes() {
             self.subprotocol = true;
-        } else if let Some(bearer) = token.strip_prefix(BEARER_ENTRY.as_bytes()) {
+        } else if let Some(bearer) = token.strip_prefix(BEARER.entry.as_bytes()) {
             return once(&mut self.bearer_entry, bearer);
+        } else if let Some(noise) = token.strip_prefix(HOLDFAST.entry.as_bytes()) {
+            return once(&mut self.noise_entry, noise);
         }
         Ok(())
     }
@@ -192,30 +212,41 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn credential(&self) -> Result<&'a [u8], Refusal> {
-        let header = self.authorization.and_then(bearer_of);
-        let credential = match (header, self.bearer_entry) {
+    fn credential(&self, kind: ChannelKind) -> Result<&'a [u8], Refusal> {
+        let bearer = (&BEARER, self.bearer_entry);
+        let noise = (&HOLDFAST, self.noise_entry);
+        let ((scheme, entry), (other, other_entry), longest) = match kind {
+            ChannelKind::Wss => (bearer, noise, MAX_CREDENTIAL_BYTES),
+            ChannelKind::Ws => (noise, bearer, MAX_CREDENTIAL_TEXT),
+        };
+        let given = |scheme| self.authorization.and_then(|field| token_of(field, scheme));
+        if other_entry.is_some() || given(other).is_some() {
+            return Err(Refusal::wrong_channel(kind));
+        }
+        let credential = match (given(scheme), entry) {
             (Some(one), Some(other)) if one != other => {
-                return Err(Refusal::bad_upgrade(400, "two different bearer tokens"));
+                return Err(Refusal::bad_upgrade(400, "two different credentials"));
             }
             (Some(token), _) | (None, Some(token)) => token,
             (None, None) => b"",
         };
         if credential.is_empty() {
-            return Err(Refusal::token_missing());
+            return Err(Refusal::credential_missing(kind));
         }
-        if credential.len() > MAX_CREDENTIAL_BYTES {
-            return Err(Refusal::bad_upgrade(
-                431,
-                "the bearer token is longer than 4096 bytes",
-            ));
+        if credential.len() > longest {
+            return Err(Refusal::bad_upgrade(431, too_long(kind)));
         }
         if !is_token68(credential) {
-            return Err(Refusal::token_invalid(
-                "the bearer token has characters that none may have",
-            ));
+            return Err(Refusal::credential_invalid(kind));
         }
         Ok(credential)
+    }
+}
+
+fn too_long(kind: ChannelKind) -> &'static str {
+    match kind {
+        ChannelKind::Wss => "the bearer token is longer than 4096 bytes",
+        ChannelKind::Ws => "the credential is longer than 1024 bytes",
     }
 }
 
@@ -237,11 +268,12 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
-/// The token of `Bearer <token>` (RFC 6750 section 2.1); another scheme brings none.
-fn bearer_of(authorization: &[u8]) -> Option<&[u8]> {
+/// The token of `<scheme> <token>` (as RFC 6750 section 2.1); another scheme brings none.
+fn token_of<'a>(authorization: &'a [u8], scheme: &Scheme) -> Option<&'a [u8]> {
     let at = authorization.iter().position(|&byte| byte == b' ')?;
-    let (scheme, token) = authorization.split_at(at);
-    scheme.eq_ignore_ascii_case(b"bearer").then(|| token.trim_ascii())
+    let (word, token) = authorization.split_at(at);
+    word.eq_ignore_ascii_case(scheme.word.as_bytes())
+        .then(|| token.trim_ascii())
 }
 
 /// RFC 9110 section 11.2.

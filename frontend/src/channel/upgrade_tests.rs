@@ -42,11 +42,13 @@ fn without(name: &str) -> Vec<u8> {
 }
 
 fn good(bytes: &[u8]) -> Upgrade {
-    parse(bytes, &mut 0).unwrap().expect("a complete head")
+    parse(bytes, ChannelKind::Wss, &mut 0)
+        .unwrap()
+        .expect("a complete head")
 }
 
 fn refused(bytes: &[u8]) -> (u16, String) {
-    let refusal = parse(bytes, &mut 0).unwrap_err();
+    let refusal = parse(bytes, ChannelKind::Wss, &mut 0).unwrap_err();
     (refusal.status, refusal.code.into_owned())
 }
 
@@ -129,7 +131,7 @@ fn each_rule_of_the_request_is_enforced() {
     );
     assert_eq!(refused(&with("Content-Length", "5")), bad(400));
     assert_eq!(refused(&with("Transfer-Encoding", "chunked")), bad(400));
-    assert!(parse(&with("Content-Length", "0"), &mut 0).is_ok());
+    assert!(parse(&with("Content-Length", "0"), ChannelKind::Wss, &mut 0).is_ok());
     assert_eq!(refused(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"), bad(405));
     assert_eq!(refused(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n"), bad(400));
     assert_eq!(refused(b"\x16\x03\x01\r\n\r\n"), bad(400));
@@ -168,7 +170,10 @@ fn the_head_has_a_longest_length() {
     assert_eq!(good(&padded(pad)).head_bytes, MAX_HEAD_BYTES);
     assert_eq!(refused(&padded(pad + 1)), bad(431));
     assert_eq!(refused(&[b'x'; MAX_HEAD_BYTES]), bad(431));
-    assert_eq!(parse(&[b'x'; MAX_HEAD_BYTES - 1], &mut 0), Ok(None));
+    assert_eq!(
+        parse(&[b'x'; MAX_HEAD_BYTES - 1], ChannelKind::Wss, &mut 0),
+        Ok(None)
+    );
     let many = request(|fields| (0..MAX_FIELDS).for_each(|_| fields.push(("X-Many", String::new()))));
     assert_eq!(refused(&many), bad(431));
 }
@@ -200,7 +205,7 @@ proptest! {
         let (mut scanned, mut end) = (0, 0);
         for piece in pieces.into_iter().cycle() {
             end = (end + piece).min(bytes.len());
-            let parsed = parse(&bytes[..end], &mut scanned);
+            let parsed = parse(&bytes[..end], ChannelKind::Wss, &mut scanned);
             if end == bytes.len() {
                 prop_assert_eq!(parsed, Ok(Some(good(&bytes))));
                 break;

@@ -1,7 +1,11 @@
 //! A device in memory against the channel: handshakes, messages in any pieces, back-pressure, and each way to end.
 
 use super::*;
+use crate::channel::error::PeerFault;
+use crate::channel::frame::OpCode;
+use crate::channel::frame::write_frame;
 use crate::channel::test_client::{Pair, REQUEST, masked};
+use crate::channel::{Channel, ChannelEvent, Refusal};
 use crate::channel::{MAX_RECORD_BYTES, READ_BYTES, ScratchLimits};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -33,7 +37,7 @@ fn a_device_gets_in_and_talks_byte_by_byte() {
             "{events:?}"
         );
         assert!(!pair.channel.is_open());
-        pair.channel.accept(&mut pair.scratch).unwrap();
+        pair.channel.accept(&mut pair.scratch, None).unwrap();
         pair.flush();
         assert!(
             pair.read()
@@ -123,7 +127,7 @@ fn frames_before_the_answer_belong_to_the_websocket() {
     assert!(matches!(pair.run().unwrap()[..], [ChannelEvent::Upgrade(_)]));
     pair.write(&masked(0x81, b"later"));
     assert_eq!(pair.run().unwrap(), []);
-    pair.channel.accept(&mut pair.scratch).unwrap();
+    pair.channel.accept(&mut pair.scratch, None).unwrap();
     pair.channel.unpark(&mut pair.scratch);
     assert_eq!(
         pair.channel.poll_event(&mut pair.scratch).unwrap(),
@@ -192,7 +196,7 @@ fn a_refusal_is_an_http_answer() {
         answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 2\r\n"),
         "{answer}"
     );
-    assert!(pair.channel.accept(&mut pair.scratch).is_err());
+    assert!(pair.channel.accept(&mut pair.scratch, None).is_err());
     assert!(
         pair.channel
             .send(&mut pair.scratch, MessageKind::Text, b"x")
@@ -224,7 +228,13 @@ fn a_close_is_echoed() {
     for version in VERSIONS {
         let mut pair = Pair::open(version);
         pair.write(&[masked(0x88, b"\x03\xE9bye"), masked(0x81, b"ignored")].concat());
-        assert_eq!(pair.run().unwrap(), [ChannelEvent::Closed { code: Some(1001) }]);
+        assert_eq!(
+            pair.run().unwrap(),
+            [ChannelEvent::Closed {
+                code: Some(1001),
+                authentic: true
+            }]
+        );
         assert_eq!(pair.read(), unmasked(OpCode::Close, b"\x03\xE9"));
         pair.channel.close(&mut pair.scratch, 1000, "").unwrap();
         assert!(pair.scratch.outbound().is_empty(), "a second close says nothing");
@@ -262,7 +272,13 @@ fn tls_ends_without_a_close_frame_too() {
     for version in VERSIONS {
         let mut pair = Pair::open(version);
         pair.client.send_close_notify();
-        assert_eq!(pair.run().unwrap(), [ChannelEvent::Closed { code: None }]);
+        assert_eq!(
+            pair.run().unwrap(),
+            [ChannelEvent::Closed {
+                code: None,
+                authentic: true
+            }]
+        );
     }
 }
 

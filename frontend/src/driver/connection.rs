@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::marks::Marks;
 use super::shard::{LINGER, Shard};
-use crate::channel::{Channel, ChannelError, ChannelEvent, Outbox, WssChannel};
+use crate::channel::{AnyChannel, Channel, ChannelError, ChannelEvent, Outbox};
 use crate::session::{SessionKey, Stalled};
 
 /// A connection's place in its shard.
@@ -33,7 +33,7 @@ const READS_PER_TURN: usize = 8;
 /// A socket and what its session does not know of it.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
-    pub(super) channel: WssChannel,
+    pub(super) channel: AnyChannel,
     pub(super) outbox: Outbox,
     pub(super) marks: Marks,
     /// A message for which the window had no room; nothing is read until it has.
@@ -55,7 +55,7 @@ pub(super) enum Stage {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, channel: WssChannel, key: SessionKey) -> Self {
+    pub(super) fn new(stream: TcpStream, channel: AnyChannel, key: SessionKey) -> Self {
         Self {
             stream,
             channel,
@@ -224,8 +224,8 @@ impl Shard {
                     }
                 }
                 Ok(Some(ChannelEvent::Alive)) => self.sessions.handle_alive(now, key),
-                Ok(Some(ChannelEvent::Closed { .. })) => {
-                    self.sessions.handle_closed(now, key, true);
+                Ok(Some(ChannelEvent::Closed { authentic, .. })) => {
+                    self.sessions.handle_closed(now, key, authentic);
                     self.linger(now, id);
                 }
                 Err(error) => result = Err(error),

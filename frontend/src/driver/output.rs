@@ -8,7 +8,7 @@ use holdfast_proto::{CloseCode, MessageKind};
 
 use super::connection::{ConnectionId, Stage};
 use super::shard::Shard;
-use crate::channel::{Channel, Refusal};
+use crate::channel::{Challenge, Channel, Refusal};
 use crate::session::{self, Goodbye, Output, SessionKey, Stalled};
 
 /// Queued bytes at which a turn's messages are written in between.
@@ -21,7 +21,7 @@ impl Shard {
         while let Some(output) = next.take() {
             match output {
                 Output::Send { key, kind, payload } => next = self.on_send(now, key, (kind, payload)),
-                Output::Admit { key } => self.on_admit(now, key),
+                Output::Admit { key, challenge } => self.on_admit(now, key, challenge),
                 Output::Refuse { key, refusal } => self.on_refuse(now, key, refusal),
                 Output::Ping { key } => self.on_ping(now, key),
                 Output::Close { key, code, goodbye } => self.on_close(now, key, code, goodbye.as_ref()),
@@ -133,13 +133,17 @@ impl Shard {
         }
     }
 
-    fn on_admit(&mut self, now: Instant, key: SessionKey) {
+    fn on_admit(&mut self, now: Instant, key: SessionKey, challenge: Option<Box<session::Challenge>>) {
         let Some(id) = self.connection_of(key) else { return };
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         connection.stage = Stage::Open(key);
-        let accepted = connection.channel.accept(&mut self.scratch);
+        let challenge = challenge.map(|challenge| {
+            let session::Challenge { message, keys } = *challenge;
+            Box::new(Challenge { message, keys })
+        });
+        let accepted = connection.channel.accept(&mut self.scratch, challenge);
         self.flush_and_write(now, id, 0);
         self.go_on(now, id, accepted);
     }

@@ -15,7 +15,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::connection::{Connection, ConnectionId, ConnectionTask};
 use crate::channel::listener::Listener;
-use crate::channel::{Budget, OutboxLimits, Scratch, ScratchLimits, WssChannel};
+use crate::channel::{
+    AnyChannel, Budget, Channel, OutboxLimits, Scratch, ScratchLimits, WsChannel, WssChannel,
+};
 use crate::exchange::{ToHub, ToShard};
 use crate::session::{self, ShardConfig, ShardMetrics};
 
@@ -26,14 +28,26 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 pub struct ShardSetup {
     pub config: ShardConfig,
     pub metrics: ShardMetrics,
-    pub tls: Arc<ServerConfig>,
     pub scratch: ScratchLimits,
     /// Bytes that wait for one socket, and for all of the shard.
     pub outbox_bytes: usize,
     pub outbox_total_bytes: usize,
-    pub listener: Listener,
+    pub listeners: Vec<DeviceListener>,
     pub to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
     pub from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
+}
+
+/// Where devices of one kind connect.
+pub struct DeviceListener {
+    pub listener: Listener,
+    pub kind: ListenerKind,
+}
+
+/// What a connection becomes.
+#[derive(Clone)]
+pub enum ListenerKind {
+    Ws,
+    Wss(Arc<ServerConfig>),
 }
 
 /// Everything that a shard's tasks share. Never borrowed across an await.
@@ -46,7 +60,6 @@ pub struct Shard {
     pub(super) outbox_limits: OutboxLimits,
     /// Connections that were told to go, oldest first.
     pub(super) lingering: VecDeque<(Instant, ConnectionId)>,
-    tls: Arc<ServerConfig>,
     wakes: Rc<Wakes>,
     /// When the timer task wakes by itself.
     timer_due: Option<Instant>,
@@ -66,7 +79,6 @@ impl Shard {
         let ShardSetup {
             config,
             metrics,
-            tls,
             scratch,
             outbox_bytes,
             outbox_total_bytes,
@@ -83,28 +95,40 @@ impl Shard {
                 budget: Budget::new(outbox_total_bytes),
             },
             lingering: VecDeque::new(),
-            tls,
             wakes: wakes.clone(),
             timer_due: None,
             stopping: false,
         };
         let shard = Rc::new(RefCell::new(shard));
-        let tasks = [
-            tokio::task::spawn_local(accept(shard.clone(), setup.listener)),
+        let accepts = setup.listeners.into_iter();
+        let mut tasks: Vec<_> = accepts
+            .map(|listener| tokio::task::spawn_local(accept(shard.clone(), listener)))
+            .collect();
+        tasks.extend([
             tokio::task::spawn_local(flush(shard.clone(), wakes.clone(), id, setup.to_hub)),
             tokio::task::spawn_local(timers(shard.clone(), wakes.clone())),
             tokio::task::spawn_local(turns(shard.clone(), wakes)),
-        ];
+        ]);
         receive(shard, setup.from_hub).await;
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     /// Takes a connection; gives the task that moves its bytes.
-    fn on_accepted(&mut self, stream: TcpStream, address: SocketAddr) -> Option<ConnectionId> {
-        let channel = WssChannel::new(&self.tls)
-            .inspect_err(|error| tracing::error!(%error, "no TLS session could be made"))
-            .ok()?;
-        let key = self.sessions.accept(Instant::now(), address)?;
+    fn on_accepted(
+        &mut self,
+        stream: TcpStream,
+        address: SocketAddr,
+        kind: &ListenerKind,
+    ) -> Option<ConnectionId> {
+        let channel = match kind {
+            ListenerKind::Ws => AnyChannel::Ws(WsChannel::new(&mut self.scratch)),
+            ListenerKind::Wss(tls) => AnyChannel::Wss(
+                WssChannel::new(tls)
+                    .inspect_err(|error| tracing::error!(%error, "no TLS session could be made"))
+                    .ok()?,
+            ),
+        };
+        let key = self.sessions.accept(Instant::now(), channel.kind(), address)?;
         let id = self.connections.insert(Connection::new(stream, channel, key));
         let slot = key.slot as usize;
         if self.by_slot.len() <= slot {
@@ -158,11 +182,11 @@ impl Shard {
     }
 }
 
-async fn accept(shard: Rc<RefCell<Shard>>, mut listener: Listener) {
+async fn accept(shard: Rc<RefCell<Shard>>, mut from: DeviceListener) {
     loop {
-        match listener.accept().await {
+        match from.listener.accept().await {
             Ok((stream, address)) => {
-                let accepted = shard.borrow_mut().on_accepted(stream, address);
+                let accepted = shard.borrow_mut().on_accepted(stream, address, &from.kind);
                 if let Some(id) = accepted {
                     tokio::task::spawn_local(ConnectionTask::new(shard.clone(), id));
                 }

@@ -7,21 +7,22 @@ use std::thread;
 use std::time::{Instant, SystemTime};
 
 use holdfast_proto::link::{HEADER_DELAY, LaneConfig, MAX_REPLY_BYTES};
-use holdfast_proto::{FrontendId, ShardId};
+use holdfast_proto::throttle::Throttle;
+use holdfast_proto::{ChannelKind, FrontendEpoch, FrontendId, ShardId};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
-use super::shard::{Shard, ShardSetup};
+use super::shard::{DeviceListener, ListenerKind, Shard, ShardSetup};
 use crate::admin::{self, AdminState};
 use crate::channel::listener::{AcceptCounters, AcceptOptions, Listener};
 use crate::channel::{ScratchLimits, TlsConfigError, load_server_config};
-use crate::config::Config;
+use crate::config::{Config, WsConfig};
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
-use crate::session::{ShardConfig, ShardMetrics};
+use crate::session::{ShardConfig, ShardMetrics, Unfinished};
 
 /// Why the frontend did not start, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +50,8 @@ pub struct Frontend {
     stop: watch::Sender<bool>,
     ready: Arc<AtomicBool>,
     stopped: oneshot::Receiver<()>,
-    /// Where devices connect.
-    pub wss: SocketAddr,
+    /// Where devices connect, by kind of channel.
+    pub devices: Vec<(ChannelKind, SocketAddr)>,
     /// Where `/metrics` is.
     pub admin: SocketAddr,
 }
@@ -62,39 +63,31 @@ impl Frontend {
     /// Whatever kept it from starting; nothing is left running that matters: the caller exits.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let data = DataDir::open(&config.data_dir, SystemTime::now()).map_err(StartError::Data)?;
-        let tls = load_server_config(&config.wss.certificate, &config.wss.key)?;
         let mut registry = Registry::with_prefix("holdfast");
         let link_metrics = LinkMetrics::default();
         link_metrics.register(&mut registry);
         let admin_listener = listen("admin", config.admin)?;
         let admin_address = admin_listener.local_addr().unwrap_or(config.admin);
-        let wss = probe(config.wss.listen)?;
+        let places = places(config)?;
 
         let (to_hub, from_shards) = mpsc::unbounded_channel();
         let mut to_shards: ToShards = Vec::new();
         let mut shard_metrics = Vec::new();
-        for index in shard_ids(config) {
+        for shard in shard_configs(config, data.epoch) {
             let metrics = ShardMetrics::default();
-            let label = ("shard".into(), index.0.to_string().into());
+            let label = ("shard".into(), shard.shard.0.to_string().into());
             metrics.register(registry.sub_registry_with_label(label));
             shard_metrics.push(metrics.clone());
             let (sender, receiver) = mpsc::unbounded_channel();
             to_shards.push(sender);
-            let shard = ShardConfig {
-                frontend: FrontendId(config.frontend_id),
-                epoch: data.epoch,
-                shard: index,
-                seed: rand::random(),
-                ..config.shard()
-            };
             let parts = ShardParts {
                 shard,
                 metrics,
-                tls: tls.clone(),
+                places: places.clone(),
                 to_hub: to_hub.clone(),
                 from_hub: receiver,
             };
-            start_shard(config, wss, parts)?;
+            start_shard(config, parts)?;
         }
         drop(to_hub);
 
@@ -130,9 +123,20 @@ impl Frontend {
             stop,
             ready,
             stopped,
-            wss,
+            devices: places
+                .iter()
+                .map(|place| (place.channel(), place.address))
+                .collect(),
             admin: admin_address,
         })
+    }
+
+    /// Where devices of this kind connect, if they may.
+    pub fn address(&self, kind: ChannelKind) -> Option<SocketAddr> {
+        self.devices
+            .iter()
+            .find(|(of, _)| *of == kind)
+            .map(|(_, address)| *address)
     }
 
     /// Says goodbye to every device, tells the backends, and comes back when all is said or `grace` is over.
@@ -149,17 +153,27 @@ impl Frontend {
 struct ShardParts {
     shard: ShardConfig,
     metrics: ShardMetrics,
-    tls: Arc<rustls::ServerConfig>,
+    places: Vec<Place>,
     to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
     from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
 }
 
-/// The configuration allows no more shards than an id can name.
-fn shard_ids(config: &Config) -> impl Iterator<Item = ShardId> {
-    (0..config.shards).map(|index| ShardId(u8::try_from(index).unwrap_or(u8::MAX)))
+/// One for each shard; what they share counts over all of them. The configuration allows no more shards than an id can name.
+fn shard_configs(config: &Config, epoch: FrontendEpoch) -> impl Iterator<Item = ShardConfig> {
+    let unfinished = Arc::new(Unfinished::new(rand::random()));
+    let sources = config.ws.as_ref().and_then(throttle);
+    (0..config.shards).map(move |index| ShardConfig {
+        unfinished: unfinished.clone(),
+        sources: sources.clone(),
+        frontend: FrontendId(config.frontend_id),
+        epoch,
+        shard: ShardId(u8::try_from(index).unwrap_or(u8::MAX)),
+        seed: rand::random(),
+        ..config.shard()
+    })
 }
 
-fn hub_config(config: &Config, epoch: holdfast_proto::FrontendEpoch) -> HubConfig {
+fn hub_config(config: &Config, epoch: FrontendEpoch) -> HubConfig {
     let backends = &config.backends;
     HubConfig {
         frontend: FrontendId(config.frontend_id),
@@ -181,14 +195,57 @@ fn hub_config(config: &Config, epoch: holdfast_proto::FrontendEpoch) -> HubConfi
     }
 }
 
+/// An address that all shards listen on.
+#[derive(Clone)]
+struct Place {
+    key: &'static str,
+    address: SocketAddr,
+    kind: ListenerKind,
+}
+
+impl Place {
+    fn channel(&self) -> ChannelKind {
+        match self.kind {
+            ListenerKind::Ws => ChannelKind::Ws,
+            ListenerKind::Wss(_) => ChannelKind::Wss,
+        }
+    }
+}
+
+fn places(config: &Config) -> Result<Vec<Place>, StartError> {
+    let mut places = Vec::new();
+    if let Some(wss) = &config.wss {
+        let tls = load_server_config(&wss.certificate, &wss.key)?;
+        places.push(probe("wss.listen", wss.listen, ListenerKind::Wss(tls))?);
+    }
+    if let Some(ws) = &config.ws {
+        places.push(probe("ws.listen", ws.listen, ListenerKind::Ws)?);
+    }
+    Ok(places)
+}
+
 /// Finds out whether the address is free, which `SO_REUSEPORT` would hide, and which port it is.
-fn probe(address: SocketAddr) -> Result<SocketAddr, StartError> {
-    let listener = listen("wss.listen", address)?;
-    listener.local_addr().map_err(|source| StartError::Listen {
-        key: "wss.listen",
-        address,
-        source,
-    })
+fn probe(key: &'static str, address: SocketAddr, kind: ListenerKind) -> Result<Place, StartError> {
+    let listener = listen(key, address)?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| StartError::Listen { key, address, source })?;
+    Ok(Place { key, address, kind })
+}
+
+/// Slots of the table of sources: 512 KiB, so that 1,000 busy sources share one with another about once in 65.
+const SOURCE_SLOTS: usize = 1 << 16;
+
+fn throttle(ws: &WsConfig) -> Option<Arc<Throttle>> {
+    let per_minute = u64::from(ws.source_attempts_per_minute);
+    let interval_ms = 60_000_u64.checked_div(per_minute)?;
+    let throttle = Throttle::new(
+        rand::random(),
+        SOURCE_SLOTS,
+        interval_ms,
+        ws.source_attempts_burst,
+    );
+    Some(Arc::new(throttle))
 }
 
 fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -218,7 +275,7 @@ where
         .unwrap_or_else(|_| Err(StartError::Thread(std::io::Error::other("it ended at once"))))
 }
 
-fn start_shard(config: &Config, address: SocketAddr, parts: ShardParts) -> Result<(), StartError> {
+fn start_shard(config: &Config, parts: ShardParts) -> Result<(), StartError> {
     let options = AcceptOptions {
         user_timeout: config.times.tcp_user_timeout.get(),
     };
@@ -230,21 +287,15 @@ fn start_shard(config: &Config, address: SocketAddr, parts: ShardParts) -> Resul
             Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
         };
         local.block_on(&runtime, async move {
-            let listener = match Listener::bind(address, options, Arc::new(AcceptCounters::default())) {
-                Ok(listener) => listener,
-                Err(source) => {
-                    return drop(started.send(Err(StartError::Listen {
-                        key: "wss.listen",
-                        address,
-                        source,
-                    })));
-                }
+            let bound = parts.places.into_iter().map(|place| bind(place, options));
+            let listeners = match bound.collect() {
+                Ok(listeners) => listeners,
+                Err(error) => return drop(started.send(Err(error))),
             };
             drop(started.send(Ok(())));
             let setup = ShardSetup {
                 config: parts.shard,
                 metrics: parts.metrics,
-                tls: parts.tls,
                 scratch: ScratchLimits {
                     max_message_bytes: limits.max_message_bytes,
                     budget_bytes: limits.input_total_bytes / shards,
@@ -252,13 +303,20 @@ fn start_shard(config: &Config, address: SocketAddr, parts: ShardParts) -> Resul
                 // The session's own bound speaks first; what TLS adds must not make the socket's speak instead.
                 outbox_bytes: limits.output_bytes * 2 + MAX_REPLY_BYTES * 2,
                 outbox_total_bytes: limits.output_total_bytes / shards * 2 + MAX_REPLY_BYTES * 2,
-                listener,
+                listeners,
                 to_hub: parts.to_hub,
                 from_hub: parts.from_hub,
             };
             Shard::run(setup).await;
         });
     })
+}
+
+fn bind(place: Place, options: AcceptOptions) -> Result<DeviceListener, StartError> {
+    let Place { key, address, kind } = place;
+    let listener = Listener::bind(address, options, Arc::new(AcceptCounters::default()))
+        .map_err(|source| StartError::Listen { key, address, source })?;
+    Ok(DeviceListener { listener, kind })
 }
 
 fn start_link(

@@ -109,7 +109,7 @@ pub(super) fn session_info(presence: &Presence) -> frames::SessionInfo {
     frames::SessionInfo {
         id: Some(presence.session.into()),
         device: presence.device.as_bytes().clone(),
-        channel: frames::Channel::Wss as i32,
+        channel: presence.kind.frame() as i32,
         address: presence.address.to_string(),
         since_ms: presence.since_ms,
     }
@@ -118,7 +118,7 @@ pub(super) fn session_info(presence: &Presence) -> frames::SessionInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::{FrontendEpoch, FrontendId, Generation, SessionParts, ShardId, Slot};
+    use holdfast_proto::{ChannelKind, FrontendEpoch, FrontendId, Generation, SessionParts, ShardId, Slot};
 
     fn session(n: u32) -> SessionId {
         SessionId::mint(SessionParts {
@@ -136,6 +136,7 @@ mod tests {
         Presence {
             device: device.parse().unwrap(),
             session: session(n),
+            kind: ChannelKind::Wss,
             address,
             since_ms,
         }

@@ -1,7 +1,11 @@
 //! What bounds a shard's sessions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_proto::throttle::Throttle;
+
+use super::unfinished::Unfinished;
 use super::window::WindowLimits;
 use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
 
@@ -30,8 +34,14 @@ pub struct ShardConfig {
     pub backend_timeout: Duration,
     /// How long a connecting device waits for a backend (P6).
     pub wait_limit: Duration,
-    /// How long the first message may stay away.
+    /// How long the first message may stay away where it proves nothing.
     pub hello_timeout: Duration,
+    /// How long a device may take to prove that it holds its key.
+    pub challenge_timeout: Duration,
+    /// Unfinished handshakes by device, shared by all shards.
+    pub unfinished: Arc<Unfinished>,
+    /// How often one source may ask for a handshake, shared by all shards. `None`: as often as it likes.
+    pub sources: Option<Arc<Throttle>>,
     /// Silence after which the frontend pings.
     pub ping_after: Duration,
     /// Silence after which it closes.
@@ -65,6 +75,9 @@ impl Default for ShardConfig {
             backend_timeout: Duration::from_secs(10),
             wait_limit: Duration::from_secs(5),
             hello_timeout: Duration::from_secs(1),
+            challenge_timeout: Duration::from_secs(10),
+            unfinished: Arc::new(Unfinished::new(1)),
+            sources: None,
             ping_after: Duration::from_secs(30),
             close_after: Duration::from_secs(75),
             request_deadline: Duration::from_secs(30),

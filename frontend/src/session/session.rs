@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use holdfast_proto::link::frames;
-use holdfast_proto::{DeviceId, Sequence, SessionId};
+use holdfast_proto::{ChannelKind, DeviceId, Sequence, SessionId};
 
 use super::state::{Delivery, State};
 use super::window::Window;
@@ -32,6 +32,7 @@ pub struct SessionKey {
 #[derive(Debug)]
 pub struct Session {
     pub(super) id: SessionId,
+    pub(super) kind: ChannelKind,
     pub(super) state: State,
     pub(super) device: Option<DeviceId>,
     pub(super) principal: Bytes,
@@ -91,9 +92,10 @@ pub(super) struct Control {
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId, address: SocketAddr, now: Instant) -> Self {
+    pub(super) fn new(id: SessionId, kind: ChannelKind, address: SocketAddr, now: Instant) -> Self {
         Self {
             id,
+            kind,
             state: State::Accepted { since: now },
             device: None,
             principal: Bytes::new(),

@@ -17,7 +17,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_proto::{CloseCode, Generation, MessageKind, SessionId, SessionParts, Slot};
+use holdfast_proto::secure::TrafficKeys;
+use holdfast_proto::{ChannelKind, CloseCode, Generation, MessageKind, SessionId, SessionParts, Slot};
 
 use super::config::ShardConfig;
 use super::metrics::ShardMetrics;
@@ -30,8 +31,11 @@ use crate::exchange::ToHub;
 /// What a channel shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Answer the upgrade: the device is admitted.
-    Admit { key: SessionKey },
+    /// Answer the upgrade: the device is admitted, or on channels that we encrypt: challenged.
+    Admit {
+        key: SessionKey,
+        challenge: Option<Box<Challenge>>,
+    },
     /// Answer the upgrade with this and end the connection. The session is gone.
     Refuse { key: SessionKey, refusal: Refusal },
     /// Write a message; report it with [`Shard::handle_written`] when the socket took all of it.
@@ -60,6 +64,26 @@ pub struct Refusal {
     pub message: String,
     pub retryable: bool,
     pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// Too much from one source or device; come back later.
+    pub(crate) fn too_many_attempts(message: &str, retry_after: Duration) -> Self {
+        Self {
+            status: 429,
+            code: "too_many_attempts".into(),
+            message: message.into(),
+            retryable: true,
+            retry_after: Some(retry_after),
+        }
+    }
+}
+
+/// How a device proves that it holds its key: a message in the clear, and what is encrypted with from then on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenge {
+    pub message: Bytes,
+    pub keys: TrafficKeys,
 }
 
 /// The last message before a close.
@@ -118,6 +142,8 @@ pub struct Shard {
     to_hub: Vec<ToHub>,
     live: u32,
     stopping: bool,
+    /// What the shared throttle counts time from.
+    born: Instant,
     rng: u64,
 }
 
@@ -151,11 +177,12 @@ impl Shard {
             to_hub: Vec::new(),
             live: 0,
             stopping: false,
+            born: now,
         }
     }
 
     /// A connection was accepted. `None` when the shard is full or stopping: close it.
-    pub fn accept(&mut self, now: Instant, address: SocketAddr) -> Option<SessionKey> {
+    pub fn accept(&mut self, now: Instant, kind: ChannelKind, address: SocketAddr) -> Option<SessionKey> {
         if self.stopping || self.live >= self.config.max_sessions {
             let reason = if self.stopping {
                 "stopping"
@@ -185,7 +212,7 @@ impl Shard {
             self.free.push(slot);
             return None;
         };
-        let session = Session::new(id, address, now);
+        let session = Session::new(id, kind, address, now);
         let key = session.key();
         place.session = Some(session);
         self.live += 1;
@@ -286,6 +313,7 @@ impl Shard {
         if matches!(session.state, State::Closing(_)) {
             return;
         }
+        let place = session.state.take_place();
         let before_online = matches!(session.state, State::Binding(_) | State::LoggingIn(_));
         let was_online = matches!(session.state, State::Online);
         let owes_logout = session.state.on_closed(now, reason).unwrap_or(false);
@@ -293,6 +321,9 @@ impl Shard {
         self.set_waiting(self.waiting - u32::from(before_online));
         self.metrics.closed(reason.label());
         self.drop_active(key.slot);
+        if let Some(place) = place {
+            self.config.unfinished.leave(place);
+        }
         if was_online {
             self.online -= 1;
             self.metrics.online.dec();
@@ -306,6 +337,13 @@ impl Shard {
             self.deliver(now, key.slot);
         } else {
             self.remove(key.slot);
+        }
+    }
+
+    /// The device has proved itself.
+    fn leave_unfinished(&mut self, key: SessionKey) {
+        if let Some(place) = self.get(key).and_then(|session| session.state.take_place()) {
+            self.config.unfinished.leave(place);
         }
     }
 

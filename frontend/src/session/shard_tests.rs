@@ -4,6 +4,8 @@
 mod backends;
 #[path = "shard/tests/bounds.rs"]
 mod bounds;
+#[path = "shard/tests/challenge.rs"]
+mod challenge;
 #[path = "shard/tests/check.rs"]
 mod check;
 #[path = "shard/tests/clocks.rs"]

@@ -11,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode};
 
+use super::unfinished::UnfinishedPlace;
 use crate::exchange::{PeerId, Ticket, Track};
 
 /// A frame that waits for its answer, and who has it.
@@ -103,9 +104,12 @@ pub enum State {
     Accepted { since: Instant },
     /// The credential is with a backend. Next: [`State::on_bound`], or ended.
     Binding(Box<Binding>),
-    /// Admitted; waits for the device's first message, which on `ws` and `udp` proves that it holds the key and on `wss`
-    /// may stay away. Next: [`State::on_greeted`], or ended.
-    Challenging { since: Instant },
+    /// Admitted; waits for the device's first message, which on `ws` and `udp` proves that it holds the key (`place` counts it
+    /// among the device's unfinished handshakes) and on `wss` may stay away. Next: [`State::on_greeted`], or ended.
+    Challenging {
+        since: Instant,
+        place: Option<UnfinishedPlace>,
+    },
     /// Next: [`State::on_welcomed`], or [`State::on_closed`].
     LoggingIn(Box<LoggingIn>),
     /// P1 holds from here. Next: [`State::on_closed`].
@@ -146,11 +150,15 @@ impl State {
         Ok(())
     }
 
-    pub fn on_bound(&mut self, now: Instant) -> Result<(), IllegalTransition> {
+    pub fn on_bound(
+        &mut self,
+        now: Instant,
+        place: Option<UnfinishedPlace>,
+    ) -> Result<(), IllegalTransition> {
         let Self::Binding(_) = self else {
             return Err(self.illegal("on_bound"));
         };
-        *self = Self::Challenging { since: now };
+        *self = Self::Challenging { since: now, place };
         Ok(())
     }
 
@@ -192,6 +200,14 @@ impl State {
         Ok(true)
     }
 
+    /// Takes the place among the unfinished handshakes, if it has one: the proof was given, or never will be.
+    pub fn take_place(&mut self) -> Option<UnfinishedPlace> {
+        match self {
+            Self::Challenging { place, .. } => place.take(),
+            _ => None,
+        }
+    }
+
     fn illegal(&self, transition: &'static str) -> IllegalTransition {
         IllegalTransition {
             from: self.label(),
@@ -219,7 +235,10 @@ mod tests {
                 delivery: sent,
                 since: now,
             })),
-            State::Challenging { since: now },
+            State::Challenging {
+                since: now,
+                place: None,
+            },
             State::LoggingIn(Box::new(LoggingIn {
                 hello: Bytes::new(),
                 delivery: sent,
@@ -240,7 +259,7 @@ mod tests {
     fn the_transition_table_is_as_designed() {
         let transitions: [Transition; 5] = [
             ("upgrade", |s| s.on_upgrade(Instant::now(), Bytes::new())),
-            ("bound", |s| s.on_bound(Instant::now())),
+            ("bound", |s| s.on_bound(Instant::now(), None)),
             ("greeted", |s| s.on_greeted(Instant::now(), Bytes::new())),
             ("welcomed", State::on_welcomed),
             ("closed", |s| {

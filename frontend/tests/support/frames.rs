@@ -30,6 +30,7 @@ pub(crate) enum Seen {
 pub(crate) fn ours(stream: &[u8], max: usize, mut chunk: impl FnMut() -> usize) -> Outcome<ChannelError> {
     let limits = ReadLimits {
         max_message_bytes: max,
+        max_frames_bytes: max,
         budget: Budget::new(64 * 1024 * 1024),
     };
     let (mut reader, mut pending, mut fed) = (FrameReader::default(), Vec::new(), 0);

@@ -7,7 +7,7 @@ use holdfast_frontend::exchange::{ToHub, ToShard};
 use holdfast_frontend::link::Hub;
 use holdfast_frontend::session::{Goodbye, Output, Refusal, SessionKey, Stalled};
 use holdfast_proto::link::{Command, Incoming, session_id};
-use holdfast_proto::{CloseCode, MessageKind, ShardId};
+use holdfast_proto::{ChannelKind, CloseCode, MessageKind, ShardId};
 
 use super::Promise;
 use super::conn::{ConnId, FromDevice, Phase, Stage, ToDevice};
@@ -151,7 +151,7 @@ impl World {
     fn accept(&mut self, place: Place, conn: ConnId) {
         let (now, address) = (self.instant(), self.conns[conn.0].address);
         let Some(shard) = self.shard(place) else { return };
-        let Some(key) = shard.core.accept(now, address) else {
+        let Some(key) = shard.core.accept(now, ChannelKind::Wss, address) else {
             self.conns[conn.0].stage = Stage::Over;
             return self.queue.push(self.now, Event::Lost(conn));
         };
@@ -265,7 +265,7 @@ impl World {
         while let Some(output) = next.take() {
             match output {
                 Output::Send { key, kind, payload } => next = self.on_send(place, key, (kind, payload)),
-                Output::Admit { key } => self.on_admit(place, key),
+                Output::Admit { key, .. } => self.on_admit(place, key),
                 Output::Refuse { key, refusal } => self.on_refuse(place, key, refusal),
                 Output::Ping { key } => self.on_ping(place, key),
                 Output::Close { key, code, goodbye } => self.on_close(place, key, (code, goodbye)),

@@ -141,8 +141,14 @@ pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 
 /// Appends a server's frame: final, not masked.
 pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
+    write_header(out, opcode, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends the header of a server's frame, whose payload of `length` bytes is to follow.
+pub(crate) fn write_header(out: &mut Vec<u8>, opcode: OpCode, length: usize) {
     out.push(FIN | opcode.bits());
-    match payload.len() {
+    match length {
         len @ 0..=125 => out.push(len as u8),
         len @ 126..=0xFFFF => {
             out.push(LENGTH_16);
@@ -153,7 +159,6 @@ pub(crate) fn write_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
             out.extend_from_slice(&(len as u64).to_be_bytes());
         }
     }
-    out.extend_from_slice(payload);
 }
 
 /// Appends a close frame (5.5.1); a reason over 123 bytes is cut at a character.

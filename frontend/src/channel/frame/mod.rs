@@ -8,5 +8,5 @@ mod partial;
 mod reader;
 
 pub use header::OpCode;
-pub(crate) use header::{write_close, write_frame};
+pub(crate) use header::{write_close, write_frame, write_header};
 pub use reader::{Control, Frame, FrameReader, ReadLimits};

@@ -21,8 +21,10 @@ pub struct FrameReader {
 /// What bounds a reader; shared by all connections of a shard.
 #[derive(Debug, Clone)]
 pub struct ReadLimits {
-    /// Longest message in bytes, over all its fragments.
+    /// Longest message for the application, in bytes.
     pub max_message_bytes: usize,
+    /// Longest WebSocket message in bytes, over all its fragments: the same, or that of a record.
+    pub max_frames_bytes: usize,
     /// What the messages that are still arriving may take together.
     pub budget: Arc<Budget>,
 }
@@ -105,7 +107,7 @@ impl FrameReader {
             let Some(header) = Header::parse(rest)? else {
                 return Ok((used, None));
             };
-            self.check(&header, limits.max_message_bytes)?;
+            self.check(&header, limits.max_frames_bytes)?;
             let payload = &mut rest[header.size..];
             let whole = usize::try_from(header.length)
                 .ok()

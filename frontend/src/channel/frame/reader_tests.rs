@@ -9,6 +9,7 @@ const MAX: usize = 1000;
 fn limits(budget: usize) -> ReadLimits {
     ReadLimits {
         max_message_bytes: MAX,
+        max_frames_bytes: MAX,
         budget: Budget::new(budget),
     }
 }
@@ -92,6 +93,7 @@ fn a_message_may_have_the_limit_and_not_a_byte_more() {
 fn a_claimed_length_takes_no_memory() {
     let limits = ReadLimits {
         max_message_bytes: 1 << 40,
+        max_frames_bytes: 1 << 40,
         budget: Budget::new(4096),
     };
     let mut header = vec![0x82, 0xFF, 0, 0, 0, 0xFF, 0, 0, 0, 0, 1, 2, 3, 4, 5];

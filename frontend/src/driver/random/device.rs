@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use holdfast_proto::{MessageKind, SessionId};
+use holdfast_proto::{ChannelKind, MessageKind, SessionId};
 
 use crate::session::{Output, SessionKey, Shard, Stalled};
 
@@ -24,7 +24,7 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn connect(now: Instant, shard: &mut Shard, index: usize) -> Option<Self> {
-        let key = shard.accept(now, "192.0.2.1:1".parse().unwrap())?;
+        let key = shard.accept(now, ChannelKind::Wss, "192.0.2.1:1".parse().unwrap())?;
         let id = shard.session_id(key).unwrap();
         shard.handle_upgrade(now, key, Bytes::from_static(b"credential"));
         Some(Self {

@@ -235,7 +235,7 @@ impl World {
         for (index, node) in self.nodes.iter_mut().enumerate() {
             while let Some(output) = node.shard.poll_output() {
                 let key = match &output {
-                    Output::Admit { key }
+                    Output::Admit { key, .. }
                     | Output::Refuse { key, .. }
                     | Output::Send { key, .. }
                     | Output::Ping { key }

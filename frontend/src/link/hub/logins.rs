@@ -4,7 +4,7 @@
 
 use holdfast_proto::link::frames::{self, logged_in};
 use holdfast_proto::link::{Class, Command, session_id};
-use holdfast_proto::{CloseCode, DeviceId, SessionId};
+use holdfast_proto::{ChannelKind, CloseCode, DeviceId, SessionId};
 
 use super::Hub;
 use crate::exchange::{PeerId, Presence};
@@ -25,10 +25,14 @@ impl Hub {
     pub(super) fn on_login(&mut self, peer: PeerId, login: &frames::Login) {
         let Some(session) = &login.session else { return };
         let device = DeviceId::from_bytes(session.device.clone());
-        if let (Ok(id), Ok(device), Ok(address)) = (session_id(session.id), device, login.address.parse()) {
+        let kind = ChannelKind::from_frame(login.channel());
+        if let (Ok(id), Ok(device), Some(kind), Ok(address)) =
+            (session_id(session.id), device, kind, login.address.parse())
+        {
             let presence = Presence {
                 device,
                 session: id,
+                kind,
                 address,
                 since_ms: 0,
             };

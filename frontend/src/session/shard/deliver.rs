@@ -170,14 +170,14 @@ fn lifecycle_command(session: &Session) -> Option<Command> {
     Some(match &session.state {
         State::Binding(binding) => Command::Bind(frames::Bind {
             id: Some(session.id.into()),
-            channel: frames::Channel::Wss as i32,
+            channel: session.kind.frame() as i32,
             credential: binding.credential.clone(),
             address: session.address.to_string(),
             attempt: attempt(&binding.delivery),
         }),
         State::LoggingIn(login) => Command::Login(frames::Login {
             session: Some(session.frame()),
-            channel: frames::Channel::Wss as i32,
+            channel: session.kind.frame() as i32,
             address: session.address.to_string(),
             hello: login.hello.clone(),
             attempt: attempt(&login.delivery),

@@ -1,6 +1,7 @@
 //! What comes from a session's channel.
 
-use std::time::Instant;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::{CloseCode, MessageKind, Sequence};
@@ -19,15 +20,31 @@ impl Shard {
     /// The device's upgrade request was read: its credential goes to a backend.
     pub fn handle_upgrade(&mut self, now: Instant, key: SessionKey, credential: Bytes) {
         let full = self.waiting >= self.config.max_waiting;
+        let throttled = self.throttled(now, key);
         let Some(session) = self.get(key) else { return };
         if session.state.on_upgrade(now, credential).is_err() {
             return self.close(now, key, CloseCode::Protocol);
         }
         self.set_waiting(self.waiting + 1);
+        if let Some(retry_after) = throttled {
+            let refusal =
+                Refusal::too_many_attempts("this address asks for too many handshakes", retry_after);
+            return self.refuse(now, key, refusal, "source_throttled");
+        }
         if full {
             return self.refuse_overloaded(now, key);
         }
         self.deliver(now, key.slot);
+    }
+
+    /// How long the source of a handshake is to stay away, if it had too many. TLS protects itself, and costs more before it comes here.
+    fn throttled(&mut self, now: Instant, key: SessionKey) -> Option<Duration> {
+        let since_start = now.saturating_duration_since(self.born).as_millis() as u64;
+        let session = self.get(key).filter(|s| s.kind.secure().is_some())?;
+        let source = source_of(session.address.ip());
+        let sources = self.config.sources.as_ref()?;
+        let wait_ms = sources.check(&source, since_start).err()?;
+        Some(Duration::from_millis(wait_ms) + self.retry_hint())
     }
 
     fn refuse_overloaded(&mut self, now: Instant, key: SessionKey) {
@@ -78,6 +95,10 @@ impl Shard {
         match session.state {
             State::Challenging { .. } => {
                 let hello = kind == MessageKind::Text && is_word(&payload, HELLO);
+                if !hello && session.kind.secure().is_some() {
+                    self.close(now, key, CloseCode::ChallengeFailed);
+                    return Ok(());
+                }
                 if hello && payload.len() > MAX_CONTROL_BYTES {
                     self.close(now, key, CloseCode::TooBig);
                     return Ok(());
@@ -100,6 +121,7 @@ impl Shard {
 
     /// The device said `@hello`, or something else, or nothing for too long: LOGIN.
     pub(super) fn greet(&mut self, now: Instant, key: SessionKey, hello: Bytes) {
+        self.leave_unfinished(key);
         let Some(session) = self.get(key) else { return };
         if session.state.on_greeted(now, hello).is_ok() {
             self.set_waiting(self.waiting + 1);
@@ -252,6 +274,16 @@ impl Shard {
         });
         self.end(now, key, CloseReason::Closed(code));
     }
+}
+
+/// What counts as one source: an IPv4 address, or an IPv6 network of 64 bits, which is what one customer has.
+fn source_of(address: IpAddr) -> [u8; 8] {
+    let mut source = [0; 8];
+    match address.to_canonical() {
+        IpAddr::V4(v4) => source[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => source.copy_from_slice(&v6.octets()[..8]),
+    }
+    source
 }
 
 /// Whether a control message's word is this one: it ends with the message or at a space.

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::frames::{self, bound, logged_in};
+use holdfast_proto::secure::{TrafficKey, TrafficKeys};
 use holdfast_proto::{CloseCode, DeviceId, Sequence};
 
-use super::{Goodbye, Output, Refusal, Shard};
+use super::{Challenge, Goodbye, Output, Refusal, Shard};
 use crate::exchange::PeerId;
 use crate::session::session::{BlobError, Control, MAX_CONTROL_BYTES, MAX_PRINCIPAL_BYTES, SessionKey};
 use crate::session::state::State;
@@ -28,26 +29,41 @@ impl Shard {
             return;
         }
         match bound.result {
-            Some(bound::Result::Admitted(admitted)) => self.on_admitted(now, key, &admitted),
+            Some(bound::Result::Admitted(admitted)) => self.on_admitted(now, key, admitted),
             Some(bound::Result::Denied(denied)) => self.on_denied(now, key, denied),
             None => self.refuse_malformed(now, key),
         }
     }
 
-    fn on_admitted(&mut self, now: Instant, key: SessionKey, admitted: &frames::Admitted) {
+    fn on_admitted(&mut self, now: Instant, key: SessionKey, admitted: frames::Admitted) {
+        let Some(kind) = self.get(key).map(|session| session.kind) else {
+            return;
+        };
         let device = DeviceId::from_bytes(Bytes::copy_from_slice(&admitted.device));
         let (Ok(device), true) = (device, admitted.principal.len() <= MAX_PRINCIPAL_BYTES) else {
             return self.refuse_malformed(now, key);
         };
+        let (challenge, place) = match kind.secure() {
+            None => (None, None),
+            Some(_) => {
+                let Some(challenge) = admitted.challenge.and_then(read_challenge) else {
+                    return self.refuse_malformed(now, key);
+                };
+                let Some(place) = self.config.unfinished.enter(&device) else {
+                    return self.refuse_unfinished(now, key);
+                };
+                (Some(challenge), Some(place))
+            }
+        };
         let Some(session) = self.get(key) else { return };
-        if session.state.on_bound(now).is_err() {
+        if session.state.on_bound(now, place).is_err() {
             return;
         }
         session.device = Some(device);
         session.principal = Bytes::copy_from_slice(&admitted.principal);
         session.heard = now;
         self.set_waiting(self.waiting - 1);
-        self.outputs.push_back(Output::Admit { key });
+        self.outputs.push_back(Output::Admit { key, challenge });
         self.arm(key.slot);
     }
 
@@ -70,6 +86,12 @@ impl Shard {
             refusal,
             if status == 503 { "unavailable" } else { "denied" },
         );
+    }
+
+    fn refuse_unfinished(&mut self, now: Instant, key: SessionKey) {
+        let refusal =
+            Refusal::too_many_attempts("the device has too many unfinished handshakes", self.retry_hint());
+        self.refuse(now, key, refusal, "unfinished_handshakes");
     }
 
     fn refuse_malformed(&mut self, now: Instant, key: SessionKey) {
@@ -306,4 +328,16 @@ impl Shard {
             self.close(now, key, code.unwrap_or(CloseCode::ClosedByOperator));
         }
     }
+}
+
+/// What a backend sent with its admission, if it is whole.
+fn read_challenge(challenge: frames::Challenge) -> Option<Box<Challenge>> {
+    let keys = TrafficKeys {
+        to_server: TrafficKey::from_bytes(&challenge.to_server)?,
+        to_device: TrafficKey::from_bytes(&challenge.to_device)?,
+    };
+    let message = Bytes::copy_from_slice(&challenge.message);
+    (1..=MAX_CONTROL_BYTES)
+        .contains(&message.len())
+        .then(|| Box::new(Challenge { message, keys }))
 }

@@ -76,7 +76,13 @@ impl Shard {
         Some(match &session.state {
             State::Accepted { since } => *since + config.accept_timeout,
             State::Binding(binding) => binding.since + with_backend(binding.delivery.with.is_some()),
-            State::Challenging { since } => *since + config.hello_timeout,
+            State::Challenging { since, .. } => {
+                *since
+                    + match session.kind.secure() {
+                        Some(_) => config.challenge_timeout,
+                        None => config.hello_timeout,
+                    }
+            }
             State::LoggingIn(login) => login.since + with_backend(login.delivery.with.is_some()),
             State::Online => {
                 let heard = heartbeat_deadline(session, config);
@@ -98,6 +104,9 @@ impl Shard {
                 if !self.repeat_lifecycle(now, key) {
                     self.refuse_unavailable(now, key);
                 }
+            }
+            State::Challenging { .. } if session.kind.secure().is_some() => {
+                self.close(now, key, CloseCode::ChallengeFailed);
             }
             State::Challenging { .. } => self.greet(now, key, Bytes::new()),
             State::LoggingIn(_) => {

@@ -128,6 +128,7 @@ fn a_session_that_ends_before_its_login_is_answered_leaves_nothing() {
                 device: Bytes::from_static(b"d"),
                 ..Default::default()
             }),
+            channel: frames::Channel::Wss as i32,
             address: "192.0.2.1:9".into(),
             ..Default::default()
         })

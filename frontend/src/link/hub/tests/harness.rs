@@ -212,6 +212,7 @@ impl World {
         };
         let command = Command::Login(frames::Login {
             session: Some(session),
+            channel: frames::Channel::Wss as i32,
             address: "192.0.2.1:9".into(),
             ..Default::default()
         });

@@ -86,7 +86,7 @@ fn a_bind_and_a_login_go_to_the_next_backend() {
         "it had not gone out"
     );
     w.frame(A, welcomed(id, ""));
-    assert_eq!(w.outputs(), [Output::Admit { key }]);
+    assert_eq!(w.outputs(), [Output::Admit { key, challenge: None }]);
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn silence_counts_as_an_empty_hello() {
     w.frame(A, welcomed(id, ""));
     assert_eq!(
         w.outputs(),
-        [Output::Admit { key }],
+        [Output::Admit { key, challenge: None }],
         "who said no @hello gets no @welcome"
     );
 }

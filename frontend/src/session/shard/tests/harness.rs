@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use holdfast_proto::link::frames::{self, bound, logged_in};
 use holdfast_proto::link::{Class, Command, Incoming};
-use holdfast_proto::{CloseCode, MessageKind, SessionId, Share};
+use holdfast_proto::{ChannelKind, CloseCode, MessageKind, SessionId, Share};
 
 use crate::exchange::{PeerId, SentTickets, Ticket, ToHub, ToShard};
 use crate::session::{Output, SessionKey, Shard, ShardConfig, ShardMetrics, Stalled, WindowLimits};
@@ -89,7 +89,13 @@ impl World {
     }
 
     pub(super) fn try_accept(&mut self) -> Option<SessionKey> {
-        let key = self.shard.accept(self.now, "192.0.2.7:4000".parse().unwrap());
+        self.try_accept_on(ChannelKind::Wss)
+    }
+
+    pub(super) fn try_accept_on(&mut self, kind: ChannelKind) -> Option<SessionKey> {
+        let key = self
+            .shard
+            .accept(self.now, kind, "192.0.2.7:4000".parse().unwrap());
         self.step();
         key
     }
@@ -269,7 +275,7 @@ impl World {
         let id = self.id(key);
         self.frame(A, admitted(id, device));
         self.text(key, "@hello {}").unwrap();
-        assert_eq!(self.outputs(), [Output::Admit { key }]);
+        assert_eq!(self.outputs(), [Output::Admit { key, challenge: None }]);
         let work = self.work();
         assert!(matches!(work.last().unwrap().2, Command::Login(_)));
         key

@@ -21,7 +21,7 @@ fn a_whole_life_and_the_slot_lives_again() {
     let Command::Bind(bind) = w.one(A) else { panic!() };
     assert_eq!((bind.credential.as_ref(), bind.attempt), (&b"credential"[..], 0));
     w.frame(A, admitted(id, "device-1"));
-    assert_eq!(w.outputs(), [Output::Admit { key }]);
+    assert_eq!(w.outputs(), [Output::Admit { key, challenge: None }]);
     w.text(key, "@hello {\"instance\":\"i\"}").unwrap();
     let Command::Login(login) = w.one(A) else { panic!() };
     assert_eq!(login.hello, "@hello {\"instance\":\"i\"}");
@@ -142,7 +142,11 @@ fn a_frame_counts_only_from_the_backend_that_was_asked() {
     assert_eq!(w.metrics.late_frames.get(), 3);
     w.frame(A, admitted(id, "d"));
     w.frame(A, admitted(id, "d"));
-    assert_eq!(w.outputs(), [Output::Admit { key }], "the second answer is late");
+    assert_eq!(
+        w.outputs(),
+        [Output::Admit { key, challenge: None }],
+        "the second answer is late"
+    );
     w.text(key, "@hello").unwrap();
     w.frame(B, login_denied(id, "no"));
     assert!(w.outputs().is_empty());

@@ -127,7 +127,7 @@ fn a_bind_is_given_to_another_backend_and_refused_in_the_end() {
         "of several answers only that of the asked one counts"
     );
     w.frame(second, admitted(id, "d"));
-    assert_eq!(w.outputs(), [Output::Admit { key }]);
+    assert_eq!(w.outputs(), [Output::Admit { key, challenge: None }]);
     w.closed(key);
 
     let key = w.accept();

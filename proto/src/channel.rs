@@ -1,0 +1,61 @@
+//! The kinds of channel that a device can come over.
+
+use crate::link::frames;
+use crate::secure::SecureChannel;
+
+/// What a device's connection runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChannelKind {
+    /// WebSocket over TCP, records of ours.
+    Ws,
+    /// WebSocket over TLS.
+    Wss,
+}
+
+impl ChannelKind {
+    pub const ALL: [Self; 2] = [Self::Ws, Self::Wss];
+
+    /// The word used in URLs, in the HTTP API and in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+        }
+    }
+
+    /// The handshake's name for it; `None` where TLS encrypts and a bearer token says who the device is.
+    ///
+    /// With a name the device must prove that it holds its key: its first message is `@hello`, in a record that opens.
+    pub fn secure(self) -> Option<SecureChannel> {
+        match self {
+            Self::Ws => Some(SecureChannel::Ws),
+            Self::Wss => None,
+        }
+    }
+
+    /// How frames name it.
+    pub fn frame(self) -> frames::Channel {
+        match self {
+            Self::Ws => frames::Channel::Ws,
+            Self::Wss => frames::Channel::Wss,
+        }
+    }
+
+    /// `None` for a kind that is not known here.
+    pub fn from_frame(channel: frames::Channel) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.frame() == channel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_name_each_kind() {
+        for kind in ChannelKind::ALL {
+            assert_eq!(ChannelKind::from_frame(kind.frame()), Some(kind));
+        }
+        assert_eq!(ChannelKind::from_frame(frames::Channel::Udp), None);
+    }
+}
