@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     OtherBody,
     /// Every hundredth answer is a 500.
     Fail,
+    /// Every hundredth answer takes a second and a half longer.
+    Stall,
 }
 
 /// What the service saw.
@@ -210,6 +212,7 @@ impl State {
         match self.settings.fault {
             Some(Fault::OtherBody) if is_hundredth => Ok((delay, before)),
             Some(Fault::Fail) if is_hundredth => Err(StatusCode::INTERNAL_SERVER_ERROR),
+            Some(Fault::Stall) if is_hundredth => Ok((delay + STALL, body)),
             _ => Ok((delay, body)),
         }
     }
@@ -248,6 +251,7 @@ pub(crate) const THREAD: &str = "bench-service";
 /// Above the longest payload that the command line allows.
 const MAX_BODY_BYTES: usize = 1 << 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+const STALL: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {
@@ -344,6 +348,9 @@ mod tests {
             .filter(|n| call(&other, *n).unwrap().1 != n.to_string())
             .count();
         assert_eq!(wrong, 2);
+        let stalling = state(Some(Fault::Stall));
+        let stalled = (1..=200).filter(|n| call(&stalling, *n).unwrap().0 >= STALL);
+        assert_eq!(stalled.count(), 2);
         let failing = state(Some(Fault::Fail));
         assert_eq!((1..=200).filter(|n| call(&failing, *n).is_err()).count(), 2);
     }
