@@ -65,7 +65,7 @@ pub(crate) struct Options {
     pub(crate) hangs: u32,
     /// Rest between events; at least the longest service delay, or a request could meet two crashes, which is rightly
     /// answered with an error. At the default 200 upgrades and kills take about ten minutes
-    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = time)]
+    #[arg(long, default_value = "2500ms", value_name = "TIME", value_parser = time)]
     pub(crate) spacing: Duration,
     /// Time before the first event, with which the events compare
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time)]
