@@ -1,7 +1,7 @@
 //! The service behind the gateway: answers each call with its body after a delay, and keeps the books. One thread.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::book::{Book, Call, Seen, Stay};
 use super::crash::Crash;
+use super::gateway::SERVICE_CONNECTIONS;
 use super::options::DelayRange;
 use super::phase::{Now, Stage};
 
@@ -102,12 +103,14 @@ impl Service {
             settings,
             inner: Mutex::new(inner),
         });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").context("the service's socket")?;
-        listener.set_nonblocking(true).context("the service's socket")?;
-        let address = listener.local_addr().context("the service's socket")?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let listener = {
+            let _its_own = runtime.enter();
+            listen().context("the service's socket")?
+        };
+        let address = listener.local_addr().context("the service's socket")?;
         let serving = state.clone();
         std::thread::Builder::new()
             .name(THREAD.to_owned())
@@ -131,10 +134,13 @@ impl Service {
     }
 }
 
-async fn serve(listener: std::net::TcpListener, state: Arc<State>) {
-    let Ok(listener) = TcpListener::from_std(listener) else {
-        return;
-    };
+fn listen() -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    socket.listen(BACKLOG)
+}
+
+async fn serve(listener: TcpListener, state: Arc<State>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors: some will be closed.
@@ -250,6 +256,9 @@ fn status(code: StatusCode) -> Response<Full<Bytes>> {
 pub(crate) const THREAD: &str = "bench-service";
 /// Above the longest payload that the command line allows.
 const MAX_BODY_BYTES: usize = 1 << 20;
+/// A backend that was started again connects as often as it may, at once: what the kernel drops then is tried again after
+/// seconds, which devices would notice of the service, not of the gateway.
+const BACKLOG: u32 = 2 * SERVICE_CONNECTIONS;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const STALL: Duration = Duration::from_millis(1500);
 

@@ -255,8 +255,14 @@ impl Trial {
 
     fn set_share(&self, share: Share) -> Step {
         let socket = self.runner.new.socket.clone();
+        let mut orders = self.runner.orders.clone();
         Box::pin(async move {
-            match shares::set(&socket, share, MAX_UNWELL).await {
+            let set = tokio::select! {
+                biased;
+                () = ordered(&mut orders, Order::Stop(Wish::Kill)) => Err(Reason::Stopping.to_string()),
+                set = shares::set(&socket, share, MAX_UNWELL) => set,
+            };
+            match set {
                 Ok(()) => Input::ShareSet,
                 Err(why) => Input::ShareFailed(why),
             }
