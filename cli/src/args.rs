@@ -182,9 +182,10 @@ pub(crate) enum UpgradeCommand {
 /// Put another backend in the present one's place, without anyone noticing
 ///
 /// Asks the `holdfast up` that runs on DIR. The new backend is started beside the old one; when it is ready it gets the
-/// canary's share of the devices, and both are watched. If the new one crashes, does not answer, answers with errors
-/// significantly more often than the old one, or is more than twice and 50 ms slower (95th percentile), it is taken away
-/// again and the old one goes on. Otherwise it takes all, and the old one finishes what it has and ends.
+/// canary's share of the devices, and both are watched. If the new one crashes, does not answer, is lost by the frontend more
+/// often than the old one, answers with errors significantly more often, or is more than twice and 50 ms slower (95th
+/// percentile), it is taken away again and the old one goes on. Otherwise it takes all, and the old one finishes what it has
+/// and ends.
 ///
 /// Ctrl-C before the new one takes all rolls back; after that the upgrade is completed. Progress is shown on stderr, the
 /// report on stdout. Exits with 0 when promoted, with 1 when rolled back or refused.

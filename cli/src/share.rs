@@ -11,13 +11,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::args::ShareArgs;
-use crate::layout::Layout;
 use crate::unix_http::{UnixCall, socket_of};
+use crate::up_json::UpJson;
 
 pub(crate) fn run(dir: &Path, args: &ShareArgs) -> Result<ExitCode> {
     let directory = match &args.control_dir {
         Some(directory) => directory.clone(),
-        None => Layout::new(dir)?.control_dir(),
+        None => UpJson::read(dir)?.control_dir,
     };
     let socket = socket_of(&directory, &args.name);
     let runtime = tokio::runtime::Builder::new_current_thread()

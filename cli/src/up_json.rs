@@ -1,5 +1,7 @@
 //! `DIR/up.json`: where a running gateway is.
 
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -35,8 +37,26 @@ pub(crate) struct UpJson {
 }
 
 impl UpJson {
-    /// Reads the file of the gateway that runs on `dir`.
+    /// Reads the file of the gateway that runs on `dir`. One that an `up` left which was killed is an error that says so.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
+        let up = Self::read_unchecked(dir)?;
+        let layout = Layout::new(dir)?;
+        // A pid may have gone to somebody else; a socket at which somebody listens has not.
+        match UnixStream::connect(layout.up_socket()) {
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
+                Err(anyhow!(
+                    "{} is of a `holdfast up` that is not running any more (pid {}); start it with `holdfast --dir {} up`",
+                    layout.up_json().display(),
+                    up.up_pid,
+                    dir.display()
+                ))
+            }
+            _ => Ok(up),
+        }
+    }
+
+    /// Reads the file, whoever has written it.
+    pub(crate) fn read_unchecked(dir: &Path) -> Result<Self> {
         let path = Layout::new(dir)?.up_json();
         let text = files::read_if_there(&path)?.ok_or_else(|| {
             anyhow!(

@@ -44,6 +44,7 @@ pub struct Plan {
 pub struct Traffic {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
+    stop_pushing: watch::Sender<bool>,
     devices: JoinSet<Device>,
     pusher: tokio::task::JoinHandle<()>,
 }
@@ -122,10 +123,12 @@ impl Traffic {
             devices.spawn(device::run(shared.clone(), Conn(n), device, stop.subscribe()));
         }
         let url = entrance.messages_url.clone();
-        let pusher = tokio::spawn(push(shared.clone(), url, stop.subscribe()));
+        let stop_pushing = watch::Sender::new(false);
+        let pusher = tokio::spawn(push(shared.clone(), url, stop_pushing.subscribe()));
         Self {
             shared,
             stop,
+            stop_pushing,
             devices,
             pusher,
         }
@@ -161,8 +164,10 @@ impl Traffic {
 
     /// Stops sending, waits for what is owed, looks for anything beyond it, and judges.
     pub async fn finish(mut self) -> Report {
-        self.stop.send_replace(true);
+        // A device listens until its last pong: what is pushed after that would be written, and seen by nobody.
+        self.stop_pushing.send_replace(true);
         self.pusher.await.expect("the pusher ends when told");
+        self.stop.send_replace(true);
         let drained = async {
             let mut devices = Vec::new();
             while let Some(device) = self.devices.join_next().await {

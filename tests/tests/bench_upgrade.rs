@@ -27,13 +27,15 @@ fn bench(args: &[&str]) -> Command {
 }
 
 /// Small and quick, where a test does not say otherwise.
-const DEFAULTS: [(&str, &str); 12] = [
+const DEFAULTS: [(&str, &str); 13] = [
     ("--devices", "20"),
     ("--rate", "100"),
     ("--seed", "7"),
     ("--quiet", "1s"),
     ("--spacing", "1s"),
     ("--watch", "2s"),
+    // This machine may be busy with other tests.
+    ("--max-wait", "30s"),
     ("--canary-share", "50%"),
     ("--upgrades", "0"),
     ("--canaries", "0"),
@@ -54,7 +56,12 @@ fn json(path: &Path) -> Value {
 }
 
 fn number(report: &Value, path: &str) -> u64 {
-    let value = path.split('.').fold(report, |value, key| &value[key]);
+    let value = path
+        .split('.')
+        .fold(report, |value, key| match key.parse::<usize>() {
+            Ok(place) => &value[place],
+            Err(_) => &value[key],
+        });
     value.as_u64().unwrap_or_else(|| panic!("{path} is {value}"))
 }
 
@@ -100,6 +107,9 @@ fn one_of_each_event_is_not_noticed() {
         "requests.wrong_body",
         "requests.crossed",
         "requests.unasked",
+        "requests.pushed",
+        "requests.overlong",
+        "service.again.not_in_flight",
         "service.again.in_graceful",
         "service.again.in_quiet",
         "service.bad_keys",
@@ -192,6 +202,57 @@ fn a_service_that_fails_is_noticed_by_code() {
     assert!(number(&json(&report), "requests.error_replies.upstream_error") > 0);
 }
 
+/// Runs what must not pass, and gives its report.
+fn noticed(args: &[&str]) -> (Value, Output) {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.json");
+    let output = bench(args)
+        .arg("--json")
+        .arg(&report)
+        .arg("--keep")
+        .arg(dir.path().join("run"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    (json(&report), output)
+}
+
+#[test]
+fn a_wait_that_is_too_long_is_noticed() {
+    let (report, output) = noticed(&["--upgrades", "1", "--max-wait", "1s", "--service-fault", "stall"]);
+    assert!(number(&report, "requests.overlong") > 0, "{report}");
+    assert!(number(&report, "requests.longest_wait_ms") >= 1_500, "{report}");
+    assert_eq!(total(&report, "requests.lost"), 0, "{report}");
+    assert!(
+        text(&output).contains("requests that waited longer than 1s"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
+fn a_hang_that_is_too_short_to_be_noticed_is_none() {
+    let (report, output) = noticed(&["--hangs", "1", "--hang-for", "200ms"]);
+    assert_eq!(number(&report, "kinds.0.not_as_planned"), 1, "{}", text(&output));
+    assert!(
+        text(&output).contains("--hang-for is too short"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
+fn a_run_without_load_is_no_pass() {
+    let (report, output) = noticed(&["--rate", "0.01", "--kills", "1"]);
+    // The first request is due at once.
+    assert!(number(&report, "requests.sent") <= 1, "{report}");
+    assert!(
+        text(&output).contains("events that no request met"),
+        "{}",
+        text(&output)
+    );
+}
+
 #[test]
 fn an_interruption_tells_what_was_seen_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
@@ -226,6 +287,12 @@ fn what_cannot_be_run_is_said_in_one_line() {
         (&["--devices", "1000000"][..], "file descriptors"),
         (&["--service-delay", "5s", "--kills", "1"], "--spacing"),
         (&["--keep", "/proc"], "not empty"),
+        (&["--max-wait", "1s", "--hangs", "1"], "--max-wait"),
+        (
+            &["--json", "/nowhere/report.json"],
+            "cannot write /nowhere/report.json",
+        ),
+        (&["--html", "/proc/report.html"], "cannot write /proc/report.html"),
     ] {
         let output = bench(args).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));

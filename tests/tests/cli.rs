@@ -212,3 +212,70 @@ fn a_bad_token_and_an_unknown_route_are_told_in_one_line() {
     let text = String::from_utf8_lossy(&nowhere.stdout).into_owned();
     assert!(text.contains("no_route"), "{text}");
 }
+
+#[test]
+fn a_scripted_device_that_is_interrupted_tells_what_was_until_then() {
+    let up = Up::start();
+    let mut device = holdfast(up.dir.path())
+        .args(["device", "--count", "1000000", "--rate", "200"])
+        .args(["--event", r#"Demo.Slow {"delay_ms":20}"#])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let sends = wait_until(|| {
+        let status = up.run(&["status", "--json"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["backends"][0]["replies"].as_u64() > Some(20)
+    });
+    assert!(sends, "it has sent nothing");
+    signal(device.id().try_into().unwrap(), Signal::SIGINT);
+    let status = device.wait().unwrap();
+    let output = device.wait_with_output().unwrap();
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!((status.code(), line.lines().count()), (Some(1), 1), "{output:?}");
+    assert!(line.starts_with("sent ") && line.contains("replies "), "{line}");
+}
+
+/// Its file stays, and says what was true once.
+#[test]
+fn a_supervisor_that_was_killed_is_told_from_one_that_runs() {
+    let mut up = Up::start();
+    let pid = up.process.id();
+    signal(pid.try_into().unwrap(), Signal::SIGKILL);
+    up.process.wait().unwrap();
+    assert!(up.dir.path().join("up.json").exists());
+    for args in [
+        &["status"][..],
+        &["share", "backend-1", "5%"],
+        &["upgrade", "backend"],
+        &["device", "--count", "1"],
+        &["push", "tv-1", "{}"],
+    ] {
+        let output = up.run(args);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            (output.status.code(), error.lines().count()),
+            (Some(1), 1),
+            "{args:?}: {error}"
+        );
+        let words = format!("that is not running any more (pid {pid})");
+        assert!(
+            error.contains(&words) && error.contains(" up`"),
+            "{args:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_status_without_a_backend_that_serves_is_a_failure() {
+    let up = Up::start();
+    assert_success(&up.run(&["status"]));
+    assert_success(&up.run(&["share", "backend-1", "0%"]));
+    assert!(wait_until(|| up.run(&["status"]).status.code() == Some(1)));
+    let status = up.run(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["backends"][0]["state"], "standby", "{status}");
+    assert_success(&up.run(&["share", "backend-1", "100%"]));
+    assert!(wait_until(|| up.run(&["status"]).status.success()));
+}

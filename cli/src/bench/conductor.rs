@@ -1,5 +1,7 @@
 //! Starts everything, keeps the time, ends everything, and reports.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +29,9 @@ use crate::up::StopSignals;
 pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
     // Each sees all signals.
     let (interrupt, insistence) = (StopSignals::new()?, StopSignals::new()?);
+    for path in [&options.json, &options.html].into_iter().flatten() {
+        check_writable(path)?;
+    }
     let mut home = Home::make(options.keep.as_deref())?;
     let done = tokio::select! {
         done = start_and_run(options, &home, interrupt) => done,
@@ -40,7 +45,8 @@ pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
             return Err(error.context(format!("no report (logs are in {})", dir.join("logs").display())));
         }
     };
-    print!("{}", table::table(&report));
+    // Who does not read it may still want the files.
+    let _ = std::io::stdout().write_all(table::table(&report).as_bytes());
     if let Some(path) = &options.json {
         let text = serde_json::to_string(&report).context("the report")?;
         write(path, &text)?;
@@ -56,6 +62,17 @@ pub(crate) async fn conduct(options: &Options) -> Result<ExitCode> {
         (true, true) => ExitCode::from(INTERRUPTED),
         (true, false) => ExitCode::SUCCESS,
     })
+}
+
+/// Ten minutes later would be too late to learn of it. Nothing is left behind.
+fn check_writable(path: &Path) -> Result<()> {
+    let is_new = !path.exists();
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.with_context(|| format!("cannot write {}", path.display()))?;
+    if is_new {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
@@ -75,6 +92,7 @@ async fn start_and_run(options: &Options, home: &Home, mut interrupt: StopSignal
         seed,
         fault: options.service_fault,
         now: phase.clone(),
+        max_wait: options.max_wait,
     })?;
     home.write_routes(NAMESPACE, service.address)?;
     let plan = plan::shuffled(&options.counts(), seed);
@@ -94,6 +112,7 @@ async fn start_and_run(options: &Options, home: &Home, mut interrupt: StopSignal
             phase,
             Payloads::new(seed, options.payload as usize),
             threads,
+            options.max_wait,
         )),
         up_pid: json.up_pid,
         progress,
@@ -167,7 +186,7 @@ impl Run<'_> {
 
     /// Until all events were; true if it was interrupted.
     async fn watch(&mut self, plan: &[Kind], up: &mut Up, interrupt: &mut StopSignals) -> Result<bool> {
-        let events = Events::new(self.home, self.options)?;
+        let events = Events::new(self.home, self.options, self.service.clone())?;
         let (sender, mut reports) = mpsc::channel(1);
         let shared = self.shared.clone();
         let course = script::run(plan, &events, self.options, &shared, &sender);
@@ -203,16 +222,11 @@ impl Run<'_> {
         let status = {
             let mut tally = self.shared.tally();
             tally.timeline.close_before(at);
-            let requests = &tally.requests;
-            let wrong = requests.doubled + requests.misordered + requests.wrong_body + requests.crossed;
             Status {
                 at,
-                sent: requests.sent,
+                sent: tally.requests.sent,
                 unanswered: tally.unanswered(),
-                noticed: wrong
-                    + requests.lost.total()
-                    + requests.error_replies.total()
-                    + tally.dropped.total(),
+                noticed: tally.noticed(),
                 events_done: self.events.len(),
                 stage: self.shared.phase.get().stage,
             }
@@ -248,6 +262,7 @@ impl Run<'_> {
             requests: &requests,
             service: &service,
             events: &self.events,
+            max_wait: self.options.max_wait,
         });
         let machine = machine::read();
         let cpu_seconds = match (self.cpu.first(), self.cpu.last()) {
@@ -311,6 +326,7 @@ fn settings(options: &Options, seed: u64, threads: u32, planned: usize) -> Setti
         spacing_s: options.spacing.as_secs_f64(),
         quiet_s: options.quiet.as_secs_f64(),
         hang_for_s: options.hang_for.as_secs_f64(),
+        max_wait_s: options.max_wait.as_secs_f64(),
         watch_s: options.watch.as_secs_f64(),
         canary_share: options.canary_share.to_string(),
         events: planned as u32,

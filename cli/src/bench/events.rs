@@ -1,5 +1,6 @@
 //! What is done to the backend, by the means that an operator has: this program's commands, and signals.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use serde::Deserialize;
 use super::gateway::{Home, signal};
 use super::options::Options;
 use super::phase::Kind;
+use super::service::Service;
 use crate::http_client::{Call, Http};
+use crate::up_json::UpJson;
 
 /// What came of one event, once the gateway had recovered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,14 +29,17 @@ pub(crate) struct Happened {
 pub(crate) struct Events<'a> {
     home: &'a Home,
     options: &'a Options,
+    /// Learns when a backend dies or hangs.
+    service: Service,
     http: Http,
 }
 
 impl<'a> Events<'a> {
-    pub(crate) fn new(home: &'a Home, options: &'a Options) -> Result<Self> {
+    pub(crate) fn new(home: &'a Home, options: &'a Options, service: Service) -> Result<Self> {
         Ok(Self {
             home,
             options,
+            service,
             http: Http::new()?,
         })
     }
@@ -55,7 +61,9 @@ impl<'a> Events<'a> {
 
     async fn kill(&self) -> Result<Happened> {
         let pid = self.home.up_json()?.backend_pid;
+        self.service.crash_begins();
         signal(pid, Signal::SIGKILL)?;
+        self.service.crash_ends();
         let until = Instant::now() + RECOVERY_TIMEOUT;
         while Instant::now() < until {
             let now = self.home.up_json()?.backend_pid;
@@ -68,25 +76,48 @@ impl<'a> Events<'a> {
     }
 
     async fn hang(&self) -> Result<Happened> {
-        let before = self.home.up_json()?;
-        signal(before.backend_pid, Signal::SIGSTOP)?;
-        let woken = Woken(before.backend_pid);
+        let up = self.home.up_json()?;
+        let known = self
+            .frontend(&up)
+            .await
+            .context("the frontend's status")?
+            .losses(&up);
+        self.service.crash_begins();
+        signal(up.backend_pid, Signal::SIGSTOP)?;
+        let woken = Woken(up.backend_pid);
         tokio::time::sleep(self.options.hang_for).await;
         drop(woken);
-        let url = format!("{}/ready", before.api);
-        let until = Instant::now() + RECOVERY_TIMEOUT;
-        while Instant::now() < until {
-            let call = Call {
-                timeout: CALL_TIMEOUT,
-                ..Call::get(&url)
-            };
-            let answer = self.http.call(call).await;
-            if answer.is_ok_and(|answer| answer.status == StatusCode::OK) {
-                return Ok(went("woken".to_owned()));
+        let begun = Instant::now();
+        let (mut was_noticed, mut serves) = (false, false);
+        while begun.elapsed() < RECOVERY_TIMEOUT {
+            // What it did before it knew that it is given up is over when it serves again.
+            if let Ok(frontend) = self.frontend(&up).await {
+                was_noticed |= frontend.losses(&up).iter().any(|loss| !known.contains(loss));
+                serves = frontend.serves() && self.is_ready(&up).await;
+            }
+            if serves && (was_noticed || begun.elapsed() > NOTICE_TIMEOUT) {
+                break;
             }
             tokio::time::sleep(POLL).await;
         }
-        bail!("the backend was not ready again within {RECOVERY_TIMEOUT:?}")
+        self.service.crash_ends();
+        match (serves, was_noticed) {
+            (false, _) => bail!("the backend was not ready again within {RECOVERY_TIMEOUT:?}"),
+            (true, true) => Ok(went("given up, and woken".to_owned())),
+            (true, false) => bail!("it was woken before the frontend gave it up: --hang-for is too short"),
+        }
+    }
+
+    async fn is_ready(&self, up: &UpJson) -> bool {
+        let url = format!("{}/ready", up.api);
+        let answer = self.http.call(quick(&url)).await;
+        answer.is_ok_and(|answer| answer.status == StatusCode::OK)
+    }
+
+    async fn frontend(&self, up: &UpJson) -> Result<Frontend> {
+        let url = format!("{}/status", up.frontend_admin);
+        let body = self.http.call(quick(&url)).await?.success()?;
+        serde_json::from_slice(&body).context("the frontend's status is not readable")
     }
 
     fn canary(&self) -> String {
@@ -96,8 +127,13 @@ impl<'a> Events<'a> {
     async fn roll_back(&self) -> Result<Happened> {
         let bad = self.write_bad_backend()?;
         let bad = bad.to_str().context("the directory's path is not UTF-8")?;
-        self.upgrade(&["--binary", bad, "--canary", &self.canary()], rolled_back)
-            .await
+        // When it dies is its own affair.
+        self.service.crash_begins();
+        let happened = self
+            .upgrade(&["--binary", bad, "--canary", &self.canary()], rolled_back)
+            .await;
+        self.service.crash_ends();
+        happened
     }
 
     async fn upgrade(&self, more: &[&str], judge: impl Fn(Option<i32>, &Answer) -> bool) -> Result<Happened> {
@@ -160,6 +196,45 @@ impl Drop for Woken {
     }
 }
 
+/// `GET /status` of the frontend, as far as it is needed.
+#[derive(Debug, Deserialize)]
+struct Frontend {
+    backends: Vec<Attached>,
+    hand_overs: Vec<HandOver>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Attached {
+    state: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct HandOver {
+    backend: String,
+    kind: String,
+    epoch: String,
+}
+
+impl Frontend {
+    fn serves(&self) -> bool {
+        self.backends.iter().any(|backend| backend.state == "active")
+    }
+
+    /// The epochs in which it lost the backend.
+    fn losses(&self, up: &UpJson) -> BTreeSet<String> {
+        let is_loss = |end: &&HandOver| end.backend == up.backend_name && end.kind != "graceful";
+        let losses = self.hand_overs.iter().filter(is_loss);
+        losses.map(|loss| loss.epoch.clone()).collect()
+    }
+}
+
+fn quick(url: &str) -> Call<'_> {
+    Call {
+        timeout: CALL_TIMEOUT,
+        ..Call::get(url)
+    }
+}
+
 /// The last JSON object that `holdfast upgrade --json` prints.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -208,6 +283,8 @@ fn rolled_back(code: Option<i32>, answer: &Answer) -> bool {
 const POLL: Duration = Duration::from_millis(10);
 const CALL_TIMEOUT: Duration = Duration::from_millis(500);
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Beyond the frontend's own time for it.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(2);
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(180);
 /// What a backend may need to start on a busy machine; it must not die before it is watched.
 const BAD_START: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ mod pace;
 mod ticker;
 mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,21 +45,18 @@ pub(crate) struct Shared {
     connected: AtomicU32,
     /// Requests due and not sent, of each thread.
     overdue: Vec<AtomicU64>,
-    /// From here on connections are ours to close.
-    closing: AtomicBool,
 }
 
 impl Shared {
-    pub(crate) fn new(phase: Arc<Now>, payloads: Payloads, threads: u32) -> Self {
+    pub(crate) fn new(phase: Arc<Now>, payloads: Payloads, threads: u32, max_wait: Duration) -> Self {
         Self {
             clock: Clock::default(),
             phase,
             payloads,
-            tally: Mutex::new(Tally::new(INTERVAL)),
+            tally: Mutex::new(Tally::new(INTERVAL, max_wait)),
             mark: AtomicU32::new(0),
             connected: AtomicU32::new(0),
             overdue: (0..threads).map(|_| AtomicU64::new(0)).collect(),
-            closing: AtomicBool::new(false),
         }
     }
 

@@ -84,17 +84,24 @@ fn verdict(report: &Report) -> String {
 
 fn cards(report: &Report) -> String {
     let (requests, service) = (&report.requests, &report.service);
-    let wrong =
+    let replies =
         requests.wrong_body + requests.crossed + requests.unasked + requests.misnamed + requests.unreadable;
+    let wrong = replies + requests.pushed;
+    let overlong = format!(
+        "answered after more than {} s (the longest: {} ms)",
+        report.settings.max_wait_s,
+        grouped(requests.longest_wait_ms)
+    );
     let faults = [
         (report.connections.dropped.total(), "connections dropped"),
         (requests.lost.total(), "requests lost"),
         (requests.doubled, "answered twice"),
         (requests.misordered, "out of order"),
-        (wrong, "wrong or another’s reply"),
+        (wrong, "wrong or another’s reply, or a push"),
+        (requests.overlong, overlong.as_str()),
         (requests.error_replies.total(), "error replies"),
         (
-            service.again.in_graceful + service.again.in_quiet,
+            service.again.in_graceful + service.again.in_quiet + service.again.not_in_flight,
             "calls doubled without a crash",
         ),
     ];

@@ -2,7 +2,7 @@
 //!
 //! A gateway of its own runs as a child (`gateway`), a service in a thread (`service`), devices in others (`generator`). The
 //! conductor here walks through the planned `events` while requests flow, and writes down what came of it: `order`, `payload`
-//! and `tally` judge replies as they come, `book` judges calls at the service, `timeline` draws time, `verdict` decides. All of
+//! and `tally` judge replies as they come, `book` and `crash` judge calls at the service, `timeline` draws time, `verdict` decides. All of
 //! those are pure and hold only what is open, so that a run may last for hours.
 //!
 //! What it deliberately is not: a measure of what the gateway can carry (`holdfast-bench` compares that with baselines). It
@@ -12,6 +12,7 @@ mod book;
 mod channel;
 mod conductor;
 mod cpu;
+mod crash;
 mod events;
 mod gateway;
 mod generator;

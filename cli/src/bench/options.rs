@@ -34,8 +34,11 @@ pub(crate) enum Bench {
 /// counts from the moment at which a request was due, not from when it could be sent.
 ///
 /// Exit status: 0 if nothing was noticed; 1 if anything was, or an event failed; 130 if it was interrupted before that.
-/// The service never fails, so an error reply counts as noticed. Calls repeated after a crash are allowed (their
-/// Idempotency-Key is the same) and only counted. The run's directory is kept when something was noticed.
+/// The service never fails, so an error reply counts as noticed, and so does a wait longer than --max-wait. Calls of requests
+/// that were in flight at a crash may be repeated (their Idempotency-Key is the same), which is only counted. Without any
+/// requests, or with an event that no request met, there is no pass. The run's directory is kept when something was noticed.
+///
+/// Ctrl-C ends the run early, and reports what was seen until then.
 #[derive(clap::Args, Debug, Clone)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -61,8 +64,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=MAX_EVENTS))]
     pub(crate) hangs: u32,
     /// Rest between events; at least the longest service delay, or a request could meet two crashes, which is rightly
-    /// answered with an error
-    #[arg(long, default_value = "3s", value_name = "TIME", value_parser = time)]
+    /// answered with an error. At the default 200 upgrades and kills take about ten minutes
+    #[arg(long, default_value = "2500ms", value_name = "TIME", value_parser = time)]
     pub(crate) spacing: Duration,
     /// Time before the first event, with which the events compare
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time)]
@@ -70,6 +73,10 @@ pub(crate) struct Options {
     /// How long a hung backend stays stopped; the frontend gives it up after 1s
     #[arg(long, default_value = "1500ms", value_name = "TIME", value_parser = time)]
     pub(crate) hang_for: Duration,
+    /// The longest that a request may wait for its answer before that counts as noticed. A hang is noticed by the frontend
+    /// after 1s; a request may wait for two of these and be at the service after each; the rest is for a busy machine
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time)]
+    pub(crate) max_wait: Duration,
     /// Share of the sessions that a canary gets
     #[arg(long, default_value = "20%", value_name = "PERCENT", value_parser = parse_canary)]
     pub(crate) canary_share: Share,
@@ -105,7 +112,7 @@ pub(crate) struct Options {
 const EXAMPLES: &str = "\
 Examples:
   holdfast bench upgrade --html upgrade.html
-  holdfast bench upgrade --devices 2000 --rate 5000 --upgrades 100 --canaries 0 --rollbacks 0 --kills 100 --hangs 0
+  holdfast bench upgrade --upgrades 100 --kills 100 --rate 5000        about ten minutes
   holdfast bench upgrade --kills 0 --hangs 0 --rollbacks 0      graceful events only: no call may be doubled";
 
 impl Options {
@@ -129,6 +136,20 @@ impl Options {
             return Err(format!(
                 "--spacing {} is shorter than the longest --service-delay: a request could meet two crashes",
                 humantime::format_duration(self.spacing)
+            ));
+        }
+        let times = if crashes { 2 } else { 1 };
+        let hang = if self.hangs > 0 {
+            self.hang_for
+        } else {
+            Duration::ZERO
+        };
+        let least = times * self.service_delay.most + hang;
+        if self.max_wait <= least {
+            return Err(format!(
+                "--max-wait {}: by --service-delay and --hang-for alone a request may wait {}",
+                humantime::format_duration(self.max_wait),
+                humantime::format_duration(least)
             ));
         }
         Ok(())
@@ -206,6 +227,9 @@ mod tests {
             &["--canary-share", "0%"],
             &["--watch", "10ms"],
             &["--payload", "1"],
+            &["--max-wait", "1s"],
+            &["--hang-for", "5s"],
+            &["--max-wait", "4s", "--service-delay", "2s", "--hangs", "0"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

@@ -64,7 +64,7 @@ impl Progress {
             self.events
         );
         if self.is_terminal {
-            eprint!("\r\x1b[2K{line}");
+            let _ = write!(std::io::stderr(), "\r\x1b[2K{line}");
             let _ = std::io::stderr().flush();
             self.line_is_open = true;
         } else if self.since_line >= PLAIN_EVERY {

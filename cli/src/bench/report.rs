@@ -48,6 +48,7 @@ pub(crate) struct Settings {
     pub(crate) spacing_s: f64,
     pub(crate) quiet_s: f64,
     pub(crate) hang_for_s: f64,
+    pub(crate) max_wait_s: f64,
     pub(crate) watch_s: f64,
     pub(crate) canary_share: String,
     pub(crate) events: u32,

@@ -19,6 +19,7 @@ pub(crate) fn report(clean: bool) -> Report {
     let requests = Requests {
         sent: 60_000,
         answered: 60_000,
+        longest_wait_ms: 410,
         ..Requests::default()
     };
     let service = Calls {
@@ -36,6 +37,7 @@ pub(crate) fn report(clean: bool) -> Report {
         requests: &requests,
         service: &service,
         events: &events,
+        max_wait: std::time::Duration::from_secs(5),
     });
     Report {
         settings: settings(),
@@ -116,6 +118,7 @@ fn settings() -> Settings {
         spacing_s: 3.0,
         quiet_s: 5.0,
         hang_for_s: 1.5,
+        max_wait_s: 5.0,
         watch_s: 3.0,
         canary_share: "20%".into(),
         events: 3,

@@ -53,7 +53,7 @@ async fn event(kind: Kind, events: &Events<'_>, shared: &Arc<Shared>) -> EventRe
         at_ms: ms(begun),
         took_ms: ms(took),
         settled_ms: ms(settled),
-        as_planned: happened.as_planned,
+        as_planned: happened.as_planned && has_settled,
         outcome,
         requests,
         latency,

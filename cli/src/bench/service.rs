@@ -1,9 +1,9 @@
 //! The service behind the gateway: answers each call with its body after a delay, and keeps the books. One thread.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -18,9 +18,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
-use super::book::{Book, Call, Seen};
+use super::book::{Book, Call, Seen, Stay};
+use super::crash::Crash;
+use super::gateway::SERVICE_CONNECTIONS;
 use super::options::DelayRange;
 use super::phase::{Now, Stage};
 
@@ -31,6 +33,8 @@ pub(crate) enum Fault {
     OtherBody,
     /// Every hundredth answer is a 500.
     Fail,
+    /// Every hundredth answer takes a second and a half longer.
+    Stall,
 }
 
 /// What the service saw.
@@ -44,11 +48,13 @@ pub(crate) struct Calls {
     pub(crate) bad_keys: u64,
 }
 
-/// Calls with a key seen before, by when they came.
+/// Calls with a key seen before, by when they came and had come first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Again {
-    /// During and after events in which a backend died or hung: allowed (P4).
+    /// Of requests that were in flight when a backend died or hung: allowed (P4).
     pub(crate) after_crashes: u64,
+    /// After such an event, of requests that were not.
+    pub(crate) not_in_flight: u64,
     /// During and after graceful events.
     pub(crate) in_graceful: u64,
     pub(crate) in_quiet: u64,
@@ -60,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     pub(crate) fault: Option<Fault>,
     pub(crate) now: Arc<Now>,
+    /// The longest that a request is in flight.
+    pub(crate) max_wait: Duration,
 }
 
 struct State {
@@ -72,9 +80,11 @@ struct Inner {
     calls: Calls,
     delays: SmallRng,
     last_body: Bytes,
+    crash: Crash,
 }
 
 /// A service on a port of its own, which runs until the process ends.
+#[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -87,17 +97,20 @@ impl Service {
             calls: Calls::default(),
             delays: SmallRng::seed_from_u64(settings.seed),
             last_body: Bytes::new(),
+            crash: Crash::None,
         };
         let state = Arc::new(State {
             settings,
             inner: Mutex::new(inner),
         });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").context("the service's socket")?;
-        listener.set_nonblocking(true).context("the service's socket")?;
-        let address = listener.local_addr().context("the service's socket")?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let listener = {
+            let _its_own = runtime.enter();
+            listen().context("the service's socket")?
+        };
+        let address = listener.local_addr().context("the service's socket")?;
         let serving = state.clone();
         std::thread::Builder::new()
             .name(THREAD.to_owned())
@@ -106,15 +119,28 @@ impl Service {
         Ok(Self { address, state })
     }
 
+    /// From now on a backend may die or hang at any moment.
+    pub(crate) fn crash_begins(&self) {
+        self.state.lock().crash.begin(Instant::now());
+    }
+
+    /// From now on none does.
+    pub(crate) fn crash_ends(&self) {
+        self.state.lock().crash.end(Instant::now());
+    }
+
     pub(crate) fn calls(&self) -> Calls {
         self.state.lock().calls.clone()
     }
 }
 
-async fn serve(listener: std::net::TcpListener, state: Arc<State>) {
-    let Ok(listener) = TcpListener::from_std(listener) else {
-        return;
-    };
+fn listen() -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    socket.listen(BACKLOG)
+}
+
+async fn serve(listener: TcpListener, state: Arc<State>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors: some will be closed.
@@ -172,17 +198,27 @@ impl State {
         };
         let mut inner = self.lock();
         inner.calls.calls += 1;
-        match inner.book.handle_call(&call) {
+        let delay = inner.draw(&self.settings.delay);
+        let came = Instant::now();
+        let stay = Stay {
+            came,
+            left: came + delay,
+        };
+        match inner.book.handle_call(&call, stay) {
             Seen::First => inner.calls.side_effects += 1,
             Seen::BadKey => inner.calls.bad_keys += 1,
-            Seen::Again => inner.calls.again.add(self.settings.now.get().stage),
+            Seen::Again(before) => {
+                let met_it = |stay: Stay| inner.crash.was_met_by(&stay, self.settings.max_wait);
+                let is_excused = before.is_some_and(met_it);
+                inner.calls.again.add(self.settings.now.get().stage, is_excused);
+            }
         }
-        let delay = inner.draw(&self.settings.delay);
         let before = std::mem::replace(&mut inner.last_body, body.clone());
         let is_hundredth = inner.calls.calls.is_multiple_of(100);
         match self.settings.fault {
             Some(Fault::OtherBody) if is_hundredth => Ok((delay, before)),
             Some(Fault::Fail) if is_hundredth => Err(StatusCode::INTERNAL_SERVER_ERROR),
+            Some(Fault::Stall) if is_hundredth => Ok((delay + STALL, body)),
             _ => Ok((delay, body)),
         }
     }
@@ -200,10 +236,11 @@ impl Inner {
 }
 
 impl Again {
-    fn add(&mut self, stage: Stage) {
+    fn add(&mut self, stage: Stage, is_excused: bool) {
         match stage {
             Stage::During(kind) | Stage::After(kind) if kind.is_graceful() => self.in_graceful += 1,
-            Stage::During(_) | Stage::After(_) => self.after_crashes += 1,
+            Stage::During(_) | Stage::After(_) if is_excused => self.after_crashes += 1,
+            Stage::During(_) | Stage::After(_) => self.not_in_flight += 1,
             Stage::Warmup | Stage::Quiet => self.in_quiet += 1,
         }
     }
@@ -219,7 +256,11 @@ fn status(code: StatusCode) -> Response<Full<Bytes>> {
 pub(crate) const THREAD: &str = "bench-service";
 /// Above the longest payload that the command line allows.
 const MAX_BODY_BYTES: usize = 1 << 20;
+/// A backend that was started again connects as often as it may, at once: what the kernel drops then is tried again after
+/// seconds, which devices would notice of the service, not of the gateway.
+const BACKLOG: u32 = 2 * SERVICE_CONNECTIONS;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+const STALL: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {
@@ -235,12 +276,14 @@ mod tests {
                 seed: 1,
                 fault,
                 now,
+                max_wait: Duration::from_secs(5),
             },
             inner: Mutex::new(Inner {
                 book: Book::default(),
                 calls: Calls::default(),
                 delays: SmallRng::seed_from_u64(1),
                 last_body: Bytes::new(),
+                crash: Crash::None,
             }),
         }
     }
@@ -259,6 +302,7 @@ mod tests {
         let now = &state.settings.now;
         call(&state, 1).unwrap();
         call(&state, 1).unwrap();
+        state.lock().crash.begin(Instant::now());
         for stage in [
             Stage::During(Kind::Kill),
             Stage::After(Kind::Hang),
@@ -269,12 +313,22 @@ mod tests {
             now.enter(stage);
             call(&state, 1).unwrap();
         }
+        // The crash is long over when this request comes first.
+        let long_ago = Instant::now() - Duration::from_secs(60);
+        state.lock().crash = Crash::Ended {
+            begun: long_ago,
+            ended: long_ago,
+        };
+        now.enter(Stage::After(Kind::Kill));
+        call(&state, 2).unwrap();
+        call(&state, 2).unwrap();
         state.note(&HeaderMap::new(), Bytes::new()).unwrap();
         let expected = Calls {
-            calls: 8,
-            side_effects: 1,
+            calls: 10,
+            side_effects: 2,
             again: Again {
                 after_crashes: 3,
+                not_in_flight: 1,
                 in_graceful: 2,
                 in_quiet: 1,
             },
@@ -303,6 +357,9 @@ mod tests {
             .filter(|n| call(&other, *n).unwrap().1 != n.to_string())
             .count();
         assert_eq!(wrong, 2);
+        let stalling = state(Some(Fault::Stall));
+        let stalled = (1..=200).filter(|n| call(&stalling, *n).unwrap().0 >= STALL);
+        assert_eq!(stalled.count(), 2);
         let failing = state(Some(Fault::Fail));
         assert_eq!((1..=200).filter(|n| call(&failing, *n).is_err()).count(), 2);
     }

@@ -76,15 +76,26 @@ fn counts(text: &mut String, report: &Report) {
     );
     row("  answered with a wrong body", requests.wrong_body, "");
     row("  answered with another device's reply", requests.crossed, "");
+    row(
+        &format!("  answered after more than {} s", report.settings.max_wait_s),
+        requests.overlong,
+        &format!("(the longest: {} ms)", grouped(requests.longest_wait_ms)),
+    );
     row("  lost", requests.lost.total(), &split(&requests.lost));
     row("  answered twice", requests.doubled, "");
     row("  answered out of order", requests.misordered, "");
     row("  never sent, but answered", requests.unasked, "");
     row("  answered under another's name", requests.misnamed, "");
     row("  answered unreadably", requests.unreadable, "");
+    row("pushes that nobody sent", requests.pushed, "");
     row("calls at the service", service.calls, "");
     row("  doubled by graceful events", service.again.in_graceful, "");
     row("  doubled without an event", service.again.in_quiet, "");
+    row(
+        "  doubled without being in flight at a crash",
+        service.again.not_in_flight,
+        "",
+    );
     row(
         "  repeated after crashes",
         service.again.after_crashes,
@@ -231,6 +242,9 @@ mod tests {
         for part in [
             "200 devices over wss",
             "requests sent 60,000",
+            "answered after more than 5 s 0 (the longest: 410 ms)",
+            "pushes that nobody sent 0",
+            "doubled without being in flight at a crash 0",
             "before 20,000 26.0 50.0 55.0",
             "during upgrade 4 20,000",
             "after kill",

@@ -53,6 +53,12 @@ pub(crate) struct Requests {
     /// Replies that name another request of the connection than their `seq`.
     pub(crate) misnamed: u64,
     pub(crate) unreadable: u64,
+    /// Pushes, of which nobody sends any.
+    pub(crate) pushed: u64,
+    /// Answered, but later than is tolerable.
+    pub(crate) overlong: u64,
+    /// Of those that were answered, from when it was due.
+    pub(crate) longest_wait_ms: u64,
 }
 
 /// Counts by name. Names beyond [`Counts::MAX_NAMES`] share one.
@@ -92,6 +98,7 @@ pub(crate) struct Tally {
     /// Requests that waited because as many as a device may have in flight were.
     pub(crate) held_back: u64,
     pub(crate) timeline: Timeline,
+    max_wait: Duration,
     stages: BTreeMap<Stage, Latencies>,
     /// Of the last events: their phase's number, and the latencies during it.
     recent: BTreeMap<u32, Latencies>,
@@ -99,13 +106,15 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn new(interval: Duration) -> Self {
+    /// Who waits longer than `max_wait` notices.
+    pub(crate) fn new(interval: Duration, max_wait: Duration) -> Self {
         Self {
             requests: Requests::default(),
             dropped: Counts::default(),
             late: Latencies::new(),
             held_back: 0,
             timeline: Timeline::new(interval),
+            max_wait,
             stages: BTreeMap::new(),
             recent: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -132,7 +141,29 @@ impl Tally {
             Outcome::ErrorReply(code) => self.requests.error_replies.add(code),
             Outcome::Lost(why) => return self.requests.lost.add(why),
         }
-        self.time(sent, now.saturating_sub(sent.due), phase);
+        let waited = now.saturating_sub(sent.due);
+        self.requests.overlong += u64::from(waited > self.max_wait);
+        self.requests.longest_wait_ms = self.requests.longest_wait_ms.max(waited.as_millis() as u64);
+        self.time(sent, waited, phase);
+    }
+
+    /// A request was due and never sent, since its device could not take more until the end.
+    pub(crate) fn handle_unsent(&mut self) {
+        self.requests.sent += 1;
+        self.requests.lost.add("not sent until the end");
+    }
+
+    pub(crate) fn handle_push(&mut self) {
+        self.requests.pushed += 1;
+    }
+
+    /// All that somebody would have noticed, but for what the service and the events tell.
+    pub(crate) fn noticed(&self) -> u64 {
+        let requests = &self.requests;
+        let wrong = requests.doubled + requests.misordered + requests.wrong_body + requests.crossed;
+        let odd = requests.unasked + requests.misnamed + requests.unreadable + requests.pushed;
+        let late = requests.overlong + requests.lost.total() + requests.error_replies.total();
+        wrong + odd + late + self.dropped.total()
     }
 
     /// A reply was read, whatever its body.

@@ -26,6 +26,10 @@ fn replies() -> Vec<Seen> {
     .collect()
 }
 
+fn tally() -> Tally {
+    Tally::new(Duration::from_secs(1), Duration::from_secs(5))
+}
+
 fn sent(mark: u32) -> Sent {
     Sent {
         due: Duration::ZERO,
@@ -36,7 +40,7 @@ fn sent(mark: u32) -> Sent {
 
 /// What the tally and the verdict say of devices that saw these replies.
 fn judge(replies: &[Seen]) -> (Requests, Verdict) {
-    let mut tally = Tally::new(Duration::from_secs(1));
+    let mut tally = tally();
     let mut orders: Vec<Order> = (0..DEVICES).map(|_| Order::default()).collect();
     for _ in 0..10 {
         for _ in 0..DEVICES {
@@ -70,6 +74,7 @@ fn judge(replies: &[Seen]) -> (Requests, Verdict) {
         requests: &tally.requests,
         service: &service,
         events: &[],
+        max_wait: Duration::from_secs(5),
     });
     (tally.requests, verdict)
 }
@@ -131,7 +136,7 @@ fn bodies_that_changed_places_are_wrong_or_crossed() {
 
 #[test]
 fn what_a_device_closed_its_connection_for_is_counted() {
-    let mut tally = Tally::new(Duration::from_secs(1));
+    let mut tally = tally();
     let ended = [
         Error::Protocol(Violation::Duplicate { seq: 1 }),
         Error::Protocol(Violation::Reordered { seq: 1, after: 2 }),
@@ -172,7 +177,7 @@ fn what_a_device_closed_its_connection_for_is_counted() {
 
 #[test]
 fn an_error_reply_counts_by_its_code() {
-    let mut tally = Tally::new(Duration::from_secs(1));
+    let mut tally = tally();
     tally.handle_sent(&sent(0), None);
     let outcome = Outcome::ErrorReply("overloaded".into());
     tally.handle_outcome(&sent(0), &outcome, (Duration::ZERO, Phase::FIRST));
@@ -184,7 +189,7 @@ fn an_error_reply_counts_by_its_code() {
 
 #[test]
 fn it_is_settled_when_all_before_the_mark_is_answered() {
-    let mut tally = Tally::new(Duration::from_secs(1));
+    let mut tally = tally();
     let right = Outcome::Reply(Body::Right);
     let now = (Duration::ZERO, Phase::FIRST);
     tally.handle_sent(&sent(0), None);
@@ -197,7 +202,7 @@ fn it_is_settled_when_all_before_the_mark_is_answered() {
 
 #[test]
 fn latencies_belong_to_the_event_that_a_request_met() {
-    let mut tally = Tally::new(Duration::from_secs(1));
+    let mut tally = tally();
     let quiet = Phase::FIRST.next(Stage::Quiet);
     let during = quiet.next(Stage::During(Kind::Hang));
     let after = during.next(Stage::After(Kind::Hang));
@@ -230,4 +235,30 @@ fn names_that_nobody_foresaw_do_not_pile_up() {
     (0..1000).for_each(|n| counts.add(&format!("code-{n}")));
     assert_eq!(counts.total(), 1000);
     assert_eq!(counts.iter().count(), Counts::MAX_NAMES + 1);
+}
+
+#[test]
+fn who_waits_too_long_notices_and_the_longest_wait_is_kept() {
+    let mut tally = tally();
+    let due = Duration::from_secs(100);
+    for waited_ms in [20, 5_000, 5_001, 7_000] {
+        let sent = Sent { due, ..sent(0) };
+        tally.handle_sent(&sent, Some(Duration::ZERO));
+        let now = (due + Duration::from_millis(waited_ms), Phase::FIRST);
+        tally.handle_outcome(&sent, &Outcome::Reply(Body::Right), now);
+    }
+    assert_eq!(
+        (tally.requests.overlong, tally.requests.longest_wait_ms),
+        (2, 7_000)
+    );
+    assert_eq!(tally.noticed(), 2);
+}
+
+#[test]
+fn pushes_and_what_was_never_sent_are_noticed() {
+    let mut tally = tally();
+    tally.handle_push();
+    tally.handle_unsent();
+    assert_eq!((tally.requests.pushed, tally.requests.lost.total()), (1, 1));
+    assert_eq!((tally.requests.sent, tally.noticed()), (1, 2));
 }

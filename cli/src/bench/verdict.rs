@@ -2,6 +2,8 @@
 
 #![deny(clippy::disallowed_methods)]
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::report::{Connections, EventReport};
@@ -23,6 +25,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) requests: &'a Requests,
     pub(crate) service: &'a Calls,
     pub(crate) events: &'a [EventReport],
+    /// Beyond it a wait is noticed.
+    pub(crate) max_wait: Duration,
 }
 
 impl Verdict {
@@ -38,6 +42,7 @@ impl Verdict {
             requests,
             service,
             events,
+            max_wait,
         } = evidence;
         count(connections.dropped.total(), "connections dropped");
         count(requests.lost.total(), "requests lost");
@@ -48,7 +53,13 @@ impl Verdict {
         count(requests.unasked, "replies that nobody asked for");
         count(requests.misnamed, "replies that name another request");
         count(requests.unreadable, "replies that cannot be read");
+        count(requests.pushed, "pushes that nobody sent");
         count(requests.error_replies.total(), "error replies");
+        let longest = requests.longest_wait_ms as f64 / 1000.0;
+        count(
+            requests.overlong,
+            &format!("requests that waited longer than {max_wait:?} (the longest {longest:.1} s)"),
+        );
         count(
             service.again.in_graceful,
             "calls doubled at the service by a graceful event",
@@ -56,6 +67,10 @@ impl Verdict {
         count(
             service.again.in_quiet,
             "calls doubled at the service without any event",
+        );
+        count(
+            service.again.not_in_flight,
+            "calls doubled at the service that were not in flight at a crash",
         );
         count(service.bad_keys, "calls under a key that is not their request's");
         let missing = requests.answered.saturating_sub(service.side_effects);
@@ -66,6 +81,11 @@ impl Verdict {
         count(requests.sent.saturating_sub(ended), "requests unaccounted for");
         let failed = events.iter().filter(|event| !event.as_planned).count() as u64;
         count(failed, "events that did not go as planned");
+        let unmet = events.iter().filter(|event| event.requests == 0).count() as u64;
+        count(unmet, "events that no request met");
+        if requests.sent == 0 {
+            noticed.push("no requests were sent, so nothing could be noticed".into());
+        }
         Self {
             clean: noticed.is_empty(),
             noticed,
@@ -109,6 +129,7 @@ mod tests {
             requests: &requests,
             service: &service,
             events: &[],
+            max_wait: Duration::from_secs(5),
         })
     }
 
@@ -120,7 +141,7 @@ mod tests {
     #[test]
     fn each_fault_is_noticed_by_its_name() {
         type Change = fn(&mut Connections, &mut Requests, &mut Calls);
-        let cases: [(&str, Change); 15] = [
+        let cases: [(&str, Change); 18] = [
             ("dropped", |connections, _, _| connections.dropped.add("1006")),
             ("lost", |_, requests, _| {
                 requests.answered -= 1;
@@ -148,6 +169,11 @@ mod tests {
             ("key", |_, _, service| service.bad_keys += 1),
             ("without a side effect", |_, _, service| service.side_effects -= 1),
             ("unaccounted", |_, requests, _| requests.sent += 1),
+            ("nobody sent", |_, requests, _| requests.pushed += 1),
+            ("longer than 5s (the longest 7.1 s)", |_, requests, _| {
+                (requests.overlong, requests.longest_wait_ms) = (1, 7_100);
+            }),
+            ("not in flight", |_, _, service| service.again.not_in_flight += 1),
         ];
         for (name, change) in cases {
             let found = verdict(change);
@@ -157,5 +183,39 @@ mod tests {
         }
         let surplus = verdict(|_, _, service| service.side_effects += 1);
         assert_eq!(surplus.noticed, ["1 side effects beyond the requests sent"]);
+    }
+
+    #[test]
+    fn a_run_without_load_is_no_pass() {
+        let none = verdict(|_, requests, service| {
+            (*requests, *service) = (Requests::default(), Calls::default());
+        });
+        assert!(
+            !none.clean && none.noticed[0].contains("no requests were sent"),
+            "{none:?}"
+        );
+        let requests = Requests {
+            sent: 1,
+            answered: 1,
+            ..Requests::default()
+        };
+        let service = Calls {
+            calls: 1,
+            side_effects: 1,
+            ..Calls::default()
+        };
+        let mut events = crate::bench::sample::report(true).events;
+        let judged = |events: &[EventReport]| {
+            Verdict::on(&Evidence {
+                connections: &Connections::default(),
+                requests: &requests,
+                service: &service,
+                events,
+                max_wait: Duration::from_secs(5),
+            })
+        };
+        assert!(judged(&events).clean);
+        events[1].requests = 0;
+        assert_eq!(judged(&events).noticed, ["1 events that no request met"]);
     }
 }

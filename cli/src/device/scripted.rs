@@ -5,18 +5,24 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use holdfast_client::{Builder, Device, Error, Reply, Request, State};
 use tokio::task::JoinSet;
 
 use super::event;
 use crate::args::DeviceArgs;
+use crate::up::StopSignals;
 
 pub(super) async fn run(builder: Builder, args: &DeviceArgs, count: u32) -> Result<ExitCode> {
     let request = event::parse(&args.event)?;
-    let device = builder.connect().await?;
+    let mut interrupt = StopSignals::new()?;
+    let device = tokio::select! {
+        device = builder.connect() => device?,
+        () = interrupt.next() => bail!("interrupted before the device was connected"),
+    };
     let mut summary = Summary::default();
     let mut waiting = JoinSet::new();
+    let mut interrupted = false;
     let started = tokio::time::Instant::now();
     for n in 0..count {
         let due = started + Duration::from_secs_f64(f64::from(n) / args.rate);
@@ -24,7 +30,12 @@ pub(super) async fn run(builder: Builder, args: &DeviceArgs, count: u32) -> Resu
             () = tokio::time::sleep_until(due) => {}
             // Nothing can be sent any more.
             error = closed(&device) => {
-                eprintln!("holdfast: the device is closed: {error}");
+                say!("holdfast: the device is closed: {error}");
+                break;
+            }
+            () = interrupt.next() => {
+                say!("holdfast: interrupted; what is in flight has {MAX_FAREWELL:?}");
+                interrupted = true;
                 break;
             }
         }
@@ -32,21 +43,57 @@ pub(super) async fn run(builder: Builder, args: &DeviceArgs, count: u32) -> Resu
         if args.retry {
             request.retry_key = Some(format!("{:016x}-{n}", rand::random::<u64>()));
         }
-        send(&device, request, &mut waiting, &mut summary).await;
+        tokio::select! {
+            () = send(&device, request, &mut waiting, &mut summary) => {}
+            () = interrupt.next() => {
+                summary.give_up(1);
+                interrupted = true;
+                break;
+            }
+        }
         while let Some(done) = waiting.try_join_next() {
             summary.add(done?);
         }
     }
-    while let Some(done) = waiting.join_next().await {
-        summary.add(done?);
-    }
-    device.close().await;
+    finish(&mut waiting, &mut summary, interrupted, &mut interrupt).await?;
+    // A connection that does not take its close is not waited for twice.
+    let _ = tokio::time::timeout(MAX_FAREWELL, device.close()).await;
     writeln!(std::io::stdout(), "{}", summary.line())?;
     Ok(if summary.unanswered() == 0 && summary.sent == count {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Waits for what is in flight, and no longer than a moment once interrupted; the rest is without an answer.
+async fn finish(
+    waiting: &mut JoinSet<Done>,
+    summary: &mut Summary,
+    was_interrupted: bool,
+    interrupt: &mut StopSignals,
+) -> Result<()> {
+    let patience = async {
+        if !was_interrupted {
+            interrupt.next().await;
+        }
+        tokio::time::sleep(MAX_FAREWELL).await;
+    };
+    tokio::pin!(patience);
+    loop {
+        tokio::select! {
+            biased;
+            done = waiting.join_next() => match done {
+                Some(done) => summary.add(done?),
+                None => return Ok(()),
+            },
+            () = &mut patience => {
+                summary.give_up(waiting.len());
+                waiting.abort_all();
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Waits until the device is closed for good.
@@ -117,6 +164,14 @@ impl Summary {
         }
     }
 
+    /// Nobody waits for these any more.
+    fn give_up(&mut self, count: usize) {
+        if count > 0 {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            *self.unanswered.entry("interrupted".into()).or_default() += count;
+        }
+    }
+
     fn unanswered(&self) -> u32 {
         self.unanswered.values().sum()
     }
@@ -150,6 +205,9 @@ fn counts(counts: &BTreeMap<String, u32>) -> String {
         format!("{total} ({})", each.join(", "))
     }
 }
+
+/// For replies once interrupted, and for the close.
+const MAX_FAREWELL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -5,14 +5,13 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use holdfast_proto::Share;
 
 use super::binary::Program;
-use super::child::{self, Spec};
-use super::config;
+use super::child::{self, Grace, Log, Spec};
 use super::ready::Probe;
 use crate::layout::Layout;
 use crate::unix_http::socket_of;
@@ -38,23 +37,25 @@ impl Backends {
         Self { layout, api, made: 0 }
     }
 
-    /// The next backend, of this program.
-    pub(super) fn make(&mut self, program: &Path) -> Result<Backend> {
+    /// The next backend, of this program; `running` is the one that is there already.
+    pub(super) async fn make(&mut self, program: &Path, running: Option<&Backend>) -> Result<Backend> {
         let name = format!("{PREFIX}{}", self.made + 1);
-        let program = Program::pin(&self.layout, program, &name)?;
+        let program = self.pin(program, &name).await?;
         self.made += 1;
         let log = self.layout.log(&name);
         child::rotate_log(&log)?;
-        prune_logs(&self.layout.logs());
+        prune_logs(
+            &self.layout.logs(),
+            running.map(|backend| backend.spec.log.path()),
+        );
         let socket = socket_of(&self.layout.control_dir(), &name);
         let spec = Spec {
             arguments: self.arguments(&name),
             binary: program.started.clone(),
-            log,
+            log: Log::new(log),
             listener: Some(self.api.clone()),
             probe: Probe::Socket(socket.clone()),
-            // It ends by itself when its own grace is over; what is not out by then hangs.
-            grace: config::drain_grace(&self.layout) + GRACE_MARGIN,
+            grace: Grace::configured(&self.layout),
             name,
         };
         Ok(Backend {
@@ -62,6 +63,13 @@ impl Backends {
             program,
             socket,
         })
+    }
+
+    /// A copy may be large and the disk slow: the processes that run must not wait for it.
+    async fn pin(&self, program: &Path, name: &str) -> Result<Program> {
+        let (layout, program, name) = (self.layout.clone(), program.to_owned(), name.to_owned());
+        let pinned = tokio::task::spawn_blocking(move || Program::pin(&layout, &program, &name));
+        pinned.await.context("making a second name for the program")?
     }
 
     fn arguments(&self, name: &str) -> Vec<OsString> {
@@ -84,14 +92,16 @@ impl Backend {
     }
 }
 
-/// Keeps the newest logs of backends; each upgrade makes one.
-fn prune_logs(directory: &Path) {
+/// Keeps the newest logs of backends, since each upgrade makes one, and that of the running one: a backend that serves for
+/// weeks without a word has the oldest.
+fn prune_logs(directory: &Path, running: Option<&Path>) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
     };
     let mut logs: Vec<(SystemTime, PathBuf)> = entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
+        .filter(|entry| Some(entry.path().as_path()) != running)
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     logs.sort_unstable();
@@ -105,11 +115,11 @@ fn prune_logs(directory: &Path) {
 const PREFIX: &str = "backend-";
 /// Logs of backends that are kept, rotated ones included: those of the upgrades that one may still want to understand.
 const MAX_LOGS: usize = 32;
-/// What a backend may need beyond its own grace to say goodbye: its API's last callers have 10 s.
-const GRACE_MARGIN: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -121,27 +131,29 @@ mod tests {
             file.set_modified(at).unwrap();
         }
         fs::write(dir.path().join("frontend.log"), "").unwrap();
-        prune_logs(dir.path());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), MAX_LOGS + 1);
+        let serving = dir.path().join("backend-0.log");
+        prune_logs(dir.path(), Some(&serving));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), MAX_LOGS + 2);
+        assert!(serving.exists(), "the oldest, and in use");
         assert!(!dir.path().join("backend-2.log").exists());
         assert!(dir.path().join("backend-3.log").exists());
     }
 
-    #[test]
-    fn each_backend_has_its_name_socket_and_log() {
+    #[tokio::test]
+    async fn each_backend_has_its_name_socket_and_log() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path()).unwrap();
         fs::write(layout.backend_config(), "drain_grace = \"2s\"").unwrap();
         let api = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
         let mut backends = Backends::new(layout, api);
         let program = std::env::current_exe().unwrap();
-        assert!(backends.make(Path::new("/nowhere")).is_err());
-        let first = backends.make(&program).unwrap();
-        let second = backends.make(&program).unwrap();
+        assert!(backends.make(Path::new("/nowhere"), None).await.is_err());
+        let first = backends.make(&program, None).await.unwrap();
+        let second = backends.make(&program, Some(&first)).await.unwrap();
         assert_eq!((first.name(), second.name()), ("backend-1", "backend-2"));
         assert!(second.socket.ends_with("control/backend-2.sock"));
-        assert!(second.spec.log.ends_with("logs/backend-2.log"));
-        assert_eq!(second.spec.grace, Duration::from_secs(2) + GRACE_MARGIN);
+        assert!(second.spec.log.path().ends_with("logs/backend-2.log"));
+        assert!(second.spec.grace.now() > Duration::from_secs(2));
         let standby = second.standby().arguments;
         assert!(standby.ends_with(&["--name".into(), "backend-2".into(), "--share".into(), "0%".into()]));
         assert!(!second.spec.arguments.contains(&"--share".into()));

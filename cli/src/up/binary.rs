@@ -21,6 +21,8 @@ pub(super) struct Program {
     pub(super) named: PathBuf,
     /// What is started.
     pub(super) started: PathBuf,
+    /// Why it is started from where it is, though it should not be.
+    pub(super) warning: Option<String>,
 }
 
 /// Why a file cannot be run.
@@ -48,15 +50,15 @@ impl Program {
     /// Checks the file and makes a second name for it, for the backend called `name`.
     pub(super) fn pin(layout: &Layout, named: &Path, name: &str) -> Result<Self> {
         let kind = check(named)?;
-        let started = match kind {
+        match kind {
             // A script may look for what lies beside it.
-            Kind::Script => named.to_owned(),
-            Kind::Elf(_) => pin(layout, named, name)?,
-        };
-        Ok(Self {
-            named: named.to_owned(),
-            started,
-        })
+            Kind::Script => Ok(Self {
+                named: named.to_owned(),
+                started: named.to_owned(),
+                warning: None,
+            }),
+            Kind::Elf(_) => pin(layout, named, name, is_startable),
+        }
     }
 
     /// Removes the second name, when the backend called `name` is gone for good.
@@ -76,8 +78,8 @@ impl Program {
     }
 }
 
-/// A hard link where the file system allows one, else a copy.
-fn pin(layout: &Layout, named: &Path, name: &str) -> Result<PathBuf> {
+/// A hard link where the file system allows one, else a copy; the name that there is where neither could be started.
+fn pin(layout: &Layout, named: &Path, name: &str, is_startable: fn(&Path) -> bool) -> Result<Program> {
     let directory = layout.pinned(name);
     files::private_dir(&directory)?;
     let real = fs::canonicalize(named).with_context(|| format!("{}", named.display()))?;
@@ -90,7 +92,31 @@ fn pin(layout: &Layout, named: &Path, name: &str) -> Result<PathBuf> {
         fs::copy(&real, &started)
             .with_context(|| format!("cannot copy {} to {}", real.display(), directory.display()))?;
     }
-    Ok(started)
+    let named = named.to_owned();
+    if is_startable(&started) {
+        return Ok(Program {
+            named,
+            started,
+            warning: None,
+        });
+    }
+    let _ = fs::remove_dir_all(&directory);
+    let warning = format!(
+        "no program can be started in {} (is it mounted noexec?): {} is started from where it is, and after a crash whatever \
+         file is there then",
+        layout.root().display(),
+        named.display()
+    );
+    Ok(Program {
+        started: named.clone(),
+        named,
+        warning: Some(warning),
+    })
+}
+
+/// The mount may forbid what the file's mode allows.
+fn is_startable(path: &Path) -> bool {
+    access(path, AccessFlags::X_OK).is_ok()
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {
@@ -241,6 +267,20 @@ mod tests {
         assert!(!program.started.exists());
         Program::unpin_all(&layout).unwrap();
         Program::unpin_all(&layout).unwrap();
+    }
+
+    #[test]
+    fn where_nothing_can_be_started_the_program_is_started_from_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path()).unwrap();
+        let contents = head(Path::new("/proc/self/exe")).unwrap();
+        let named = file(dir.path(), "holdfast-backend", &contents, 0o755);
+        let program = pin(&layout, &named, "backend-1", |_| false).unwrap();
+        assert_eq!((&program.started, &program.named), (&named, &named));
+        assert!(program.warning.unwrap().contains("noexec"));
+        assert!(!layout.pinned("backend-1").exists(), "nothing useless is left");
+        assert!(is_startable(&named));
+        assert!(!is_startable(&file(dir.path(), "plain", &contents, 0o644)));
     }
 
     #[test]

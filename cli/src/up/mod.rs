@@ -8,11 +8,13 @@ mod binary;
 pub(crate) mod child;
 mod config;
 pub(crate) mod control;
+mod frontend;
 mod keys;
 mod prepare;
 mod ready;
 mod record;
 mod restart;
+mod shares;
 mod supervise;
 mod supervisor;
 mod upgrade;
@@ -58,7 +60,7 @@ pub(crate) fn run(dir: &Path, args: &UpArgs) -> Result<ExitCode> {
     runtime.block_on(async {
         let mut stop = StopSignals::new()?;
         let prepared = prepare::prepare(&layout, args).await?;
-        let supervisor = Supervisor::start(layout, prepared)?;
+        let supervisor = Supervisor::start(layout, prepared).await?;
         supervisor.run(&mut stop).await
     })
 }

@@ -44,10 +44,19 @@ pub(super) struct Context {
     pub(super) events: mpsc::Sender<Event>,
 }
 
-/// A process under supervision.
+/// A process under supervision. Dropping it tells the process to stop.
 pub(super) struct Kept {
     wish: watch::Sender<Wish>,
-    task: JoinHandle<Option<Stopped>>,
+    /// None once its end was told.
+    task: Option<JoinHandle<Option<Stopped>>>,
+    deaths: watch::Receiver<Deaths>,
+}
+
+/// How often a process has ended that nobody told to, and how it was the last time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Deaths {
+    pub(super) count: u32,
+    pub(super) last: String,
 }
 
 impl Kept {
@@ -63,15 +72,23 @@ impl Kept {
 
     fn keep(spec: Spec, context: &Context, running: Option<Child>) -> Self {
         let (wish, receiver) = watch::channel(Wish::Run);
+        let (died, deaths) = watch::channel(Deaths::default());
         let keeper = Keeper {
             spec,
             context: context.clone(),
             wish: receiver,
+            died,
         };
         Self {
             wish,
-            task: tokio::spawn(keeper.run(running)),
+            task: Some(tokio::spawn(keeper.run(running))),
+            deaths,
         }
+    }
+
+    /// Tells of each of its ends that nobody wished.
+    pub(super) fn deaths(&self) -> watch::Receiver<Deaths> {
+        self.deaths.clone()
     }
 
     /// Asks for its end, or for a quicker one.
@@ -83,11 +100,17 @@ impl Kept {
         });
     }
 
-    /// Waits for the end that was wished; `None` if it was not running then. May be dropped and called again until it
-    /// has answered.
+    /// Waits for the end of the supervision: the one that was wished, or, without a wish, that it failed. `None` if the
+    /// process was not running then, and when asked again. May be dropped and called again.
     pub(super) async fn ended(&mut self) -> Option<Stopped> {
+        let task = self.task.as_mut()?;
+        let ended = task.await;
+        self.task = None;
         // A panic of the task has dropped its child, which kills it.
-        (&mut self.task).await.unwrap_or_default()
+        ended.unwrap_or_else(|error| {
+            say!("holdfast: a supervisor's task failed: {error}");
+            None
+        })
     }
 
     /// Stops it; a second signal ends the waiting.
@@ -103,10 +126,18 @@ impl Kept {
     }
 }
 
+impl Drop for Kept {
+    /// Whoever forgets about it must not leave a process that nobody can stop any more.
+    fn drop(&mut self) {
+        self.wish(Wish::Stop);
+    }
+}
+
 struct Keeper {
     spec: Spec,
     context: Context,
     wish: watch::Receiver<Wish>,
+    died: watch::Sender<Deaths>,
 }
 
 /// How one life of the process ended.
@@ -134,6 +165,10 @@ impl Keeper {
                 Ended::Exited(what) => what,
             };
             self.spec.note(&what);
+            self.died.send_modify(|deaths| {
+                deaths.count = deaths.count.saturating_add(1);
+                deaths.last.clone_from(&what);
+            });
             if !was_ready {
                 let log_tail = self.spec.log_tail();
                 self.tell(Event::Failed { what, log_tail }).await;
@@ -182,7 +217,7 @@ impl Keeper {
     async fn end(&mut self, child: &mut Child) -> Ended {
         let hurry = wished(&mut self.wish, Wish::Kill);
         let name = &self.spec.name;
-        match child::stop(child, self.spec.grace, hurry).await {
+        match child::stop(child, self.spec.grace.now(), hurry).await {
             Ok(stopped) => {
                 if !stopped.status.success() {
                     let what = format!("the {name} ended with {} when it was stopped", stopped.status);
@@ -224,5 +259,76 @@ fn when(delay: Duration) -> String {
 pub(super) async fn wished(wish: &mut watch::Receiver<Wish>, wanted: Wish) {
     if wish.wait_for(|wish| *wish >= wanted).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::up::child::{Grace, Log};
+    use crate::up::ready::Probe;
+
+    fn sleeper(dir: &std::path::Path) -> (Spec, Child) {
+        let spec = Spec {
+            name: "sleeper".into(),
+            binary: "/bin/sleep".into(),
+            arguments: vec!["600".into()],
+            log: Log::new(dir.join("sleeper.log")),
+            listener: None,
+            probe: Probe::Socket(dir.join("none.sock")),
+            grace: Grace::Fixed(Duration::from_secs(5)),
+        };
+        let child = tokio::process::Command::new(&spec.binary)
+            .args(&spec.arguments)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        (spec, child)
+    }
+
+    fn context() -> (Context, mpsc::Receiver<Event>) {
+        let (events, told) = mpsc::channel(16);
+        let http = Http::new().unwrap();
+        (Context { http, events }, told)
+    }
+
+    #[tokio::test]
+    async fn who_is_forgotten_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spec, child) = sleeper(dir.path());
+        let pid = child.id().unwrap();
+        let (context, _told) = context();
+        let kept = Kept::adopt(spec, child, &context);
+        drop(kept);
+        let gone = async {
+            while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let gone = tokio::time::timeout(Duration::from_secs(20), gone).await;
+        assert!(gone.is_ok(), "process {pid} was left running");
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_once_and_asking_again_is_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spec, child) = sleeper(dir.path());
+        let (context, _told) = context();
+        let mut kept = Kept::adopt(spec, child, &context);
+        kept.wish(Wish::Stop);
+        assert!(kept.ended().await.is_some());
+        assert!(kept.ended().await.is_none());
+        assert_eq!(*kept.deaths().borrow(), Deaths::default(), "it was told to");
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_panics_is_noticed() {
+        let mut kept = Kept {
+            wish: watch::channel(Wish::Run).0,
+            task: Some(tokio::spawn(async { panic!("on purpose") })),
+            deaths: watch::channel(Deaths::default()).1,
+        };
+        assert!(kept.ended().await.is_none());
+        assert!(kept.ended().await.is_none());
     }
 }

@@ -8,12 +8,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::backends::{Backend, Backends};
-use super::child::Spec;
+use super::child::{Grace, Log, Spec};
 use super::control::{self, Ask};
+use super::frontend::Frontend;
 use super::prepare::Prepared;
 use super::ready::Probe;
 use super::supervise::{Context, Event, Kept, Wish};
-use super::upgrade::{Adoption, Order};
+use super::upgrade::{Adoption, Handed, Order};
 use super::upgrades::{Turn, Upgrades};
 use super::{FRONTEND, StopSignals};
 use crate::demo;
@@ -43,7 +44,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn start(layout: Layout, prepared: Prepared) -> Result<Self> {
+    pub(super) async fn start(layout: Layout, prepared: Prepared) -> Result<Self> {
         let board = board(&layout, &prepared);
         let (sender, events) = mpsc::channel(EVENTS);
         let (ask, asks) = mpsc::channel(ASKS);
@@ -55,19 +56,28 @@ impl Supervisor {
             name: FRONTEND.into(),
             binary: prepared.frontend_bin,
             arguments: vec!["--config".into(), layout.frontend_config().into()],
-            log: layout.log(FRONTEND),
+            log: Log::new(layout.log(FRONTEND)),
             listener: None,
             probe: Probe::Url(format!("{}/ready", board.frontend_admin)),
-            grace: FRONTEND_GRACE,
+            grace: Grace::Fixed(FRONTEND_GRACE),
         };
         let mut backends = Backends::new(layout.clone(), prepared.api);
-        let present = backends.make(&prepared.backend_bin)?;
+        let present = backends.make(&prepared.backend_bin, None).await?;
+        if let Some(warning) = &present.program.warning {
+            say!("holdfast: {warning}");
+        }
         Ok(Self {
             frontend: Kept::start(frontend, &context),
             backend: Kept::start(present.spec.clone(), &context),
             present,
             backends,
-            upgrades: Upgrades::new(layout.clone(), context.http.clone(), board.frontend_admin.clone()),
+            upgrades: Upgrades::new(
+                layout.clone(),
+                Frontend {
+                    http: context.http.clone(),
+                    admin: board.frontend_admin.clone(),
+                },
+            ),
             context,
             events,
             asks,
@@ -102,13 +112,19 @@ impl Supervisor {
     async fn watch(&mut self, stop: &mut StopSignals) -> Result<()> {
         loop {
             tokio::select! {
+                // Why a process failed is an event, and comes before its supervision ends.
+                biased;
                 () = stop.next() => {
                     say!("holdfast: stopping");
                     return Ok(());
                 }
+                event = self.events.recv() => self.handle_event(event.context("the supervisors are gone")?)?,
+                _ = self.frontend.ended() => return Err(anyhow!("nobody looks after the {FRONTEND} any more")),
+                _ = self.backend.ended() => {
+                    return Err(anyhow!("nobody looks after {} any more", self.present.name()));
+                }
                 demo = &mut self.demo => return Err(anyhow!("the demo service ended: {demo:?}")),
                 control = &mut self.control => return Err(anyhow!("the control socket ended: {control:?}")),
-                event = self.events.recv() => self.handle_event(event.context("the supervisors are gone")?)?,
                 ask = self.asks.recv() => self.handle_ask(ask.context("the control socket is gone")?).await,
                 turn = self.upgrades.next() => self.handle_turn(turn)?,
             }
@@ -210,10 +226,12 @@ impl Supervisor {
         self.board.backend_bin = backend.program.named.clone();
         let kept = Kept::adopt(backend.spec.clone(), child, &self.context);
         self.present = backend;
-        // An upgrade that is gone has dropped its receiver: the old one is then stopped by its keeper's end.
-        if let Err(kept) = old.send(std::mem::replace(&mut self.backend, kept)) {
-            kept.wish(Wish::Stop);
-        }
+        let handed = Handed {
+            deaths: kept.deaths(),
+            old: std::mem::replace(&mut self.backend, kept),
+        };
+        // Who has asked for it may be gone: the old one is stopped when it is dropped.
+        drop(old.send(handed));
         say!(
             "holdfast: {} (pid {}) took over",
             self.present.name(),

@@ -4,27 +4,26 @@
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use holdfast_proto::Share;
-use http::Method;
 use serde::Deserialize;
-use serde_json::json;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backends::Backend;
 use super::child::{self, Stopped};
+use super::frontend::{self, Frontend};
 use super::ready::{self, Probe};
 use super::record::Teller;
-use super::supervise::{Kept, Wish, exited};
-use crate::http_client::{Call, Http};
+use super::shares;
+use super::supervise::{Deaths, Kept, Wish, exited};
+use crate::http_client::Http;
 use crate::unix_http::UnixCall;
 use crate::upgrade::event::{Event, Phase, Sight, Watch};
 use crate::upgrade::figures::BackendStatus;
-use crate::upgrade::machine::{Action, Input, Patience, Sample, State, Upgrade};
+use crate::upgrade::machine::{Action, Input, MAX_UNWELL, Patience, Sample, State, Upgrade};
 use crate::upgrade::plan::Plan;
-use crate::upgrade::reason::{Outcome, Reason};
-use crate::upgrade::report::{HandOver, Report, Side};
+use crate::upgrade::reason::{Outcome, Reason, times};
+use crate::upgrade::report::{Report, Side};
 
 /// What the supervisor orders a running upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +38,14 @@ pub(super) enum Order {
 pub(super) struct Adoption {
     pub(super) backend: Backend,
     pub(super) child: Child,
-    pub(super) old: oneshot::Sender<Kept>,
+    pub(super) old: oneshot::Sender<Handed>,
+}
+
+/// What the supervisor gives for the new backend.
+pub(super) struct Handed {
+    pub(super) old: Kept,
+    /// Of the new one, from now on.
+    pub(super) deaths: watch::Receiver<Deaths>,
 }
 
 /// One upgrade.
@@ -48,8 +54,7 @@ pub(super) struct Runner {
     pub(super) old: Backend,
     pub(super) new: Backend,
     pub(super) http: Http,
-    /// The frontend's admin listener.
-    pub(super) admin: String,
+    pub(super) frontend: Frontend,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) adoptions: mpsc::Sender<Adoption>,
     pub(super) teller: Teller,
@@ -58,7 +63,7 @@ pub(super) struct Runner {
 impl Runner {
     /// Must run on the main thread, as it starts a process.
     pub(super) async fn run(self) {
-        let report = Report {
+        let mut report = Report {
             old: side(&self.old),
             new: side(&self.new),
             canary_percent: self.plan.canary.percent(),
@@ -66,6 +71,7 @@ impl Runner {
         };
         let text = format!("{} ({})", self.new.name(), self.new.program.named.display());
         self.teller.phase(Phase::Starting, text);
+        report.notes.extend(self.new.program.warning.clone());
         let child = match self.new.standby().spawn() {
             Ok(child) => child,
             Err(error) => {
@@ -134,6 +140,8 @@ impl Trial {
                 }
                 () = self.deadline(), if self.machine.deadline().is_some() => Input::Tick,
             };
+            let order = *self.runner.orders.borrow();
+            let input = unless_called_off(input, order, self.machine.may_cancel());
             match self.handle(input) {
                 None => {}
                 Some(Action::End) => return false,
@@ -247,25 +255,23 @@ impl Trial {
 
     fn set_share(&self, share: Share) -> Step {
         let socket = self.runner.new.socket.clone();
+        let mut orders = self.runner.orders.clone();
         Box::pin(async move {
-            let call = UnixCall {
-                method: Method::PUT,
-                json: Some(Bytes::from(json!({ "percent": share.percent() }).to_string())),
-                ..UnixCall::get(&socket, "/share")
+            let set = tokio::select! {
+                biased;
+                () = ordered(&mut orders, Order::Stop(Wish::Kill)) => Err(Reason::Stopping.to_string()),
+                set = shares::set(&socket, share, MAX_UNWELL) => set,
             };
-            match call.send(CALL_TIMEOUT).await.and_then(|answer| answer.success()) {
-                Ok(_) => Input::ShareSet,
-                Err(error) => Input::ShareFailed(format!("{error:#}")),
+            match set {
+                Ok(()) => Input::ShareSet,
+                Err(why) => Input::ShareFailed(why),
             }
         })
     }
 
     fn sample(&self) -> Step {
-        let (http, old, new) = (
-            self.runner.http.clone(),
-            self.runner.old.clone(),
-            self.runner.new.clone(),
-        );
+        let (http, frontend) = (self.runner.http.clone(), self.runner.frontend.clone());
+        let (old, new) = (self.runner.old.clone(), self.runner.new.clone());
         let pause = match self.machine.verdict() {
             None => Duration::ZERO,
             Some(_) => (self.runner.plan.watch / 20).clamp(MIN_PAUSE, MAX_PAUSE),
@@ -273,19 +279,25 @@ impl Trial {
         Box::pin(async move {
             tokio::time::sleep(pause).await;
             let probe = Probe::Socket(new.socket.clone());
-            let (old, new, new_ready) = tokio::join!(
+            let (old_status, new_status, new_ready, ends) = tokio::join!(
                 Runner::ask::<BackendStatus>(&old, "/status"),
                 Runner::ask::<BackendStatus>(&new, "/status"),
                 ready::is_ready(&http, &probe),
+                frontend.hand_overs(),
             );
-            Input::Sampled(Box::new(Sample { old, new, new_ready }))
+            Input::Sampled(Box::new(Sample {
+                old: old_status,
+                new: new_status,
+                new_ready,
+                losses: ends.map(|ends| frontend::losses(&ends, old.name(), new.name())),
+            }))
         })
     }
 
     async fn stop_new(&mut self, child: &mut Child, patience: Patience) -> String {
         let mut orders = self.runner.orders.clone();
         let grace = match patience {
-            Patience::Grace => self.runner.new.spec.grace,
+            Patience::Grace => self.runner.new.spec.grace.now(),
             Patience::Moment => MOMENT,
         };
         let stopped = child::stop(child, grace, ordered(&mut orders, Order::Stop(Wish::Kill))).await;
@@ -316,69 +328,74 @@ impl Trial {
         };
         // The supervisor outlives its upgrades; without it the new one ends with its handle.
         let _ = self.runner.adoptions.send(adoption).await;
-        if let Ok(mut old) = receiver.await {
-            old.wish(Wish::Stop);
-            let mut orders = self.runner.orders.clone();
-            let ended = tokio::select! {
-                ended = old.ended() => ended,
-                () = ordered(&mut orders, Order::Stop(Wish::Kill)) => {
-                    old.wish(Wish::Kill);
-                    old.ended().await
-                }
-            };
-            match ended {
-                Some(stopped) => self.note_stop("old", &Ok(stopped)),
-                None => self
-                    .report
-                    .notes
-                    .push("the old one was not running when it was to leave".into()),
-            }
-            if ended.is_some() {
-                self.report.hand_over = self.hand_over_seen(began).await;
-            }
+        if let Ok(Handed { old, mut deaths }) = receiver.await {
+            let ended = self.let_go(old, &mut deaths).await;
+            self.look_back(began, ended.is_some()).await;
+            self.note_deaths(&deaths.borrow());
         }
         self.machine.handle(self.runner.teller.now(), Input::OldLeft);
         Outcome::Promoted
     }
 
-    /// How the frontend saw the old one leave; it may learn of a death a little later than we do.
-    async fn hand_over_seen(&self, began: Duration) -> Option<HandOver> {
-        #[derive(Deserialize)]
-        struct Frontend {
-            #[serde(default)]
-            hand_overs: Vec<Seen>,
-        }
-        #[derive(Deserialize)]
-        struct Seen {
-            at_unix_ms: u64,
-            backend: String,
-            #[serde(flatten)]
-            hand_over: HandOver,
-        }
-        let url = format!("{}/status", self.runner.admin);
-        for _ in 0..LOOKS_FOR_HAND_OVER {
-            let call = Call {
-                timeout: CALL_TIMEOUT,
-                ..Call::get(&url)
-            };
-            let body = self
-                .runner
-                .http
-                .call(call)
-                .await
-                .and_then(|answer| answer.success())
-                .ok();
-            let frontend = body.and_then(|body| serde_json::from_slice::<Frontend>(&body).ok());
-            let seen = frontend.into_iter().flat_map(|frontend| frontend.hand_overs);
-            let mut ours = seen.filter(|seen| {
-                seen.backend == self.runner.old.name() && u128::from(seen.at_unix_ms) >= began.as_millis()
-            });
-            if let Some(seen) = ours.next() {
-                return Some(seen.hand_over);
+    /// Waits for the old one's end. The supervisor keeps the new one meanwhile; who watches hears of its ends.
+    async fn let_go(&mut self, mut old: Kept, deaths: &mut watch::Receiver<Deaths>) -> Option<Stopped> {
+        old.wish(Wish::Stop);
+        let mut orders = self.runner.orders.clone();
+        let mut hurries = false;
+        let ended = loop {
+            tokio::select! {
+                ended = old.ended() => break ended,
+                () = ordered(&mut orders, Order::Stop(Wish::Kill)), if !hurries => {
+                    hurries = true;
+                    old.wish(Wish::Kill);
+                }
+                Ok(()) = deaths.changed() => {
+                    let what = deaths.borrow_and_update().last.clone();
+                    self.runner.teller.note(format!("{what}; it is started again"));
+                }
             }
-            tokio::time::sleep(MIN_PAUSE).await;
+        };
+        match ended {
+            Some(stopped) => self.note_stop("old", &Ok(stopped)),
+            None => self
+                .report
+                .notes
+                .push("the old one was not running when it was to leave".into()),
         }
-        None
+        ended
+    }
+
+    /// What the frontend saw of the old one's leaving, and whether the new one is well. A frontend that does not answer is
+    /// not waited for longer than it would take to learn of a death.
+    async fn look_back(&mut self, began: Duration, old_has_left: bool) {
+        let (runner, orders) = (&self.runner, &self.runner.orders);
+        let farewell = async {
+            let seen = runner.frontend.farewell(runner.old.name(), began);
+            in_time(orders.clone(), |order| order == Order::Stop(Wish::Kill), seen).await
+        };
+        let probe = Probe::Socket(runner.new.socket.clone());
+        let ready = async {
+            let wait = ready::wait_long(&runner.http, &probe);
+            in_time(orders.clone(), |order| order != Order::GoOn, wait).await
+        };
+        if old_has_left {
+            self.report.hand_over = farewell.await;
+        }
+        let is_ready = ready.await.is_some();
+        if !is_ready && *self.runner.orders.borrow() == Order::GoOn {
+            let note = format!("the new one was not ready {LOOK_BACK:?} after the old one had left");
+            self.report.notes.push(note);
+        }
+    }
+
+    fn note_deaths(&mut self, deaths: &Deaths) {
+        if deaths.count > 0 {
+            let times = times(deaths.count);
+            self.report.notes.push(format!(
+                "the new one ended {times} while the old one left, and was started again ({})",
+                deaths.last
+            ));
+        }
     }
 
     fn note_rollback(&mut self, reason: &Reason) {
@@ -398,7 +415,7 @@ impl Trial {
         self.report.new.note_tally(self.machine.new_one());
         self.report.watched_ms = self.machine.watched().as_millis() as u64;
         if let Some(verdict) = self.machine.verdict() {
-            self.report.note_verdict(verdict);
+            self.report.note_verdict(verdict, self.machine.losses());
         }
     }
 
@@ -421,11 +438,39 @@ impl Trial {
         let order = orders.wait_for(|order| *order != Order::GoOn);
         tokio::select! {
             () = self.runner.teller.asker_gone() => Reason::AskerGone,
-            order = order => match order.as_deref() {
-                Ok(Order::Cancel) => Reason::Cancelled,
-                _ => Reason::Stopping,
-            },
+            order = order => order.map_or(Reason::Stopping, |order| order.reason()),
         }
+    }
+}
+
+impl Order {
+    /// Why it does not go on.
+    fn reason(self) -> Reason {
+        match self {
+            Self::Cancel => Reason::Cancelled,
+            Self::GoOn | Self::Stop(_) => Reason::Stopping,
+        }
+    }
+}
+
+/// Who called it off before the point of no return, even in the turn that would have led there, was told that it is.
+fn unless_called_off(input: Input, order: Order, may_cancel: bool) -> Input {
+    if may_cancel && order != Order::GoOn && !matches!(input, Input::NewEnded(_)) {
+        return Input::Cancel(order.reason());
+    }
+    input
+}
+
+/// What `look` gives, unless it takes too long or such an order comes.
+async fn in_time<T>(
+    mut orders: watch::Receiver<Order>,
+    is_end: impl Fn(Order) -> bool,
+    look: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        Ok(_) = orders.wait_for(|order| is_end(*order)) => None,
+        done = tokio::time::timeout(LOOK_BACK, look) => done.ok(),
     }
 }
 
@@ -451,4 +496,36 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// What a process without work may take to stop.
 const MOMENT: Duration = Duration::from_secs(2);
 /// The frontend takes a silent backend for gone after 1 s by default.
-const LOOKS_FOR_HAND_OVER: u32 = 30;
+const LOOK_BACK: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancel_in_the_turn_of_the_watch_s_end_wins() {
+        let last_look = || Input::Sampled(Box::default());
+        let wins = |input, order, may_cancel| {
+            let input = unless_called_off(input, order, may_cancel);
+            matches!(input, Input::Cancel(Reason::Cancelled))
+        };
+        assert!(wins(last_look(), Order::Cancel, true));
+        assert!(wins(Input::ShareSet, Order::Cancel, true));
+        assert!(!wins(Input::ShareSet, Order::Cancel, false), "it is too late");
+        assert!(!wins(last_look(), Order::GoOn, true));
+        let ended = Input::NewEnded("killed".into());
+        assert!(!wins(ended, Order::Cancel, true), "why it ended says more");
+    }
+
+    #[tokio::test]
+    async fn a_look_back_ends_by_itself_and_at_an_order() {
+        let (orders, receiver) = watch::channel(Order::GoOn);
+        let is_kill = |order| order == Order::Stop(Wish::Kill);
+        let never = std::future::pending::<()>;
+        assert!(in_time(receiver.clone(), is_kill, never()).await.is_none());
+        assert_eq!(in_time(receiver.clone(), is_kill, async { 7 }).await, Some(7));
+        orders.send_replace(Order::Stop(Wish::Kill));
+        // Not even what is there already is taken.
+        assert_eq!(in_time(receiver, is_kill, async { 7 }).await, None);
+    }
+}

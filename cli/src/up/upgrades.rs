@@ -9,17 +9,16 @@ use tokio::task::JoinHandle;
 use super::backends::{Backend, Backends};
 use super::binary::Program;
 use super::control::{Begun, Problem};
+use super::frontend::Frontend;
 use super::record::{Record, Teller};
 use super::upgrade::{Adoption, Order, Runner};
-use crate::http_client::Http;
 use crate::layout::Layout;
 use crate::upgrade::event::Phase;
 use crate::upgrade::plan::{Plan, Request};
 
 pub(super) struct Upgrades {
     layout: Layout,
-    http: Http,
-    admin: String,
+    frontend: Frontend,
     running: Option<Running>,
     /// The newest last.
     records: VecDeque<watch::Receiver<Record>>,
@@ -44,12 +43,10 @@ struct Running {
 }
 
 impl Upgrades {
-    /// `admin` is the frontend's admin listener.
-    pub(super) fn new(layout: Layout, http: Http, admin: String) -> Self {
+    pub(super) fn new(layout: Layout, frontend: Frontend) -> Self {
         Self {
             layout,
-            http,
-            admin,
+            frontend,
             running: None,
             records: VecDeque::new(),
             begun: 0,
@@ -69,7 +66,8 @@ impl Upgrades {
         let plan = Plan::try_from(request).map_err(|error| bad("invalid_field", error.to_string()))?;
         let binary = request.binary.as_deref().unwrap_or(&present.program.named);
         let new = backends
-            .make(binary)
+            .make(binary, Some(present))
+            .await
             .map_err(|error| bad("binary_unusable", format!("{error:#}")))?;
         self.begun += 1;
         let id = self.begun;
@@ -84,8 +82,8 @@ impl Upgrades {
             plan,
             old: present.clone(),
             new,
-            http: self.http.clone(),
-            admin: self.admin.clone(),
+            http: self.frontend.http.clone(),
+            frontend: self.frontend.clone(),
             orders: receiver,
             adoptions: self.adoptions.0.clone(),
             teller,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use holdfast_proto::Share;
 
 use super::figures::{BackendStatus, Tally};
+use super::losses::{Loss, Losses};
 use super::plan::Plan;
 use super::reason::{Outcome, Reason};
 use super::verdict::{Fault, Look, Verdict, judge};
@@ -57,6 +58,8 @@ pub(crate) struct Sample {
     pub(crate) old: Option<BackendStatus>,
     pub(crate) new: Option<BackendStatus>,
     pub(crate) new_ready: bool,
+    /// What the frontend remembers of losing them.
+    pub(crate) losses: Option<Vec<Loss>>,
 }
 
 /// What to do. At most one is under way at a time: a new one replaces the one before.
@@ -87,10 +90,13 @@ pub(crate) struct Upgrade {
     state: State,
     old: Tally,
     new: Tally,
+    losses: Losses,
     verdict: Option<Verdict>,
     watched: Duration,
     /// Since when the new one has not been answering, or not been attached.
     unwell_since: Option<Duration>,
+    /// Since when the frontend has lost the new one more often than the old one.
+    lost_since: Option<Duration>,
 }
 
 impl Upgrade {
@@ -103,9 +109,11 @@ impl Upgrade {
             },
             old: Tally::default(),
             new: Tally::default(),
+            losses: Losses::default(),
             verdict: None,
             watched: Duration::ZERO,
             unwell_since: None,
+            lost_since: None,
         }
     }
 
@@ -119,6 +127,10 @@ impl Upgrade {
 
     pub(crate) fn new_one(&self) -> &Tally {
         &self.new
+    }
+
+    pub(crate) fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// The last look's; `None` before the first.
@@ -210,6 +222,7 @@ impl Upgrade {
         if let Some(status) = &sample.new {
             self.new.handle_status(status);
         }
+        self.note_losses(now, sample);
         self.watched = now.saturating_sub(since);
         let over = self.watched >= self.plan.watch;
         let look = if over { Look::Last } else { Look::Early };
@@ -227,7 +240,11 @@ impl Upgrade {
         }
         if sample.new.is_some() && sample.new_ready {
             self.unwell_since = None;
-            return if over { self.promote() } else { Action::Sample };
+            return match self.lost_since {
+                Some(since) if now.saturating_sub(since) >= MAX_APART => self.roll_back_lost(),
+                None if over => self.promote(),
+                _ => Action::Sample,
+            };
         }
         let since = *self.unwell_since.get_or_insert(now);
         let patience = if sample.new.is_some() {
@@ -240,6 +257,25 @@ impl Upgrade {
         } else {
             Action::Sample
         }
+    }
+
+    fn note_losses(&mut self, now: Duration, sample: &Sample) {
+        if let Some(losses) = &sample.losses {
+            self.losses.handle_look(losses);
+        }
+        if self.losses.new_one() > self.losses.old() {
+            self.lost_since.get_or_insert(now);
+        } else {
+            self.lost_since = None;
+        }
+    }
+
+    fn roll_back_lost(&mut self) -> Action {
+        let reason = Reason::Lost {
+            old: self.losses.old(),
+            new: self.losses.new_one(),
+        };
+        self.roll_back(reason, Patience::Grace)
     }
 
     fn roll_back(&mut self, reason: Reason, patience: Patience) -> Action {
@@ -255,6 +291,8 @@ impl Upgrade {
 
 /// Longer than the frontend needs to give a hanging backend's work to others and than a short pause of the machine.
 pub(crate) const MAX_UNWELL: Duration = Duration::from_secs(5);
+/// When the machine stands still the frontend may lose both, and of the one it may learn this much before the other.
+const MAX_APART: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 #[path = "machine_tests.rs"]

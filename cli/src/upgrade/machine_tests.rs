@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::figures::tests::{figures, status};
+use super::super::losses::Which;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,7 +25,21 @@ fn sample(answered: u64, errors: u64) -> Input {
         old: Some(status(1, figures(answered, 0, &quick))),
         new: Some(status(2, figures(answered, errors, &quick))),
         new_ready: true,
+        losses: None,
     }))
+}
+
+/// The same, and the frontend remembers to have lost these.
+fn sample_with(losses: &[(Which, &str)]) -> Input {
+    let Input::Sampled(mut sample) = sample(1, 0) else {
+        unreachable!("it is one");
+    };
+    let loss = |(which, epoch): &(Which, &str)| Loss {
+        which: *which,
+        epoch: (*epoch).into(),
+    };
+    sample.losses = Some(losses.iter().map(loss).collect());
+    Input::Sampled(sample)
 }
 
 fn silent() -> Input {
@@ -119,6 +134,56 @@ fn one_that_does_not_answer_is_given_five_seconds() {
     let stop = Some(Action::StopNew(Patience::Moment));
     assert_eq!(upgrade.handle(12 * SECOND, silent()), stop);
     assert_eq!(upgrade.state(), &State::RollingBack(Reason::Unwell(MAX_UNWELL)));
+}
+
+/// It answers well whenever it is asked, but the frontend had to give its work to the old one.
+#[test]
+fn one_that_its_frontend_loses_more_often_than_the_old_one_is_taken_away() {
+    let before = (Which::New, "before");
+    let mut upgrade = watching();
+    upgrade.handle(SECOND, sample_with(&[before]));
+    for second in 2..=3 {
+        let lost = sample_with(&[(Which::New, "a"), before]);
+        assert_eq!(upgrade.handle(second * SECOND, lost), Some(Action::Sample));
+    }
+    let stop = Some(Action::StopNew(Patience::Grace));
+    let lost = sample_with(&[(Which::New, "a"), before]);
+    assert_eq!(upgrade.handle(4 * SECOND, lost), stop);
+    let State::RollingBack(reason) = upgrade.state() else {
+        panic!("{:?}", upgrade.state());
+    };
+    assert_eq!(
+        (reason.label(), reason.to_string().contains("lost it once")),
+        ("lost", true)
+    );
+}
+
+#[test]
+fn one_that_is_lost_at_the_end_of_the_watch_is_not_promoted() {
+    let mut upgrade = watching();
+    upgrade.handle(SECOND, sample_with(&[]));
+    let lost = || sample_with(&[(Which::New, "a")]);
+    assert_eq!(upgrade.handle(11 * SECOND, lost()), Some(Action::Sample));
+    let stop = Some(Action::StopNew(Patience::Grace));
+    assert_eq!(upgrade.handle(13 * SECOND, lost()), stop);
+}
+
+/// The machine stood still: of the one the frontend learns a moment before the other.
+#[test]
+fn losing_both_says_nothing_against_the_new_one() {
+    let mut upgrade = watching();
+    upgrade.handle(SECOND, sample_with(&[]));
+    let both = [(Which::New, "a"), (Which::Old, "b")];
+    assert_eq!(
+        upgrade.handle(3 * SECOND, sample_with(&both[..1])),
+        Some(Action::Sample)
+    );
+    for second in 4..=10 {
+        let now = second * SECOND;
+        assert_eq!(upgrade.handle(now, sample_with(&both)), Some(Action::Sample));
+    }
+    let full = Some(Action::SetShare(Share::FULL));
+    assert_eq!(upgrade.handle(11 * SECOND, sample_with(&both)), full);
 }
 
 #[test]

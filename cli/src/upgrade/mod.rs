@@ -5,6 +5,8 @@ pub(crate) mod ask;
 pub(crate) mod event;
 pub(crate) mod figures;
 #[cfg_attr(not(test), deny(clippy::disallowed_methods))]
+pub(crate) mod losses;
+#[cfg_attr(not(test), deny(clippy::disallowed_methods))]
 pub(crate) mod machine;
 pub(crate) mod plan;
 mod progress;

@@ -26,6 +26,11 @@ pub(crate) enum Reason {
     Slow(String),
     /// It ran and did not answer, or was not attached.
     Unwell(Duration),
+    /// The frontend lost it more often than the old one.
+    Lost {
+        old: u32,
+        new: u32,
+    },
     /// It did not take its share.
     Refused(String),
     /// By who asked for it.
@@ -66,6 +71,7 @@ impl Reason {
             Self::Errors(_) => "errors",
             Self::Slow(_) => "slow",
             Self::Unwell(_) => "unwell",
+            Self::Lost { .. } => "lost",
             Self::Refused(_) => "refused",
             Self::Cancelled => "cancelled",
             Self::AskerGone => "asker_gone",
@@ -84,11 +90,26 @@ impl fmt::Display for Reason {
             Self::Crashed(how) => write!(f, "it ended while it served ({how})"),
             Self::Errors(text) | Self::Slow(text) => f.write_str(text),
             Self::Unwell(limit) => write!(f, "it did not answer, or was not attached, for {limit:?}"),
+            Self::Lost { old, new } => write!(
+                f,
+                "the frontend lost it {} in the watch (it hung, or its link broke), the old one {}",
+                times(*new),
+                times(*old)
+            ),
             Self::Refused(why) => write!(f, "it did not take its share ({why})"),
             Self::Cancelled => f.write_str("it was called off"),
             Self::AskerGone => f.write_str("the command that asked for it is gone"),
             Self::Stopping => f.write_str("`holdfast up` is being stopped"),
             Self::NotStarted(why) => write!(f, "it could not be started ({why})"),
         }
+    }
+}
+
+/// `once`, `3 times`
+pub(crate) fn times(count: u32) -> String {
+    match count {
+        0 => "never".into(),
+        1 => "once".into(),
+        count => format!("{count} times"),
     }
 }

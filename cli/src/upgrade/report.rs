@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::event::Sight;
 use super::figures::{Figures, Tally};
+use super::losses::Losses;
+use super::reason::times;
 use super::verdict::{MIN_REQUESTS, MIN_TIMED, Verdict, micros, percent};
 
 /// The figures of one upgrade.
@@ -41,12 +43,18 @@ pub(crate) struct Side {
     pub(crate) errors_by_code: BTreeMap<String, u64>,
     /// How often it was started again in the watch.
     pub(crate) restarts: u32,
+    /// How often the frontend lost it in the watch: it crashed, hung, or its link broke.
+    #[serde(default)]
+    pub(crate) lost: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Compared {
     pub(crate) errors: bool,
     pub(crate) times: bool,
+    /// How often the frontend lost each of them: it may not have answered.
+    #[serde(default)]
+    pub(crate) losses: bool,
 }
 
 /// How a backend left its frontend, as that one says.
@@ -98,10 +106,12 @@ impl Side {
 }
 
 impl Report {
-    pub(crate) fn note_verdict(&mut self, verdict: &Verdict) {
+    pub(crate) fn note_verdict(&mut self, verdict: &Verdict, losses: &Losses) {
+        (self.old.lost, self.new.lost) = (losses.old(), losses.new_one());
         self.compared = Some(Compared {
             errors: verdict.errors_compared,
             times: verdict.times_compared,
+            losses: losses.are_known(),
         });
     }
 
@@ -131,10 +141,14 @@ impl Report {
                 line(missing);
             }
             if self.old.restarts > 0 {
-                line(format!(
-                    "the old one was started again {} times meanwhile",
-                    self.old.restarts
-                ));
+                let times = times(self.old.restarts);
+                line(format!("the old one was started again {times} meanwhile"));
+            }
+            for (word, side) in [("old", &self.old), ("new", &self.new)] {
+                if side.lost > 0 {
+                    let times = times(side.lost);
+                    line(format!("the frontend lost the {word} one {times} meanwhile"));
+                }
             }
         }
         if let Some(hand_over) = &self.hand_over {
@@ -157,6 +171,9 @@ impl Compared {
             lines.push(format!(
                 "too few requests to compare times (at least {MIN_TIMED} at each)"
             ));
+        }
+        if !self.losses {
+            lines.push("the frontend did not say whether it lost one of them".into());
         }
         lines
     }
@@ -193,6 +210,7 @@ const MAX_CODES: usize = 12;
 #[cfg(test)]
 mod tests {
     use super::super::figures::tests::{figures, status};
+    use super::super::losses::{Loss, Which};
     use super::super::verdict::{Look, judge};
     use super::*;
 
@@ -209,7 +227,14 @@ mod tests {
         };
         report.old.note_tally(&old);
         report.new.note_tally(&new);
-        report.note_verdict(&judge(&old.figures(), &new.figures(), Look::Last));
+        let mut losses = Losses::default();
+        losses.handle_look(&[]);
+        let epoch = "e".to_owned();
+        losses.handle_look(&[Loss {
+            which: Which::New,
+            epoch,
+        }]);
+        report.note_verdict(&judge(&old.figures(), &new.figures(), Look::Last), &losses);
         report
     }
 
@@ -231,11 +256,12 @@ mod tests {
             "50 requests, 50 errors (100.00 %)",
             "upstream_error 50",
             "too few requests to compare times (at least 100 at each)",
+            "the frontend lost the new one once meanwhile",
             "finished the 3 requests that it still had, and left after 12 ms",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
-        assert!(!text.contains("compare errors"));
+        assert!(!text.contains("compare errors") && !text.contains("did not say"));
     }
 
     #[test]

@@ -7,3 +7,5 @@ mod load;
 mod promoted;
 mod refused;
 mod rolled_back;
+mod supervisor;
+mod watched;

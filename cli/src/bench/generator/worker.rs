@@ -114,7 +114,7 @@ fn watch(builder: Builder, shared: &Arc<Shared>) -> Builder {
     let order = Arc::new(Mutex::new(Order::default()));
     let of_connection = order.clone();
     let (is_online, on_state) = (AtomicBool::new(false), shared.clone());
-    let on_reply = shared.clone();
+    let (on_reply, on_push) = (shared.clone(), shared.clone());
     builder
         .on_state(move |state| {
             let is_online_now = matches!(state, State::Online(_));
@@ -124,11 +124,13 @@ fn watch(builder: Builder, shared: &Arc<Shared>) -> Builder {
             }
             if let State::Waiting { error, .. } | State::Closed(error) = state
                 && was_online
-                && !on_state.closing.load(Ordering::Acquire)
+                // Which is how only our own close is told.
+                && *error != Error::Closed
             {
                 on_state.tally().handle_drop(error);
             }
         })
+        .on_push(move |_| on_push.tally().handle_push())
         .on_reply(move |seq| {
             let arrival = lock(&order).handle_reply(seq);
             if arrival != Arrival::InOrder {
@@ -307,11 +309,12 @@ impl Worker {
     }
 
     async fn drain(&mut self, patience: Duration) {
-        self.overdue = 0;
-        self.shared.overdue[self.thread].store(0, Ordering::Relaxed);
         let answers = async {
+            // What was due is sent as far as answers make room for it.
             while let Some(answered) = self.pending.next().await {
+                let seat = answered.seat;
                 self.handle_answer(answered);
+                self.send_from(seat);
             }
         };
         // Whatever is left then is lost.
@@ -321,12 +324,15 @@ impl Worker {
             let outcome = Outcome::Lost("unanswered at the end");
             self.shared.tally().handle_outcome(&left.sent, &outcome, now);
         }
+        for _ in 0..std::mem::take(&mut self.overdue) {
+            self.shared.tally().handle_unsent();
+        }
+        self.shared.overdue[self.thread].store(0, Ordering::Relaxed);
         // For replies that nobody asked for.
         tokio::time::sleep(LINGER).await;
     }
 
     async fn close(&mut self) {
-        self.shared.closing.store(true, Ordering::Release);
         let devices = self
             .seats
             .drain(..)
