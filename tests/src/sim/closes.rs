@@ -77,7 +77,10 @@ impl World {
             | CloseCode::Unsupported
             | CloseCode::InvalidPayload
             | CloseCode::TooBig
-            | CloseCode::ControlFlood => false,
+            | CloseCode::ControlFlood
+            | CloseCode::RecordRejected
+            | CloseCode::ClearText
+            | CloseCode::ChallengeFailed => false,
         };
         if !allowed {
             let online = c.online;
