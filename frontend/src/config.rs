@@ -31,6 +31,8 @@ pub struct Config {
     pub wss: Option<WssConfig>,
     /// Devices over plain TCP, which bring a device key and encrypt by themselves.
     pub ws: Option<WsConfig>,
+    /// Where backends on other machines come in. None by default: only local ones attach.
+    pub tunnel: Option<TunnelConfig>,
     #[serde(default)]
     pub limits: LimitsConfig,
     #[serde(default)]
@@ -62,6 +64,15 @@ pub struct WsConfig {
     /// The same at once. 2,000 by default; 1 to 1,000,000.
     #[serde(default = "default_source_attempts_burst")]
     pub source_attempts_burst: u32,
+}
+
+/// Backends on other machines, under a key of the link.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelConfig {
+    pub listen: SocketAddr,
+    /// File of the link key: one line, 32 bytes in base64url. The backends have the same.
+    pub key: PathBuf,
 }
 
 /// Bounds. Those with `total` are shared by all shards in equal parts.

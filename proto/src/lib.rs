@@ -14,6 +14,7 @@ pub mod link;
 pub mod secure;
 pub mod share;
 pub mod throttle;
+pub mod tunnel;
 
 pub use channel::ChannelKind;
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
