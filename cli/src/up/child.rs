@@ -106,6 +106,12 @@ impl Spec {
         let _ = log.and_then(|mut log| Ok(writeln!(log, "--- {now} holdfast up: {what}")?));
     }
 
+    /// The same without waiting for the disk.
+    pub(super) fn note_later(&self, what: String) {
+        let spec = self.clone();
+        tokio::task::spawn_blocking(move || spec.note(&what));
+    }
+
     /// The log's last lines, of those written since the last start.
     pub(super) fn log_tail(&self) -> Vec<String> {
         self.log.tail()
