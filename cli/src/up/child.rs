@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use super::config;
 use super::ready::Probe;
 use crate::args::SupervisedExecArgs;
+use crate::descriptors;
 use crate::layout::Layout;
 
 /// What to start.
@@ -210,6 +211,7 @@ pub(crate) fn exec(args: &SupervisedExecArgs) -> Result<ExitCode> {
     if getppid().as_raw() != args.parent {
         return Err(anyhow!("the supervisor is gone"));
     }
+    descriptors::make_room();
     let arguments: &[OsString] = &args.args;
     let error = std::process::Command::new(&args.program).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", args.program.display()))
