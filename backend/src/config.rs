@@ -3,7 +3,10 @@
 //! The files that it names (keys, routes) are read by the modules that use them; [`secrets`] reads them with a bound and
 //! warns about permissions.
 
+mod address;
+mod device_keys;
 pub mod secrets;
+pub(crate) mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,9 @@ use holdfast_proto::link::MAX_REPLY_BYTES;
 use serde::Deserialize;
 
 use crate::service::ROUTE_SHARE;
+
+pub(crate) use address::http_address;
+pub use device_keys::{DeviceKeysConfig, MAX_ENDPOINT_CONCURRENCY};
 
 /// Why a configuration file cannot be used: one line naming the key, its value, and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +58,9 @@ pub struct Config {
     pub api_keys: PathBuf,
     /// PEM file of the Ed25519 public keys that devices' tokens are signed with.
     pub token_keys: PathBuf,
+    /// How devices on `ws` are admitted. Default none: they are not.
+    #[serde(default)]
+    pub device_keys: Option<DeviceKeysConfig>,
     /// TOML file of routes; watched.
     pub routes: PathBuf,
     pub signing: Signing,
@@ -146,6 +155,9 @@ impl Config {
             &self.api.to_string(),
             "a loopback address, unless api_allow_remote = true",
         )?;
+        if let Some(keys) = &self.device_keys {
+            keys.check(checker)?;
+        }
         checker.number("workers", self.workers, 1, MAX_WORKERS)?;
         checker.number("max_in_flight", self.max_in_flight, 1, 1_000_000)?;
         checker.number(

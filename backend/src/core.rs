@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::Share;
+use holdfast_proto::link::frames::Channel;
 use holdfast_proto::link::{Class, Incoming, LaneStats, Origin};
 use tracing::info;
 
@@ -71,7 +72,11 @@ pub struct CoreSettings {
 #[derive(Debug, Clone)]
 pub enum Action {
     /// Check the credential and call [`Backend::handle_authenticated`].
-    Authenticate { bind: BindId, credential: Bytes },
+    Authenticate {
+        bind: BindId,
+        channel: Channel,
+        credential: Bytes,
+    },
     /// Call the service and then [`Backend::handle_call_done`].
     Call {
         call: CallId,
@@ -213,10 +218,9 @@ impl Backend {
     }
 
     pub fn handle_authenticated(&mut self, bind: BindId, result: Result<Grant, Denied>) {
-        let admitted = result.is_ok();
-        if let Some((link, command)) = self.lifecycle.handle_authenticated(bind, result) {
-            self.metrics.count_bind(admitted);
-            self.enqueue(link, command, None);
+        if let Some(bound) = self.lifecycle.handle_authenticated(bind, result) {
+            self.metrics.count_bind(bound.channel, bound.code);
+            self.enqueue(bound.link, bound.answer, None);
         }
     }
 

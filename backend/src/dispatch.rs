@@ -23,7 +23,9 @@ pub use arrival::{Arrival, SMALL_PAYLOAD_BYTES};
 pub use control::{control_error, handle_control};
 pub use durations::{DURATION_BOUNDS_US, DurationCounts, Durations};
 pub use last_seen::LastSeen;
-pub use lifecycle::{BindId, BindStep, Lifecycle, LoginStep, MAX_AUTHENTICATIONS, Replaced};
+pub use lifecycle::{
+    ADMITTED, BindAnswer, BindId, BindStep, Lifecycle, LoginStep, MAX_AUTHENTICATIONS, Replaced,
+};
 pub use metrics::RequestMetrics;
 pub use requests::{CallId, RequestOutput, RequestSettings, Requests};
 pub use state_blob::{MAX_ATTRIBUTES, MAX_BLOB_BYTES, UpdateError, apply_update, handle_update};

@@ -10,6 +10,7 @@ mod client;
 mod connect;
 mod headers;
 mod idempotency;
+mod key_endpoint;
 mod memory;
 mod metrics;
 mod reply;
@@ -26,6 +27,9 @@ use crate::route::Route;
 
 pub use client::{ServiceClient, ServiceSettings};
 pub use idempotency::{MAX_IDEMPOTENCY_KEY_BYTES, idempotency_key};
+pub use key_endpoint::{
+    KeyEndpoint, KeyEndpointMetrics, KeyEndpointSettings, LookupError, MAX_KEY_ANSWER_BYTES,
+};
 pub use memory::{ROUTE_SHARE, ReplyMemory, ReplyRoom, UNRESERVED_BYTES};
 pub use metrics::ServiceMetrics;
 pub use sign::{SIGNATURE_HEADER, Signer, TIMESTAMP_HEADER};

@@ -17,6 +17,8 @@ mod keys;
 mod records;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
 
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
 pub use control::{ControlError, ControlRecord, MAX_REASON_BYTES};

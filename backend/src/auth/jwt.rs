@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::keys::{TokenKey, TokenKeys};
 use super::principal::{MAX_TOKEN_ID_BYTES, Principal};
-use super::{Authenticator, Denied, Grant};
+use super::{Denied, Grant};
 
 /// Longest token, in bytes: fits a header line, and bounds what an unknown peer can have us hash.
 pub const MAX_TOKEN_BYTES: usize = 4096;
@@ -45,6 +45,32 @@ impl JwtAuthenticator {
         Self { keys, validation }
     }
 
+    /// `credential` is the bare token, without `Bearer`.
+    pub fn authenticate(&self, credential: &[u8], now: SystemTime) -> Result<Grant, Denied> {
+        if credential.is_empty() {
+            return Err(Denied::missing());
+        }
+        if credential.len() > MAX_TOKEN_BYTES {
+            return Err(Denied::invalid("the token is longer than 4096 bytes"));
+        }
+        let claims = self.verify(credential)?;
+        let expires_at = check_times(&claims, now)?;
+        let subject = claims
+            .sub
+            .ok_or_else(|| Denied::invalid("the token has no sub"))?;
+        let device = DeviceId::from_bytes(subject.into())
+            .map_err(|_| Denied::invalid("the token's sub is not a device id"))?;
+        let token_id = claims.jti.filter(|id| !id.is_empty());
+        if token_id.as_ref().is_some_and(|id| id.len() > MAX_TOKEN_ID_BYTES) {
+            return Err(Denied::invalid("the token's jti is longer than 256 bytes"));
+        }
+        Ok(Grant {
+            device,
+            principal: Principal::Token { expires_at, token_id }.encode(),
+            challenge: None,
+        })
+    }
+
     fn verify(&self, token: &[u8]) -> Result<Claims, Denied> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Denied::invalid("not a JWT"))?;
         if header.alg != Algorithm::EdDSA {
@@ -75,32 +101,6 @@ impl JwtAuthenticator {
             }
         }
         Err(Denied::invalid("the token's signature is not by a known key"))
-    }
-}
-
-impl Authenticator for JwtAuthenticator {
-    fn authenticate(&self, credential: &[u8], now: SystemTime) -> Result<Grant, Denied> {
-        if credential.is_empty() {
-            return Err(Denied::missing());
-        }
-        if credential.len() > MAX_TOKEN_BYTES {
-            return Err(Denied::invalid("the token is longer than 4096 bytes"));
-        }
-        let claims = self.verify(credential)?;
-        let expires_at = check_times(&claims, now)?;
-        let subject = claims
-            .sub
-            .ok_or_else(|| Denied::invalid("the token has no sub"))?;
-        let device = DeviceId::from_bytes(subject.into())
-            .map_err(|_| Denied::invalid("the token's sub is not a device id"))?;
-        let token_id = claims.jti.filter(|id| !id.is_empty());
-        if token_id.as_ref().is_some_and(|id| id.len() > MAX_TOKEN_ID_BYTES) {
-            return Err(Denied::invalid("the token's jti is longer than 256 bytes"));
-        }
-        Ok(Grant {
-            device,
-            principal: Principal { expires_at, token_id }.encode(),
-        })
     }
 }
 
@@ -199,7 +199,7 @@ pub(super) mod tests {
             let principal = Principal::decode(&grant.principal).unwrap();
             assert_eq!(
                 principal,
-                Principal {
+                Principal::Token {
                     expires_at: NOW + 60,
                     token_id: Some("t-1".to_owned())
                 }

@@ -15,10 +15,11 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     let read = || {
-        let mut text = String::new();
-        File::open(path)?
-            .take(MAX_FILE_BYTES + 1)
-            .read_to_string(&mut text)?;
+        let file = File::open(path)?;
+        // Read in one piece: a secret leaves no copies behind in memory that was outgrown.
+        let length = file.metadata()?.len().min(MAX_FILE_BYTES);
+        let mut text = String::with_capacity(length as usize + 1);
+        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
         if text.len() as u64 > MAX_FILE_BYTES {
             return Err(std::io::Error::other(format!(
                 "larger than {MAX_FILE_BYTES} bytes"
@@ -34,10 +35,15 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
 
 /// Reads a file that holds a secret; logs a warning when any user of the machine may read it.
 pub fn read_secret(path: &Path) -> Result<String, ConfigError> {
+    warn_if_world_readable(path);
+    read_text(path)
+}
+
+/// Logs a warning when any user of the machine may read a file that holds a secret.
+pub(crate) fn warn_if_world_readable(path: &Path) {
     if is_world_readable(path) {
         warn!(path = %path.display(), "this file holds a secret and everybody can read it; chmod 600 it");
     }
-    read_text(path)
 }
 
 fn is_world_readable(path: &Path) -> bool {

@@ -71,12 +71,21 @@ impl Backend {
     }
 
     fn handle_bind(&mut self, link: LinkIndex, bind: Bind) -> Result<(), Malformed> {
+        let channel = bind.channel();
         match self.lifecycle.handle_bind(link, bind)? {
-            BindStep::Authenticate { bind, credential } => {
-                self.actions.push_back(Action::Authenticate { bind, credential });
+            BindStep::Authenticate {
+                bind,
+                channel,
+                credential,
+            } => {
+                self.actions.push_back(Action::Authenticate {
+                    bind,
+                    channel,
+                    credential,
+                });
             }
-            BindStep::Answer(answer) => {
-                self.metrics.count_bind(false);
+            BindStep::Refuse { answer, code } => {
+                self.metrics.count_bind(channel, code);
                 self.enqueue(link, answer, None);
             }
         }

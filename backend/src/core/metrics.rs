@@ -1,12 +1,13 @@
 //! What the core counts.
 
+use holdfast_proto::link::frames::Channel;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::dispatch::RequestMetrics;
+use crate::dispatch::{ADMITTED, RequestMetrics};
 use crate::link::{LinkIndex, LinkState};
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -24,6 +25,13 @@ struct ResultLabels {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AdmissionLabels {
+    channel: &'static str,
+    /// `admitted`, or the code of the refusal.
+    outcome: &'static str,
+}
+
 /// Clones share their numbers. Links are labelled with their place in the configuration, from 0.
 #[derive(Debug, Clone, Default)]
 pub struct CoreMetrics {
@@ -32,6 +40,7 @@ pub struct CoreMetrics {
     online: Family<LinkLabels, Gauge>,
     losses: Family<ReasonLabels, Counter>,
     binds: Family<ResultLabels, Counter>,
+    admissions: Family<AdmissionLabels, Counter>,
     logins: Family<ResultLabels, Counter>,
     logouts: Family<ReasonLabels, Counter>,
     /// Epochs of ours that a frontend gave up.
@@ -68,6 +77,11 @@ impl CoreMetrics {
         );
         registry.register("link_losses", "Links lost, by reason", m.losses.clone());
         registry.register("binds", "Devices admitted and denied", m.binds.clone());
+        registry.register(
+            "admissions",
+            "Devices admitted and denied, by channel and by the code that they were told",
+            m.admissions.clone(),
+        );
         registry.register("logins", "Logins welcomed and denied", m.logins.clone());
         registry.register("logouts", "Logouts, by reason", m.logouts.clone());
         registry.register("fenced", "Epochs that a frontend gave up", m.fenced.clone());
@@ -137,11 +151,16 @@ impl CoreMetrics {
         self.losses.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    pub(super) fn count_bind(&self, admitted: bool) {
-        self.binds
-            .get_or_create(&ResultLabels {
-                result: if admitted { "admitted" } else { "denied" },
-            })
+    pub(super) fn count_bind(&self, channel: Channel, outcome: &'static str) {
+        let result = if outcome == ADMITTED { "admitted" } else { "denied" };
+        self.binds.get_or_create(&ResultLabels { result }).inc();
+        let channel = match channel {
+            Channel::Wss | Channel::Unspecified => "wss",
+            Channel::Ws => "ws",
+            Channel::Udp => "udp",
+        };
+        self.admissions
+            .get_or_create(&AdmissionLabels { channel, outcome })
             .inc();
     }
 

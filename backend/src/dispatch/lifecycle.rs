@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_proto::link::Command;
 use holdfast_proto::link::frames::{
-    self, Admitted, Bind, Bound, Channel, Close, LoggedIn, LoggedOut, Login, LoginDenied, Logout, Ping,
-    SessionInfo, Welcomed, bound, close, logged_in,
+    self, Admitted, Bind, Bound, Challenge, Channel, Close, LoggedIn, LoggedOut, Login, LoginDenied, Logout,
+    Ping, SessionInfo, Welcomed, bound, close, logged_in,
 };
 use holdfast_proto::link::session_id;
 use holdfast_proto::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, DeviceId, SessionId};
@@ -31,11 +31,37 @@ const MAX_INSTANCE_BYTES: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BindId(pub u64);
 
+/// Whose credential it is.
+#[derive(Debug, Clone, Copy)]
+struct Binding {
+    link: LinkIndex,
+    id: SessionId,
+    channel: Channel,
+}
+
+/// What a checked credential leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BindAnswer {
+    pub link: LinkIndex,
+    pub answer: Command,
+    /// The device's channel and [`ADMITTED`] or the refusal's code, for metrics.
+    pub channel: Channel,
+    pub code: &'static str,
+}
+
+/// The outcome of a BIND that is no refusal.
+pub const ADMITTED: &str = "admitted";
+
 /// What a BIND leads to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BindStep {
-    Authenticate { bind: BindId, credential: Bytes },
-    Answer(Command),
+    Authenticate {
+        bind: BindId,
+        channel: Channel,
+        credential: Bytes,
+    },
+    /// A refusal; `code` for metrics.
+    Refuse { answer: Command, code: &'static str },
 }
 
 /// What a LOGIN leads to.
@@ -71,7 +97,7 @@ impl Replaced {
 /// Admissions under way, and which devices were seen.
 #[derive(Debug)]
 pub struct Lifecycle {
-    binds: FxHashMap<BindId, (LinkIndex, SessionId)>,
+    binds: FxHashMap<BindId, Binding>,
     last_bind: u64,
     last_login_ms: u64,
     last_seen: LastSeen,
@@ -92,28 +118,21 @@ impl Lifecycle {
     pub fn handle_bind(&mut self, link: LinkIndex, bind: Bind) -> Result<BindStep, Malformed> {
         let id = session_id(bind.id)?;
         if bind.attempt >= POISON_ATTEMPTS {
-            return Ok(BindStep::Answer(self.unavailable(
-                id,
-                "backend_failed",
-                "the connection failed twice",
-            )));
+            return Ok(self.unavailable(id, "backend_failed", "the connection failed twice"));
         }
-        if matches!(bind.channel(), Channel::Ws | Channel::Udp) {
-            let denied = denied(400, "wrong_channel", "a bearer token is for wss only");
-            return Ok(BindStep::Answer(bound(id, bound::Result::Denied(denied))));
-        }
+        let channel = match Channel::try_from(bind.channel) {
+            Ok(channel) if channel != Channel::Udp => channel,
+            _ => return Ok(wrong_channel(id)),
+        };
         if self.binds.len() >= MAX_AUTHENTICATIONS {
-            return Ok(BindStep::Answer(self.unavailable(
-                id,
-                "overloaded",
-                "too many devices are connecting",
-            )));
+            return Ok(self.unavailable(id, "overloaded", "too many devices are connecting"));
         }
         self.last_bind += 1;
         let bind_id = BindId(self.last_bind);
-        self.binds.insert(bind_id, (link, id));
+        self.binds.insert(bind_id, Binding { link, id, channel });
         Ok(BindStep::Authenticate {
             bind: bind_id,
+            channel,
             credential: Bytes::copy_from_slice(&bind.credential),
         })
     }
@@ -123,26 +142,29 @@ impl Lifecycle {
         &mut self,
         bind: BindId,
         result: Result<Grant, Denied>,
-    ) -> Option<(LinkIndex, Command)> {
-        let (link, id) = self.binds.remove(&bind)?;
-        let result = match result {
-            Ok(Grant { device, principal }) => bound::Result::Admitted(Admitted {
-                device: device.as_bytes().clone(),
-                principal,
-                challenge: None,
-            }),
-            Err(refusal) => {
-                let mut denied = denied(refusal.status.into(), refusal.code, &refusal.message);
-                denied.retryable = refusal.status >= 500;
-                denied.retry_after_ms = if denied.retryable {
-                    self.retry_after_ms()
-                } else {
-                    0
-                };
-                bound::Result::Denied(denied)
-            }
+    ) -> Option<BindAnswer> {
+        let Binding { link, id, channel } = self.binds.remove(&bind)?;
+        let (code, result) = match result {
+            Ok(grant) => (ADMITTED, bound::Result::Admitted(admitted(grant))),
+            Err(refusal) => (refusal.code, bound::Result::Denied(self.refused(&refusal))),
         };
-        Some((link, bound(id, result)))
+        Some(BindAnswer {
+            link,
+            answer: bound(id, result),
+            channel,
+            code,
+        })
+    }
+
+    fn refused(&mut self, refusal: &Denied) -> frames::Denied {
+        let mut denied = denied(refusal.status.into(), refusal.code, &refusal.message);
+        denied.retryable = refusal.retryable();
+        denied.retry_after_ms = match refusal.retry_after_ms {
+            Some(known) => known,
+            None if denied.retryable => self.retry_after_ms(),
+            None => 0,
+        };
+        denied
     }
 
     /// `now_ms` is the wall clock's time. Logins get strictly growing times, whatever that clock does.
@@ -224,22 +246,25 @@ impl Lifecycle {
 
     /// Forgets a lost link's admissions; their results will be ignored.
     pub fn remove_link(&mut self, link: LinkIndex) {
-        self.binds.retain(|_, (of, _)| *of != link);
+        self.binds.retain(|_, binding| binding.link != link);
     }
 
     pub fn binds_of(&self, link: LinkIndex) -> usize {
-        self.binds.values().filter(|(of, _)| *of == link).count()
+        self.binds.values().filter(|binding| binding.link == link).count()
     }
 
     fn retry_after_ms(&mut self) -> u32 {
         self.jitter.spread(RETRY_AFTER).as_millis() as u32
     }
 
-    fn unavailable(&mut self, id: SessionId, code: &str, message: &str) -> Command {
+    fn unavailable(&mut self, id: SessionId, code: &'static str, message: &str) -> BindStep {
         let mut denied = denied(503, code, message);
         denied.retryable = true;
         denied.retry_after_ms = self.retry_after_ms();
-        bound(id, bound::Result::Denied(denied))
+        BindStep::Refuse {
+            answer: bound(id, bound::Result::Denied(denied)),
+            code,
+        }
     }
 
     fn login_denied(&mut self, id: SessionId, code: &str, reconnect: bool) -> LoginStep {
@@ -253,6 +278,28 @@ impl Lifecycle {
             answer: logged_in(id, logged_in::Result::Denied(denied)),
             replace: None,
         }
+    }
+}
+
+fn wrong_channel(id: SessionId) -> BindStep {
+    let code = "wrong_channel";
+    let denied = denied(400, code, "devices are not admitted on this kind of channel");
+    BindStep::Refuse {
+        answer: bound(id, bound::Result::Denied(denied)),
+        code,
+    }
+}
+
+fn admitted(grant: Grant) -> Admitted {
+    let challenge = grant.challenge.map(|challenge| Challenge {
+        message: challenge.message.into(),
+        to_server: Bytes::copy_from_slice(challenge.keys.to_server.as_bytes()),
+        to_device: Bytes::copy_from_slice(challenge.keys.to_device.as_bytes()),
+    });
+    Admitted {
+        device: grant.device.as_bytes().clone(),
+        principal: grant.principal,
+        challenge,
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use holdfast_proto::link::frames::Session;
+use holdfast_proto::secure::{TrafficKey, TrafficKeys};
 use holdfast_proto::{FrontendEpoch, FrontendId, Generation, SessionParts, ShardId, Slot};
 
 const LINK: LinkIndex = LinkIndex::new(0);
@@ -72,22 +73,24 @@ fn denial(command: Command) -> frames::Denied {
 #[test]
 fn a_bind_is_authenticated_and_answered() {
     let mut lifecycle = lifecycle();
-    let Ok(BindStep::Authenticate { bind, credential }) = lifecycle.handle_bind(LINK, bind(1, 0)) else {
+    let Ok(BindStep::Authenticate { bind, credential, .. }) = lifecycle.handle_bind(LINK, bind(1, 0)) else {
         panic!()
     };
     assert_eq!((&credential[..], lifecycle.binds_of(LINK)), (&b"token"[..], 1));
     let grant = Grant {
         device: "lamp".parse().unwrap(),
         principal: "p".into(),
+        challenge: None,
     };
-    let (link, command) = lifecycle.handle_authenticated(bind, Ok(grant.clone())).unwrap();
+    let bound = lifecycle.handle_authenticated(bind, Ok(grant.clone())).unwrap();
+    assert_eq!((bound.channel, bound.code), (Channel::Wss, ADMITTED));
     let admitted = Admitted {
         device: "lamp".into(),
         principal: "p".into(),
         challenge: None,
     };
     assert_eq!(
-        (link, command),
+        (bound.link, bound.answer),
         (LINK, super::bound(id(1), bound::Result::Admitted(admitted)))
     );
     assert!(
@@ -102,23 +105,105 @@ fn refusals_of_the_authenticator_are_passed_on() {
     let Ok(BindStep::Authenticate { bind, .. }) = lifecycle.handle_bind(LINK, bind(1, 0)) else {
         panic!()
     };
-    let refusal = Denied {
-        status: 401,
-        code: "token_expired",
-        message: "late".into(),
-    };
-    let denied = denial(lifecycle.handle_authenticated(bind, Err(refusal)).unwrap().1);
+    let refusal = Denied::new(401, "token_expired", "late");
+    let bound = lifecycle.handle_authenticated(bind, Err(refusal)).unwrap();
+    assert_eq!(bound.code, "token_expired");
+    let denied = denial(bound.answer);
     assert_eq!(
         (denied.status, denied.code.as_str(), denied.retryable),
         (401, "token_expired", false)
     );
+    assert_eq!(denied.retry_after_ms, 0);
+}
+
+fn bind_on(lifecycle: &mut Lifecycle, channel: Channel) -> BindId {
+    let bind = Bind {
+        channel: channel as i32,
+        ..bind(1, 0)
+    };
+    match lifecycle.handle_bind(LINK, bind) {
+        Ok(BindStep::Authenticate {
+            bind, channel: told, ..
+        }) => {
+            assert_eq!(told, channel);
+            bind
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_challenge_and_its_keys_go_with_the_admission() {
+    let mut lifecycle = lifecycle();
+    let bind = bind_on(&mut lifecycle, Channel::Ws);
+    let key = |n: u8| TrafficKey::from_bytes(&[n; 32]).unwrap();
+    let grant = Grant {
+        device: "lamp".parse().unwrap(),
+        principal: "p".into(),
+        challenge: Some(crate::auth::Challenge {
+            message: "@challenge {}".into(),
+            keys: TrafficKeys {
+                to_server: key(1),
+                to_device: key(2),
+            },
+        }),
+    };
+    let bound = lifecycle.handle_authenticated(bind, Ok(grant)).unwrap();
+    let Command::Bound(Bound {
+        result: Some(bound::Result::Admitted(admitted)),
+        ..
+    }) = bound.answer
+    else {
+        panic!()
+    };
+    let challenge = admitted.challenge.unwrap();
+    assert_eq!(challenge.message, "@challenge {}");
+    assert_eq!(challenge.to_server, [1; 32][..]);
+    assert_eq!(challenge.to_device, [2; 32][..]);
+    assert_eq!((bound.channel, bound.code), (Channel::Ws, ADMITTED));
+}
+
+#[test]
+fn a_refusal_that_knows_when_to_come_back_says_so() {
+    let mut lifecycle = lifecycle();
+    let bind = bind_on(&mut lifecycle, Channel::Ws);
+    let refusal = Denied {
+        retry_after_ms: Some(1234),
+        ..Denied::new(429, "too_many_attempts", "")
+    };
+    let bound = lifecycle.handle_authenticated(bind, Err(refusal)).unwrap();
+    let denied = denial(bound.answer);
+    assert_eq!((denied.retryable, denied.retry_after_ms), (true, 1234));
+    let bind = bind_on(&mut lifecycle, Channel::Ws);
+    let refusal = Denied::new(503, "unavailable", "");
+    let denied = denial(lifecycle.handle_authenticated(bind, Err(refusal)).unwrap().answer);
+    assert!(denied.retryable && (2000..=4000).contains(&denied.retry_after_ms));
+}
+
+#[test]
+fn channels_that_are_not_known_are_refused() {
+    for channel in [Channel::Udp as i32, 99] {
+        let bind = Bind {
+            channel,
+            ..bind(1, 0)
+        };
+        let Ok(BindStep::Refuse { answer, code }) = lifecycle().handle_bind(LINK, bind) else {
+            panic!()
+        };
+        let denied = denial(answer);
+        assert_eq!(
+            (denied.status, code, denied.retryable),
+            (400, "wrong_channel", false)
+        );
+    }
 }
 
 #[test]
 fn a_bind_that_broke_two_backends_is_not_tried_again() {
-    let Ok(BindStep::Answer(answer)) = lifecycle().handle_bind(LINK, bind(1, 2)) else {
+    let Ok(BindStep::Refuse { answer, code }) = lifecycle().handle_bind(LINK, bind(1, 2)) else {
         panic!()
     };
+    assert_eq!(code, "backend_failed");
     let denied = denial(answer);
     assert_eq!(
         (denied.status, denied.code.as_str(), denied.retryable),
@@ -136,7 +221,7 @@ fn authentications_are_bounded_and_end_with_their_link() {
             Ok(BindStep::Authenticate { .. })
         ));
     }
-    let Ok(BindStep::Answer(answer)) = lifecycle.handle_bind(LINK, bind(5000, 0)) else {
+    let Ok(BindStep::Refuse { answer, .. }) = lifecycle.handle_bind(LINK, bind(5000, 0)) else {
         panic!()
     };
     assert_eq!(denial(answer).code, "overloaded");
@@ -144,14 +229,7 @@ fn authentications_are_bounded_and_end_with_their_link() {
     assert_eq!(lifecycle.binds_of(LINK), 0);
     assert!(
         lifecycle
-            .handle_authenticated(
-                BindId(1),
-                Err(Denied {
-                    status: 401,
-                    code: "x",
-                    message: String::new()
-                })
-            )
+            .handle_authenticated(BindId(1), Err(Denied::new(401, "x", "")))
             .is_none()
     );
 }

@@ -6,11 +6,9 @@ use std::time::Duration;
 use holdfast_proto::config::Interval;
 use holdfast_proto::event::MAX_FIELD_BYTES;
 use holdfast_proto::link::MAX_REPLY_BYTES;
-use http::{HeaderValue, Uri};
 use serde::Deserialize;
-use url::Url;
 
-use crate::config::toml_message;
+use crate::config::{http_address, toml_message};
 
 use super::table::{ANY, Order, Route, RouteKey, RouteTable};
 
@@ -25,7 +23,6 @@ const MAX_TIMEOUT: Interval = Interval::from_secs(600);
 const MIN_TIMEOUT: Interval = Interval::from_millis(10);
 const MAX_CONCURRENCY: usize = 65_536;
 const MAX_QUEUE: usize = 1_000_000;
-const MAX_URL_BYTES: usize = 2048;
 
 /// What is wrong with a file of routes: one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +91,7 @@ impl Entry {
     fn check(self) -> Result<Route, String> {
         pattern("namespace", &self.namespace)?;
         pattern("name", &self.name)?;
-        let (url, host) = address(&self.url)?;
+        let (url, host) = http_address("url", &self.url)?;
         let timeout = self.timeout.unwrap_or(Interval(DEFAULT_TIMEOUT));
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&timeout) {
             return Err(format!(
@@ -148,28 +145,6 @@ fn number(key: &str, value: usize, min: usize, max: usize) -> Result<usize, Stri
     } else {
         Err(format!("{key} = {value}: allowed is {min} to {max}"))
     }
-}
-
-/// The address, normalised, and the `Host` header for it (RFC 9112 section 3.2).
-fn address(text: &str) -> Result<(Uri, HeaderValue), String> {
-    let wrong = |allowed: &str| format!("url = {text:?}: allowed is {allowed}");
-    if text.len() > MAX_URL_BYTES {
-        return Err(format!("url: allowed are {MAX_URL_BYTES} bytes at most"));
-    }
-    let url = Url::parse(text).map_err(|error| format!("url = {text:?}: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(wrong("http:// or https://"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("url: a user or password does not belong into it; calls are signed".to_owned());
-    }
-    if url.fragment().is_some() {
-        return Err(wrong("an address without a fragment"));
-    }
-    let uri: Uri = url.as_str().parse().map_err(|_| wrong("an absolute address"))?;
-    let authority = uri.authority().ok_or_else(|| wrong("an absolute address"))?;
-    let host = HeaderValue::from_str(authority.as_str()).map_err(|_| wrong("an absolute address"))?;
-    Ok((uri, host))
 }
 
 #[cfg(test)]
@@ -269,7 +244,7 @@ mod tests {
         #[test]
         fn any_text_is_survived(text in "\\PC{0,80}") {
             let _ = RouteTable::parse(&text);
-            let _ = address(&text);
+            let _ = http_address("url", &text);
         }
     }
 }

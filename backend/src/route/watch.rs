@@ -1,27 +1,21 @@
 //! Reads `routes.toml` again when it changed, and publishes each new table.
 //!
-//! The file is read once a second and compared by its hash: it is small, and a time stamp can miss a change. A change is
-//! applied when two reads in a row agree, so that a file that is just being written is not taken half. A bad file is logged
-//! once and counted, and the table in force stays.
+//! A bad file is logged once and counted, and the table in force stays.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::RouteTable;
-use crate::config::{ConfigError, secrets};
+use crate::config::ConfigError;
+use crate::config::watch::{Look, POLL_INTERVAL, SETTLE_INTERVAL, WatchedFile};
 
-/// Time between two looks at the file.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Time after which a changed file is read again, to see whether it is complete.
-const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
+pub use crate::config::watch::Poll;
 
 /// Counts reloads. Clones share their numbers.
 #[derive(Debug, Clone, Default)]
@@ -49,31 +43,12 @@ impl RouteMetrics {
     }
 }
 
-/// What one look at the file came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Poll {
-    Unchanged,
-    /// It changed; the next look tells whether it is complete.
-    Settling,
-    /// A new table was published.
-    Applied,
-    /// It cannot be used; the table in force stays.
-    Refused,
-}
-
 /// Watches one file.
 pub struct RouteWatcher {
-    path: PathBuf,
+    file: WatchedFile,
     metrics: RouteMetrics,
     tables: watch::Sender<Arc<RouteTable>>,
-    /// The last content that was judged.
-    judged: Content,
-    /// A content seen once.
-    settling: Option<Content>,
 }
-
-/// The hash of a file's text; `None` when it cannot be read.
-type Content = Option<[u8; 32]>;
 
 impl RouteWatcher {
     /// Reads the file for the first time; now an error is an error.
@@ -81,16 +56,14 @@ impl RouteWatcher {
         path: &Path,
         metrics: RouteMetrics,
     ) -> Result<(Self, watch::Receiver<Arc<RouteTable>>), ConfigError> {
-        let text = secrets::read_text(path)?;
+        let (file, text) = WatchedFile::open(path)?;
         let table = parse(path, &text)?;
         metrics.routes.set(table.routes().len() as i64);
         let (tables, receiver) = watch::channel(Arc::new(table));
         let watcher = Self {
-            path: path.to_owned(),
+            file,
             metrics,
             tables,
-            judged: Some(hash(&text)),
-            settling: None,
         };
         Ok((watcher, receiver))
     }
@@ -111,21 +84,13 @@ impl RouteWatcher {
         }
     }
 
-    /// Looks once. Reads the file in place: it is local and at most a mebibyte.
+    /// Looks once.
     pub fn poll_once(&mut self) -> Poll {
-        let read = secrets::read_text(&self.path);
-        let content = read.as_ref().ok().map(|text| hash(text));
-        if content == self.judged {
-            self.settling = None;
-            return Poll::Unchanged;
+        match self.file.look() {
+            Look::Unchanged => Poll::Unchanged,
+            Look::Settling => Poll::Settling,
+            Look::Changed(read) => self.apply(read.and_then(|text| parse(self.file.path(), &text))),
         }
-        if self.settling != Some(content) {
-            self.settling = Some(content);
-            return Poll::Settling;
-        }
-        self.settling = None;
-        self.judged = content;
-        self.apply(read.and_then(|text| parse(&self.path, &text)))
     }
 
     fn apply(&self, table: Result<RouteTable, ConfigError>) -> Poll {
@@ -153,13 +118,10 @@ fn parse(path: &Path, text: &str) -> Result<RouteTable, ConfigError> {
     })
 }
 
-fn hash(text: &str) -> [u8; 32] {
-    Sha256::digest(text.as_bytes()).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     const ONE: &str = "[[route]]\nnamespace = \"A\"\nname = \"*\"\nurl = \"http://h/\"\n";
     const OTHER: &str = "[[route]]\nnamespace = \"B\"\nname = \"*\"\nurl = \"http://h/\"\n";

@@ -212,7 +212,11 @@ impl<S: Sockets> Hub<S> {
         while let Some(action) = self.core.poll_action() {
             moved = true;
             match action {
-                Action::Authenticate { bind, credential } => self.workers.authenticate(bind, credential)?,
+                Action::Authenticate {
+                    bind,
+                    channel,
+                    credential,
+                } => self.workers.authenticate(bind, channel, credential)?,
                 Action::Call { call, request } => self.workers.call(call, request)?,
                 Action::CancelCall(call) => self.workers.cancel(call)?,
                 Action::ApiDone { ticket, result } => self.waiters.finish(ticket, result),

@@ -20,7 +20,9 @@ use super::hub::{Hub, HubInputs, HubOutputs};
 use super::supervisor;
 use super::worker::{WorkerSettings, WorkerStuck, Workers};
 use crate::api::{ApiKeys, ApiMetrics, ApiState, BackendStats, Duty, listen_or_inherit, router, serve};
-use crate::auth::{JwtAuthenticator, TokenKeys};
+use crate::auth::{
+    Admission, DeviceAuthenticator, DeviceKeySettings, JwtAuthenticator, KeyFiles, KeyMetrics, TokenKeys,
+};
 use crate::config::{Config, ConfigError};
 use crate::control::{self, ControlError, ControlSocket};
 use crate::core::{Backend, CoreMetrics, CoreSettings};
@@ -30,7 +32,10 @@ use crate::metrics::{BUILD, new_registry};
 use crate::route::RouteTable;
 use crate::route::breaker::BreakerSettings;
 use crate::route::watch::{RouteMetrics, RouteWatcher};
-use crate::service::{ReplyMemory, ServiceMetrics, ServiceSettings, Signer, client_tls};
+use crate::service::{
+    KeyEndpoint, KeyEndpointMetrics, KeyEndpointSettings, ReplyMemory, ServiceMetrics, ServiceSettings,
+    Signer, client_tls,
+};
 
 /// Why a backend did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,13 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     Signer::load(&config.signing.key)?;
     client_tls(config.service_ca.as_deref())?;
     RouteWatcher::start(&config.routes, RouteMetrics::default())?;
+    if let Some(keys) = &config.device_keys {
+        KeyFiles::start(
+            keys.master.as_deref(),
+            keys.deny.as_deref(),
+            KeyMetrics::default(),
+        )?;
+    }
     Ok(())
 }
 
@@ -113,6 +125,9 @@ pub async fn run(config: &Config, share: Share, stop: watch::Receiver<bool>) -> 
     };
     let api = tokio::spawn(serve(prepared.listener, router(state), quiet, duty));
     tokio::spawn(prepared.watcher.run());
+    if let Some(files) = prepared.key_files {
+        tokio::spawn(files.run());
+    }
     info!(api = %address, %share, frontends = config.frontends.len(), workers = config.workers, "the backend is running");
 
     link.start()?.await.map_err(|_| StartError::LinkEnded)??;
@@ -142,6 +157,7 @@ struct Prepared {
     api_metrics: ApiMetrics,
     workers: WorkerSettings,
     watcher: RouteWatcher,
+    key_files: Option<KeyFiles>,
     routes: watch::Receiver<Arc<RouteTable>>,
     keys: ApiKeys,
     listener: TcpListener,
@@ -161,7 +177,8 @@ impl Prepared {
         };
         services.memory.register(&mut registry);
         let (watcher, routes) = RouteWatcher::start(&config.routes, RouteMetrics::register(&mut registry))?;
-        let authenticator = Arc::new(JwtAuthenticator::new(TokenKeys::load(&config.token_keys)?));
+        let tokens = JwtAuthenticator::new(TokenKeys::load(&config.token_keys)?);
+        let device_keys = DeviceKeys::prepare(config, &mut registry)?;
         let keys = ApiKeys::load(&config.api_keys)?;
         let listener = listen(config)?;
         let directory = config.control_dir.as_deref();
@@ -172,13 +189,49 @@ impl Prepared {
             api_metrics,
             workers: WorkerSettings {
                 services,
-                authenticator,
+                authenticator: Arc::new(Admission::new(tokens, device_keys.authenticator)),
+                key_endpoint: device_keys.endpoint,
             },
             watcher,
+            key_files: device_keys.files,
             routes,
             keys,
             listener,
             socket: socket.transpose()?,
+        })
+    }
+}
+
+/// What `[device_keys]` asks for.
+#[derive(Default)]
+struct DeviceKeys {
+    authenticator: Option<DeviceAuthenticator>,
+    files: Option<KeyFiles>,
+    endpoint: Option<Arc<KeyEndpoint>>,
+}
+
+impl DeviceKeys {
+    fn prepare(config: &Config, registry: &mut Registry) -> Result<Self, ConfigError> {
+        let Some(keys) = &config.device_keys else {
+            return Ok(Self::default());
+        };
+        let metrics = KeyMetrics::register(registry);
+        let files = KeyFiles::start(keys.master.as_deref(), keys.deny.as_deref(), metrics)?;
+        let in_force = (files.keys(), files.denied());
+        let settings = DeviceKeySettings::new(keys, in_force, rand::random(), Instant::now());
+        let endpoint = keys.endpoint().map(|(url, host)| {
+            let settings = KeyEndpointSettings {
+                url,
+                host,
+                timeout: keys.endpoint_timeout.get(),
+                concurrency: keys.endpoint_concurrency,
+            };
+            Arc::new(KeyEndpoint::new(settings, KeyEndpointMetrics::register(registry)))
+        });
+        Ok(Self {
+            authenticator: Some(DeviceAuthenticator::new(settings)),
+            files: Some(files),
+            endpoint,
         })
     }
 }

@@ -7,16 +7,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use holdfast_proto::SessionId;
+use holdfast_proto::link::frames::Channel;
+use holdfast_proto::secure::SecureChannel;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet};
 
-use crate::auth::{Authenticator, Denied, Grant};
-use crate::dispatch::{BindId, CallId, MAX_AUTHENTICATIONS};
-use crate::service::{Called, ServiceClient, ServiceRequest, ServiceSettings};
+use crate::auth::{Authenticator, Denied, Grant, Inquiry, KeyUnavailable, Verdict};
+use crate::dispatch::{BindId, CallId, MAX_AUTHENTICATIONS, Now};
+use crate::service::{Called, KeyEndpoint, ServiceClient, ServiceRequest, ServiceSettings};
 
 /// How often each worker shows that it works.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -33,6 +35,7 @@ const JOBS_PER_TURN: usize = 32;
 pub enum Job {
     Authenticate {
         bind: BindId,
+        channel: Channel,
         credential: Bytes,
     },
     Call {
@@ -60,6 +63,8 @@ pub enum JobResult {
 pub struct WorkerSettings {
     pub services: ServiceSettings,
     pub authenticator: Arc<dyn Authenticator>,
+    /// Who is asked when the authenticator says so.
+    pub key_endpoint: Option<Arc<KeyEndpoint>>,
 }
 
 /// The link thread's view of all workers. Dropping it ends them.
@@ -119,9 +124,19 @@ impl Workers {
         }
     }
 
-    pub fn authenticate(&mut self, bind: BindId, credential: Bytes) -> Result<(), WorkerStuck> {
+    pub fn authenticate(
+        &mut self,
+        bind: BindId,
+        channel: Channel,
+        credential: Bytes,
+    ) -> Result<(), WorkerStuck> {
         self.turn = (self.turn + 1) % self.workers.len();
-        self.send(self.turn, Job::Authenticate { bind, credential })
+        let job = Job::Authenticate {
+            bind,
+            channel,
+            credential,
+        };
+        self.send(self.turn, job)
     }
 
     /// Must be told of each call that ended by itself.
@@ -216,6 +231,12 @@ async fn work(
     progress: Arc<AtomicU64>,
 ) {
     let client = ServiceClient::new(settings.services);
+    let desk = Desk {
+        authenticator: settings.authenticator,
+        key_endpoint: settings.key_endpoint,
+        client: client.clone(),
+        results: results.clone(),
+    };
     let running: Rc<RefCell<HashMap<CallId, AbortHandle>>> = Rc::default();
     let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
     let mut taken = 0;
@@ -230,17 +251,12 @@ async fn work(
         };
         match job {
             None => return,
-            Some(Job::Authenticate { bind, credential }) => {
-                let result = settings
-                    .authenticator
-                    .authenticate(&credential, SystemTime::now());
-                if results
-                    .send(JobResult::Authenticated { bind, result })
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
+            Some(Job::Authenticate {
+                bind,
+                channel,
+                credential,
+            }) => {
+                desk.authenticate(bind, channel, &credential).await;
             }
             Some(Job::Call { call, request }) => {
                 let task = run_call(client.clone(), (call, request), results.clone(), running.clone());
@@ -257,6 +273,53 @@ async fn work(
         if taken % JOBS_PER_TURN == 0 {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Where a worker judges credentials.
+#[derive(Clone)]
+struct Desk {
+    authenticator: Arc<dyn Authenticator>,
+    key_endpoint: Option<Arc<KeyEndpoint>>,
+    client: ServiceClient,
+    results: mpsc::Sender<JobResult>,
+}
+
+impl Desk {
+    async fn authenticate(&self, bind: BindId, channel: Channel, credential: &[u8]) {
+        match self.authenticator.authenticate(channel, credential, now()) {
+            Verdict::Judged(result) => self.answer(bind, result).await,
+            // Tasks of this kind are bounded by the endpoint's places: who finds none is answered at once.
+            Verdict::Ask(inquiry) => {
+                tokio::task::spawn_local(self.clone().ask(bind, inquiry));
+            }
+        }
+    }
+
+    async fn ask(self, bind: BindId, inquiry: Box<Inquiry>) {
+        let answer = match &self.key_endpoint {
+            Some(endpoint) => {
+                let channel = SecureChannel::Ws.label();
+                Box::pin(endpoint.look_up(&self.client, inquiry.identity(), channel)).await
+            }
+            None => Ok(None),
+        };
+        let answer = answer.map_err(|_| KeyUnavailable);
+        let result = self.authenticator.authenticate_with(*inquiry, answer, now());
+        self.answer(bind, result).await;
+    }
+
+    async fn answer(&self, bind: BindId, result: Result<Grant, Denied>) {
+        // The link thread is gone only when the process ends.
+        let _ = self.results.send(JobResult::Authenticated { bind, result }).await;
+    }
+}
+
+fn now() -> Now {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now {
+        instant: Instant::now(),
+        unix_ms: since_1970.as_millis() as u64,
     }
 }
 

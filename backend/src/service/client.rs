@@ -3,14 +3,16 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Request};
-use http_body_util::Full;
+use holdfast_proto::DeviceId;
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 use tracing::debug;
+use uuid::Uuid;
 
 use super::connect::Bounded;
 use super::headers::{self, Moment};
@@ -44,6 +46,18 @@ pub struct ServiceSettings {
     pub tls: rustls::ClientConfig,
     pub metrics: ServiceMetrics,
     pub memory: ReplyMemory,
+}
+
+/// A question of our own to an address of the operator's, with a small JSON answer.
+pub(super) struct Question<'a> {
+    pub(super) url: &'a Uri,
+    pub(super) host: &'a HeaderValue,
+    /// The `ce-type`, and what is asked about.
+    pub(super) kind: &'static str,
+    pub(super) device: &'a DeviceId,
+    pub(super) id: Uuid,
+    pub(super) body: Bytes,
+    pub(super) max_answer_bytes: usize,
 }
 
 /// Calls services over pooled connections. Use it on one runtime only; clones share the pool.
@@ -110,13 +124,7 @@ impl ServiceClient {
     ) -> Result<(CallOutcome, ReplyRoom), FailureDetail> {
         let (route, binary) = (request.route.clone(), request.binary);
         let message = self.message(request)?;
-        let response = self.http.request(message).await.map_err(|error| {
-            if error.is_connect() {
-                FailureDetail::Connect
-            } else {
-                FailureDetail::Broken
-            }
-        })?;
+        let response = self.http.request(message).await.map_err(|e| failure(&e))?;
         let limits = Limits {
             route: &route,
             memory: &self.memory,
@@ -125,14 +133,36 @@ impl ServiceClient {
         reply::read(response, limits, binary).await
     }
 
+    /// The status and what was said with it. Without a bound on time: dropping the future ends it. An answer over the limit, or
+    /// with another status than 2xx, has an empty body.
+    pub(super) async fn ask(&self, question: Question<'_>) -> Result<(StatusCode, Bytes), FailureDetail> {
+        let headers = headers::build_question(&question, &self.signer, &Moment::now())
+            .map_err(|_| FailureDetail::Unsendable)?;
+        let mut message = Request::new(Full::new(question.body));
+        *message.method_mut() = Method::POST;
+        *message.uri_mut() = question.url.clone();
+        *message.headers_mut() = headers;
+        let response = self.http.request(message).await.map_err(|e| failure(&e))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Ok((status, Bytes::new()));
+        }
+        let body = Limited::new(response.into_body(), question.max_answer_bytes)
+            .collect()
+            .await;
+        let body = body.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                FailureDetail::ReplyTooLarge
+            } else {
+                FailureDetail::Broken
+            }
+        })?;
+        Ok((status, body.to_bytes()))
+    }
+
     fn message(&self, request: ServiceRequest) -> Result<Request<Full<Bytes>>, FailureDetail> {
-        let moment = Moment {
-            now: SystemTime::now(),
-            trace_id: rand::random(),
-            span_id: rand::random(),
-        };
         let headers =
-            headers::build(&request, &self.signer, &moment).map_err(|_| FailureDetail::Unsendable)?;
+            headers::build(&request, &self.signer, &Moment::now()).map_err(|_| FailureDetail::Unsendable)?;
         let mut message = Request::new(Full::new(request.payload));
         *message.method_mut() = Method::POST;
         *message.uri_mut() = request.route.url.clone();
@@ -141,9 +171,27 @@ impl ServiceClient {
     }
 }
 
+fn failure(error: &hyper_util::client::legacy::Error) -> FailureDetail {
+    if error.is_connect() {
+        FailureDetail::Connect
+    } else {
+        FailureDetail::Broken
+    }
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self {
+            now: SystemTime::now(),
+            trace_id: rand::random(),
+            span_id: rand::random(),
+        }
+    }
+}
+
 #[cfg(test)]
 #[path = "client_tests.rs"]
-mod tests;
+pub(super) mod tests;
 
 #[cfg(test)]
 #[path = "client_memory_tests.rs"]

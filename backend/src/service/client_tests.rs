@@ -28,7 +28,7 @@ fn client() -> ServiceClient {
     client_with(ReplyMemory::new(1 << 20))
 }
 
-pub(super) fn client_with(memory: ReplyMemory) -> ServiceClient {
+pub(in crate::service) fn client_with(memory: ReplyMemory) -> ServiceClient {
     ServiceClient::new(ServiceSettings {
         signer: Signer::from_hex(&"07".repeat(32)).unwrap(),
         tls: client_tls(None).unwrap(),
@@ -67,7 +67,7 @@ pub(super) fn request(route: Arc<Route>) -> ServiceRequest {
     }
 }
 
-pub(super) async fn serve(router: Router) -> String {
+pub(in crate::service) async fn serve(router: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await });

@@ -11,6 +11,7 @@ use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::ServiceRequest;
+use super::client::Question;
 use super::idempotency::write_idempotency_key;
 use super::sign::{SIGNATURE_HEADER, Signer, TIMESTAMP_HEADER};
 use crate::rfc3339::Rfc3339;
@@ -68,7 +69,7 @@ pub(super) fn build(
     };
     write_event(&mut values, request)?;
     write_call(&mut values, request, moment)?;
-    write_signature(&mut values, request, signer, moment)?;
+    write_signature(&mut values, &request.payload, signer, moment)?;
     let mut headers = HeaderMap::with_capacity(HEADER_COUNT);
     headers.insert(HOST, request.route.host.clone());
     headers.insert(CE_SPECVERSION, HeaderValue::from_static("1.0"));
@@ -113,6 +114,36 @@ fn write_call(values: &mut Values, request: &ServiceRequest, moment: &Moment) ->
         IDEMPOTENCY_KEY,
         format_args!("\"{}\"", utf8_percent_encode(&key, QUOTED)),
     )?;
+    write_trace(values, moment)
+}
+
+/// All headers of a question of our own but `Content-Length`, signed as calls are.
+pub(super) fn build_question(
+    question: &Question<'_>,
+    signer: &Signer,
+    moment: &Moment,
+) -> Result<HeaderMap, Unsendable> {
+    let mut values = Values {
+        text: String::with_capacity(USUAL_BYTES),
+        parts: [const { None }; HEADER_COUNT],
+        count: 0,
+    };
+    values.add(CE_ID, format_args!("{}", question.id))?;
+    values.add(CE_SOURCE, format_args!("/holdfast"))?;
+    values.add(CE_TYPE, format_args!("{}", question.kind))?;
+    values.add(CE_SUBJECT, format_args!("{}", question.device))?;
+    values.add(CE_TIME, format_args!("{}", Rfc3339(moment.now)))?;
+    write_trace(&mut values, moment)?;
+    write_signature(&mut values, &question.body, signer, moment)?;
+    let mut headers = HeaderMap::with_capacity(HEADER_COUNT);
+    headers.insert(HOST, question.host.clone());
+    headers.insert(CE_SPECVERSION, HeaderValue::from_static("1.0"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    values.move_into(&mut headers)?;
+    Ok(headers)
+}
+
+fn write_trace(values: &mut Values, moment: &Moment) -> Result<(), Unsendable> {
     // All zeros mean "invalid" (W3C Trace Context section 3.2.2).
     let (trace, span) = (moment.trace_id.max(1), moment.span_id.max(1));
     values.add(TRACEPARENT, format_args!("00-{trace:032x}-{span:016x}-01"))
@@ -120,7 +151,7 @@ fn write_call(values: &mut Values, request: &ServiceRequest, moment: &Moment) ->
 
 fn write_signature(
     values: &mut Values,
-    request: &ServiceRequest,
+    body: &[u8],
     signer: &Signer,
     moment: &Moment,
 ) -> Result<(), Unsendable> {
@@ -132,12 +163,7 @@ fn write_signature(
     values.add(TIMESTAMP, format_args!("{seconds}"))?;
     let mut signature = String::with_capacity(64);
     let (timestamp, id) = (values.get(&TIMESTAMP), values.get(&CE_ID));
-    signer.sign_into(
-        &mut signature,
-        timestamp.as_bytes(),
-        id.as_bytes(),
-        &request.payload,
-    );
+    signer.sign_into(&mut signature, timestamp.as_bytes(), id.as_bytes(), body);
     values.add(SIGNATURE, format_args!("v1={signature}"))
 }
 

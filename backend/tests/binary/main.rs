@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod control;
+mod device_keys;
 mod frontend;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -105,11 +106,7 @@ impl Fixture {
                 break api.to_owned();
             }
         };
-        Backend {
-            child,
-            api,
-            _log: log,
-        }
+        Backend { child, api, log }
     }
 }
 
@@ -118,12 +115,18 @@ struct Backend {
     child: Child,
     api: String,
     /// Held open: a closed pipe would fail its log.
-    _log: BufReader<ChildStderr>,
+    log: BufReader<ChildStderr>,
 }
 
 impl Backend {
     /// The status of a GET.
     fn get(&self, path: &str) -> u16 {
+        let answer = self.text(path);
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// The answer to a GET, with its head.
+    fn text(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(&self.api).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(
@@ -133,7 +136,7 @@ impl Backend {
         .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        answer.split(' ').nth(1).unwrap().parse().unwrap()
+        answer
     }
 
     fn signal(&self, name: &str) {

@@ -138,25 +138,21 @@ impl Noise {
         key: &DeviceKey,
         side: Side,
     ) -> Result<Self, HandshakeError> {
-        Self::build(channel, identity, key, side, None)
+        Self::build(prologue(channel, identity), key, side, |builder| builder)
     }
 
     fn build(
-        channel: SecureChannel,
-        identity: &[u8],
+        prologue: Vec<u8>,
         key: &DeviceKey,
         side: Side,
-        ephemeral: Option<&[u8; 32]>,
+        finish: impl FnOnce(Builder<'_>) -> Builder<'_>,
     ) -> Result<Self, HandshakeError> {
-        let prologue = prologue(channel, identity);
         let pattern = PATTERN.parse().map_err(failed)?;
-        let mut builder = Builder::new(pattern)
+        let builder = Builder::new(pattern)
             .prologue(&prologue)
             .and_then(|b| b.psk(0, key.as_bytes()))
             .map_err(failed)?;
-        if let Some(ephemeral) = ephemeral {
-            builder = builder.fixed_ephemeral_key_for_testing_only(ephemeral);
-        }
+        let builder = finish(builder);
         let state = match side {
             Side::Device => builder.build_initiator(),
             Side::Server => builder.build_responder(),
@@ -207,10 +203,51 @@ impl std::fmt::Debug for Noise {
     }
 }
 
-fn prologue(channel: SecureChannel, identity: &[u8]) -> Vec<u8> {
+pub(super) fn prologue(channel: SecureChannel, identity: &[u8]) -> Vec<u8> {
     [b"holdfast/1 ", channel.label().as_bytes(), &[0], identity].concat()
 }
 
 fn failed(_: snow::Error) -> HandshakeError {
     HandshakeError::Failed
+}
+
+/// Handshakes that come out the same each time, for the vectors.
+#[cfg(test)]
+pub(super) mod fixed {
+    use super::*;
+
+    pub(crate) type Ephemeral = &'static [u8; 32];
+
+    pub(crate) fn initiator(
+        channel: SecureChannel,
+        identity: &[u8],
+        key: &DeviceKey,
+        (ephemeral, now_ms): (Ephemeral, Option<u64>),
+    ) -> (Initiator, String) {
+        let noise = build(channel, identity, key, Side::Device, ephemeral);
+        Initiator::write(noise, identity, now_ms).unwrap()
+    }
+
+    pub(crate) fn verified(
+        channel: SecureChannel,
+        credential: &Credential,
+        key: &DeviceKey,
+        ephemeral: Ephemeral,
+    ) -> Verified {
+        let noise = build(channel, credential.identity_bytes(), key, Side::Server, ephemeral);
+        Verified::read(noise, credential.message1()).unwrap()
+    }
+
+    fn build(
+        channel: SecureChannel,
+        identity: &[u8],
+        key: &DeviceKey,
+        side: Side,
+        ephemeral: Ephemeral,
+    ) -> Noise {
+        Noise::build(prologue(channel, identity), key, side, |builder| {
+            builder.fixed_ephemeral_key_for_testing_only(ephemeral)
+        })
+        .unwrap()
+    }
 }

@@ -262,3 +262,28 @@ fn rekey(cipher: &Aes256Gcm) -> TrafficKey {
         .expect("32 bytes are below AES-GCM's limit");
     TrafficKey::from_bytes(&*next).expect("there are 32")
 }
+
+#[cfg(test)]
+impl Sealer {
+    /// One whose next record has this number, under this key.
+    pub(super) fn at(key: TrafficKey, counter: u64) -> Self {
+        Self(Direction { key, counter })
+    }
+
+    /// The key of the next record.
+    pub(super) fn current_key(&self) -> &TrafficKey {
+        &self.0.key
+    }
+}
+
+#[cfg(test)]
+impl Opener {
+    /// As [`Sealer::at`].
+    pub(super) fn at(key: TrafficKey, counter: u64) -> Self {
+        Self(Direction { key, counter })
+    }
+}
+
+#[cfg(test)]
+#[path = "records_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! The handshake between its two sides, and records between theirs.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn identity() -> Identity {
@@ -182,6 +184,177 @@ mod records {
             assert_eq!(&out[..6], b"before");
             let (opened, plain) = open(&mut opener, &out[6..]).unwrap();
             assert_eq!((opened, plain.as_slice()), (Opened { kind, more }, data));
+        }
+    }
+
+    /// A message of any length that matters: around nothing, around one record, around two.
+    fn message() -> impl Strategy<Value = (RecordKind, Vec<u8>)> {
+        const M: usize = MAX_CHUNK_BYTES;
+        let length = prop_oneof![
+            4 => 0..300usize,
+            1 => M - 2..M + 3,
+            1 => 2 * M - 2..2 * M + 3,
+        ];
+        let kind = prop_oneof![Just(RecordKind::Text), Just(RecordKind::Binary)];
+        (kind, length, any::<u8>()).prop_map(|(kind, length, first)| {
+            let data = (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(first));
+            (kind, data.collect())
+        })
+    }
+
+    /// The records of these messages, with a ping before each chunk of the messages that `pings` names.
+    fn sealed(messages: &[(RecordKind, Vec<u8>)], pings: u64) -> Vec<Vec<u8>> {
+        let mut sealer = pair().0;
+        let mut records = Vec::new();
+        let mut push = |kind, more, data: &[u8]| {
+            let mut out = Vec::new();
+            sealer.seal(kind, more, data, &mut out).unwrap();
+            records.push(out);
+        };
+        for (i, (kind, message)) in messages.iter().enumerate() {
+            for (more, data) in chunks(message) {
+                if pings >> (i % 64) & 1 == 1 {
+                    push(RecordKind::Control, false, &ControlRecord::Ping.encode());
+                }
+                push(*kind, more, data);
+            }
+        }
+        records
+    }
+
+    /// What comes out of records, up to the first that is refused; none after it may open.
+    fn received(records: &[Vec<u8>]) -> (Vec<(RecordKind, Vec<u8>)>, Option<RecordError>) {
+        let (mut opener, mut assembler) = (pair().1, Assembler::new(1 << 20));
+        let mut messages = Vec::new();
+        let mut refused = None;
+        for record in records {
+            match (open(&mut opener, record), refused) {
+                (Ok((opened, data)), None) => {
+                    if let Some(whole) = assembler.push(opened, &data).unwrap() {
+                        messages.push((whole.kind, whole.data.into_owned()));
+                    }
+                }
+                (Ok(_), Some(_)) => panic!("a record opens after one was refused"),
+                (Err(error), None) => refused = Some(error),
+                (Err(error), Some(_)) => assert_eq!(error, RecordError::Ended),
+            }
+        }
+        messages.retain(|(kind, _)| *kind != RecordKind::Control);
+        (messages, refused)
+    }
+
+    /// What somebody on the way may do to a sequence of records.
+    #[derive(Debug, Clone)]
+    enum Tampering {
+        Flip(usize),
+        Drop,
+        Double,
+        Swap,
+        Truncate(usize),
+        Extend(u8),
+        Replay(prop::sample::Index),
+    }
+
+    fn tampering() -> impl Strategy<Value = Tampering> {
+        prop_oneof![
+            3 => any::<usize>().prop_map(Tampering::Flip),
+            1 => Just(Tampering::Drop),
+            1 => Just(Tampering::Double),
+            1 => Just(Tampering::Swap),
+            1 => any::<usize>().prop_map(Tampering::Truncate),
+            1 => any::<u8>().prop_map(Tampering::Extend),
+            1 => any::<prop::sample::Index>().prop_map(Tampering::Replay),
+        ]
+    }
+
+    /// Changes `records` at `at`; gives the place of the first record that must not open.
+    fn tamper(records: &mut Vec<Vec<u8>>, at: usize, how: Tampering) -> usize {
+        let length = records[at].len();
+        match how {
+            Tampering::Flip(bit) => records[at][bit / 8 % length] ^= 1 << (bit % 8),
+            Tampering::Drop => drop(records.remove(at)),
+            Tampering::Double => {
+                records.insert(at, records[at].clone());
+                return at + 1;
+            }
+            Tampering::Swap => records.swap(at, at + 1),
+            Tampering::Truncate(to) => records[at].truncate(to % length),
+            Tampering::Extend(byte) => records[at].push(byte),
+            Tampering::Replay(of) => {
+                let earlier = records[of.index(at + 1)].clone();
+                records.insert(at + 1, earlier);
+                return at + 1;
+            }
+        }
+        at
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn messages_come_out_as_they_went_in(messages in prop::collection::vec(message(), 0..8), pings: u64) {
+            let (got, refused) = received(&sealed(&messages, pings));
+            prop_assert_eq!(refused, None);
+            prop_assert!(got == messages);
+        }
+
+        #[test]
+        fn whatever_is_done_to_a_record_nothing_from_there_on_comes_out(
+            messages in prop::collection::vec(message(), 2..6), at: prop::sample::Index, how in tampering(), pings: u64,
+        ) {
+            let whole = sealed(&messages, pings);
+            let mut records = whole.clone();
+            // The last record has none after it to swap with or to be missed.
+            let first_bad = tamper(&mut records, at.index(whole.len() - 1), how);
+            let (got, refused) = received(&records);
+            prop_assert!(refused.is_some());
+            let (before, none) = received(&whole[..first_bad]);
+            prop_assert_eq!(none, None);
+            prop_assert!(got == before);
+        }
+
+        #[test]
+        fn any_bytes_are_refused(mut record in prop::collection::vec(any::<u8>(), 0..100)) {
+            prop_assert!(pair().1.open(&mut record).is_err());
+        }
+
+        /// What an [`Assembler`] holds stays within its limit whatever records come, and so do the messages.
+        #[test]
+        fn an_assembler_keeps_its_limit(
+            limit in 0..4 * MAX_CHUNK_BYTES, records in prop::collection::vec((0..3u8, any::<bool>(), 0..200usize), 0..20),
+        ) {
+            let mut assembler = Assembler::new(limit);
+            let full = [0; MAX_CHUNK_BYTES];
+            for (kind, more, length) in records {
+                let kind = [RecordKind::Text, RecordKind::Binary, RecordKind::Control][usize::from(kind)];
+                let more = more && kind != RecordKind::Control;
+                let data = if more { &full[..] } else { &full[..length] };
+                match assembler.push(Opened { kind, more }, data) {
+                    Ok(Some(whole)) => prop_assert!(whole.data.len() <= limit || kind == RecordKind::Control),
+                    Ok(None) => prop_assert!(more),
+                    Err(_) => break,
+                }
+                prop_assert!(assembler.held_bytes() <= limit);
+            }
+        }
+    }
+
+    #[test]
+    fn every_bit_of_a_record_is_covered() {
+        let (mut sealer, _) = pair();
+        let mut record = Vec::new();
+        sealer
+            .seal(RecordKind::Text, false, b"hello", &mut record)
+            .unwrap();
+        for bit in 0..record.len() * 8 {
+            let mut changed = record.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(
+                open(&mut pair().1, &changed),
+                Err(RecordError::NotAuthentic),
+                "{bit}"
+            );
         }
     }
 

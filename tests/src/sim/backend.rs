@@ -205,7 +205,7 @@ impl World {
         {
             moved = true;
             match action {
-                Action::Authenticate { bind, credential } => {
+                Action::Authenticate { bind, credential, .. } => {
                     let at = self.now + self.rng.micros(10..=600);
                     self.queue.push(
                         at,
@@ -306,17 +306,16 @@ fn judge(credential: &Bytes) -> Result<Grant, Denied> {
     let device = DeviceId::from_bytes(credential.clone());
     match device {
         Ok(device) if !device.as_str().starts_with(BAD_CREDENTIAL) => {
-            let principal = Principal {
+            let principal = Principal::Token {
                 expires_at: u64::MAX,
                 token_id: None,
-            }
-            .encode();
-            Ok(Grant { device, principal })
+            };
+            Ok(Grant {
+                device,
+                principal: principal.encode(),
+                challenge: None,
+            })
         }
-        _ => Err(Denied {
-            status: 401,
-            code: "token_invalid",
-            message: "simulated".into(),
-        }),
+        _ => Err(Denied::new(401, "token_invalid", "simulated")),
     }
 }

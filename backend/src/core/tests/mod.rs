@@ -129,7 +129,7 @@ impl World {
     pub(super) fn act(&mut self) {
         while let Some(action) = self.core.poll_action() {
             match action {
-                Action::Authenticate { bind, credential } => self.binds.push((bind, credential)),
+                Action::Authenticate { bind, credential, .. } => self.binds.push((bind, credential)),
                 Action::Call { call, request } => self.calls.push((call, *request)),
                 Action::CancelCall(call) => self.cancelled.push(call),
                 Action::ApiDone { ticket, result } => self.api.push((ticket, result)),

@@ -37,6 +37,7 @@ fn a_device_is_bound_and_logged_in_and_its_older_sessions_are_closed_elsewhere()
     let grant = Grant {
         device: "device-1".parse().unwrap(),
         principal: Bytes::new(),
+        challenge: None,
     };
     world.core.handle_authenticated(bind, Ok(grant));
     world.run(ms(1));

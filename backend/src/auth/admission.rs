@@ -1,0 +1,103 @@
+//! Which proof belongs to which channel.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use holdfast_proto::link::frames::Channel;
+use tracing::warn;
+
+use super::{
+    Authenticator, Denied, DeviceAuthenticator, Grant, Inquiry, JwtAuthenticator, KeyAnswer, Verdict,
+};
+use crate::dispatch::Now;
+
+/// Tokens on `wss`, device keys on `ws`.
+pub struct Admission {
+    tokens: JwtAuthenticator,
+    devices: Option<DeviceAuthenticator>,
+    /// Whether somebody came who needs what is not configured.
+    missed: AtomicBool,
+}
+
+impl Admission {
+    /// Without `devices` nobody is admitted on `ws`.
+    pub fn new(tokens: JwtAuthenticator, devices: Option<DeviceAuthenticator>) -> Self {
+        Self {
+            tokens,
+            devices,
+            missed: AtomicBool::new(false),
+        }
+    }
+
+    fn devices(&self) -> Result<&DeviceAuthenticator, Denied> {
+        self.devices.as_ref().ok_or_else(|| {
+            if !self.missed.swap(true, Ordering::Relaxed) {
+                warn!("a device came on ws: without [device_keys] in the configuration none can be admitted there");
+            }
+            Denied::new(503, "no_device_keys", "device keys are not set up here")
+        })
+    }
+}
+
+impl Authenticator for Admission {
+    fn authenticate(&self, channel: Channel, credential: &[u8], now: Now) -> Verdict {
+        match channel {
+            Channel::Ws if looks_like_token(credential) => Verdict::Judged(Err(bearer_elsewhere())),
+            Channel::Ws => match self.devices() {
+                Ok(devices) => devices.authenticate(credential, now),
+                Err(denied) => Verdict::Judged(Err(denied)),
+            },
+            // What earlier frontends do not name is wss.
+            Channel::Wss | Channel::Unspecified => {
+                let now = UNIX_EPOCH + Duration::from_millis(now.unix_ms);
+                Verdict::Judged(self.tokens.authenticate(credential, now))
+            }
+            Channel::Udp => {
+                let message = "devices are not admitted on this kind of channel";
+                Verdict::Judged(Err(Denied::new(400, "wrong_channel", message)))
+            }
+        }
+    }
+
+    fn authenticate_with(&self, inquiry: Inquiry, answer: KeyAnswer, now: Now) -> Result<Grant, Denied> {
+        self.devices()?.authenticate_with(&inquiry, answer, now)
+    }
+}
+
+/// A token has dots, which no credential of a device key has.
+fn looks_like_token(credential: &[u8]) -> bool {
+    credential.contains(&b'.')
+}
+
+fn bearer_elsewhere() -> Denied {
+    Denied::new(400, "wrong_channel", "a bearer token is for wss only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::TokenKeys;
+    use crate::auth::jwt::tests::{public_pem, signing_key};
+    use std::time::Instant;
+
+    fn code(channel: Channel, credential: &str) -> (u16, &'static str) {
+        let tokens = JwtAuthenticator::new(TokenKeys::from_pem(&public_pem(&signing_key(1))).unwrap());
+        let now = Now {
+            instant: Instant::now(),
+            unix_ms: 0,
+        };
+        match Admission::new(tokens, None).authenticate(channel, credential.as_bytes(), now) {
+            Verdict::Judged(Err(denied)) => (denied.status, denied.code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_channel_has_its_proof() {
+        assert_eq!(code(Channel::Wss, "a.b.c"), (401, "token_invalid"));
+        assert_eq!(code(Channel::Unspecified, ""), (401, "token_missing"));
+        assert_eq!(code(Channel::Ws, "a.b.c"), (400, "wrong_channel"));
+        assert_eq!(code(Channel::Ws, "AQ"), (503, "no_device_keys"));
+        assert_eq!(code(Channel::Udp, "AQ"), (400, "wrong_channel"));
+    }
+}

@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Checks ws.json without any of the project's code: written from PROTOCOL.md and the Noise specification, on Python's hashlib and
+the package `cryptography` (AES-GCM and X25519). It makes every value again from the inputs; prints what it checked, or fails.
+
+    python3 -m pip install cryptography && python3 proto/vectors/check.py
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import pathlib
+import re
+import string
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+NOISE = b"Noise_NNpsk0_25519_AESGCM_SHA256"
+CHUNK = 61440
+REKEY = 1 << 20
+KINDS = {"text": 0, "binary": 1, "control": 2}
+
+
+class Rejected(Exception):
+    pass
+
+
+def unhex(text):
+    return bytes.fromhex(text)
+
+
+def b64(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def unb64(text):
+    """Takes the one form only: no padding, no other alphabet, no spare bits."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", text) or len(text) % 4 == 1:
+        raise Rejected("not_base64")
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if b64(data) != text:
+        raise Rejected("not_base64")
+    return data
+
+
+def lp(data):
+    return bytes([len(data)]) + data
+
+
+def mac(key, data):
+    return hmac.new(key, data, hashlib.sha256).digest()
+
+
+def device_key(master, v):
+    info = lp(b"holdfast device key 1") + b"".join(lp(v[f].encode()) for f in ("product", "class", "device"))
+    info += v["key_version"].to_bytes(4, "big")
+    return mac(mac(bytes(32), master), info + b"\x01")
+
+
+def identity(v):
+    names = b"".join(lp(v[f].encode()) for f in ("key_id", "product", "class", "device"))
+    return b"\x01" + names + v["key_version"].to_bytes(4, "big")
+
+
+class Noise:
+    """The SymmetricState of the Noise specification, and the messages of NNpsk0."""
+
+    def __init__(self, prologue, psk, private=None):
+        self.h = NOISE.ljust(32, b"\0") if len(NOISE) <= 32 else hashlib.sha256(NOISE).digest()
+        self.ck = self.h
+        self.psk = psk
+        self.private = private and X25519PrivateKey.from_private_bytes(private)
+        self.mix_hash(prologue)
+
+    def mix_hash(self, data):
+        self.h = hashlib.sha256(self.h + data).digest()
+
+    def hkdf(self, material, count):
+        temp, out = mac(self.ck, material), [b""]
+        for i in range(count):
+            out.append(mac(temp, out[-1] + bytes([i + 1])))
+        return out[1:]
+
+    def set_key(self, key):
+        self.key, self.n = key, 0
+
+    def mix_key(self, material):
+        self.ck, key = self.hkdf(material, 2)
+        self.set_key(key)
+
+    def mix_key_and_hash(self, material):
+        self.ck, extra, key = self.hkdf(material, 3)
+        self.mix_hash(extra)
+        self.set_key(key)
+
+    def encrypt(self, plain):
+        sealed = AESGCM(self.key).encrypt(nonce(self.n), plain, self.h)
+        self.n += 1
+        self.mix_hash(sealed)
+        return sealed
+
+    def decrypt(self, sealed):
+        try:
+            plain = AESGCM(self.key).decrypt(nonce(self.n), sealed, self.h)
+        except InvalidTag:
+            raise Rejected("not_authentic") from None
+        self.n += 1
+        self.mix_hash(sealed)
+        return plain
+
+    def write_e(self):
+        public = self.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.mix_hash(public)
+        self.mix_key(public)
+        return public
+
+    def read_e(self, message):
+        self.remote = X25519PublicKey.from_public_bytes(message[:32])
+        self.mix_hash(message[:32])
+        self.mix_key(message[:32])
+        return message[32:]
+
+    def ee(self):
+        self.mix_key(self.private.exchange(self.remote))
+
+    def split(self):
+        return self.hkdf(b"", 2)
+
+
+def nonce(n):
+    return bytes(4) + n.to_bytes(8, "big")
+
+
+def read_message_1(prologue, psk, message):
+    server = Noise(prologue, psk)
+    server.mix_key_and_hash(psk)
+    return server, server.decrypt(server.read_e(message))
+
+
+def check_handshake(v):
+    prologue = b"holdfast/1 " + v["channel"].encode() + b"\0" + identity(v)
+    psk = unb64(v["device_key"])
+    assert unhex(v["prologue"]) == prologue and unhex(v["identity"]) == identity(v)
+    payload = b"" if v["now_ms"] is None else v["now_ms"].to_bytes(8, "big")
+    device = Noise(prologue, psk, unhex(v["device_ephemeral_private"]))
+    device.mix_key_and_hash(psk)
+    message1 = device.write_e() + device.encrypt(payload)
+    assert message1 == unhex(v["message_1"])
+    assert b64(identity(v) + message1) == v["credential"]
+    server, got = read_message_1(prologue, psk, message1)
+    assert got == payload
+    server.private = X25519PrivateKey.from_private_bytes(unhex(v["server_ephemeral_private"]))
+    message2 = server.write_e()
+    server.ee()
+    message2 += server.encrypt(b"")
+    assert message2 == unhex(v["message_2"])
+    rest = device.read_e(message2)
+    device.ee()
+    assert device.decrypt(rest) == b""
+    assert read_challenge(v["challenge"]) == message2
+    assert v["challenge"] == '@challenge {"noise":"' + b64(message2) + '"}'
+    for side in (device, server):
+        assert side.split() == [unhex(v["to_server"]), unhex(v["to_device"])]
+
+
+def read_credential(text):
+    if len(text) > 1024:
+        raise Rejected("too_long")
+    data = unb64(text)
+    at = 0
+
+    def take(n):
+        nonlocal at
+        if len(data) - at < n:
+            raise Rejected("cut_off")
+        at += n
+        return data[at - n : at].decode("latin-1")
+
+    def name(reason, least, most, alphabet):
+        text = take(ord(take(1)))
+        if not least <= len(text) <= most or set(text) - set(alphabet):
+            raise Rejected(reason)
+        return text
+
+    if take(1) != "\x01":
+        raise Rejected("version")
+    plain = string.ascii_letters + string.digits + "._-"
+    visible = "".join(map(chr, range(0x21, 0x7F)))
+    v = {
+        "key_id": name("key_id", 1, 32, plain),
+        "product": name("product", 0, 64, visible),
+        "class": name("class", 0, 64, visible),
+        "device": name("device", 1, 128, plain + ":"),
+        "key_version": int.from_bytes(take(4).encode("latin-1"), "big"),
+    }
+    if len(data) - at not in (48, 56):
+        raise Rejected("message_length")
+    return v, data[:at], data[at:]
+
+
+def read_challenge(text):
+    if not text.startswith("@challenge "):
+        raise Rejected("challenge")
+    try:
+        message = unb64(json.loads(text.removeprefix("@challenge "))["noise"])
+    except (ValueError, KeyError, TypeError):
+        raise Rejected("challenge") from None
+    if len(message) != 48:
+        raise Rejected("challenge")
+    return message
+
+
+class Direction:
+    def __init__(self, key, counter=0):
+        self.key, self.counter = key, counter
+
+    def advance(self):
+        self.counter += 1
+        if self.counter % REKEY == 0:
+            self.key = AESGCM(self.key).encrypt(nonce(2**64 - 1), bytes(32), b"")[:32]
+
+    def seal(self, kind, more, data):
+        record = AESGCM(self.key).encrypt(nonce(self.counter), bytes([kind | more << 7]) + data, b"")
+        self.advance()
+        return record
+
+    def open(self, record):
+        if not 17 <= len(record) <= CHUNK + 17:
+            raise Rejected("form")
+        try:
+            plain = AESGCM(self.key).decrypt(nonce(self.counter), record, b"")
+        except InvalidTag:
+            raise Rejected("not_authentic") from None
+        kind, more, data = plain[0] & 0x7F, plain[0] >> 7, plain[1:]
+        if kind > 2 or more and (kind == 2 or len(data) != CHUNK):
+            raise Rejected("form")
+        self.advance()
+        return kind, more, data
+
+
+def check_sequence(s):
+    sender = Direction(unhex(s["key"]), s["first_counter"])
+    receiver = Direction(unhex(s["key"]), s["first_counter"])
+    for v in s["records"]:
+        assert (sender.counter, sender.key) == (v["counter"], unhex(v["key"]))
+        record = unhex(v["record"])
+        assert sender.seal(KINDS[v["kind"]], 0, unhex(v["data"])) == record
+        assert receiver.open(record) == (KINDS[v["kind"]], 0, unhex(v["data"]))
+
+
+def check_messages(s):
+    sender = Direction(unhex(s["key"]))
+    for m in s["messages"]:
+        data = bytes(i % 251 for i in range(m["length"]))
+        parts = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)] or [b""]
+        records = [sender.seal(KINDS[m["kind"]], i + 1 < len(parts), part) for i, part in enumerate(parts)]
+        made = [{"length": len(r), "sha256": hashlib.sha256(r).hexdigest()} for r in records]
+        assert made == m["records"], m["length"]
+
+
+def read_control(data):
+    if data in (b"\0", b"\1"):
+        return {"type": "pong" if data[0] else "ping"}
+    if len(data) < 3 or data[0] != 2 or len(data) > 3 + 123:
+        raise Rejected("control")
+    try:
+        return {"type": "close", "code": int.from_bytes(data[1:3], "big"), "reason": data[3:].decode()}
+    except UnicodeDecodeError:
+        raise Rejected("control") from None
+
+
+def rejected(call, reason=None):
+    try:
+        call()
+    except Rejected as error:
+        assert reason in (None, str(error)), (reason, str(error))
+    else:
+        raise AssertionError("was not rejected")
+
+
+def main():
+    vectors = json.loads((pathlib.Path(__file__).parent / "ws.json").read_text())
+    assert vectors["noise"].encode() == NOISE
+    for v in vectors["device_keys"]:
+        assert b64(device_key(unb64(v["master_key"]), v)) == v["device_key"]
+        assert unhex(v["identity"]) == identity(v)
+    for v in vectors["handshakes"]:
+        check_handshake(v)
+        read, front, message1 = read_credential(v["credential"])
+        assert read == {field: v[field] for field in read}
+        assert (front, message1) == (unhex(v["identity"]), unhex(v["message_1"]))
+    for v in vectors["rejected_credentials"]:
+        rejected(lambda: read_credential(v["credential"]), v["reason"])
+    for v in vectors["rejected_handshakes"]:
+        _, front, message1 = read_credential(v["credential"])
+        prologue = b"holdfast/1 " + v["channel"].encode() + b"\0" + front
+        rejected(lambda: read_message_1(prologue, unb64(v["device_key"]), message1), "not_authentic")
+    for v in vectors["rejected_challenges"]:
+        rejected(lambda: read_challenge(v["challenge"]))
+    for s in vectors["record_sequences"]:
+        check_sequence(s)
+    for s in vectors["message_sequences"]:
+        check_messages(s)
+    for v in vectors["rejected_records"]:
+        rejected(lambda: Direction(unhex(v["key"]), v["counter"]).open(unhex(v["record"])), v["reason"])
+    for v in vectors["control_records"]:
+        assert read_control(unhex(v["data"])) == {k: v[k] for k in v if k != "data"}
+    for v in vectors["rejected_control_records"]:
+        rejected(lambda: read_control(unhex(v["data"])))
+    for name, value in vectors.items():
+        if isinstance(value, list):
+            print(f"{name}: {len(value)} agree")
+
+
+main()
