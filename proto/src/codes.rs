@@ -211,4 +211,32 @@ mod tests {
             assert!(code.may_reconnect());
         }
     }
+
+    /// The rows of a table in PROTOCOL.md that begin so.
+    fn rows(first: &str) -> Vec<Vec<&'static str>> {
+        include_str!("../PROTOCOL.md")
+            .lines()
+            .filter(|line| line.starts_with(&format!("| {first} |")))
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect()
+    }
+
+    #[test]
+    fn the_protocol_s_page_has_every_code_with_what_it_means_for_a_device() {
+        for code in CloseCode::ALL {
+            let rows = rows(&(code as u16).to_string());
+            let [row] = &rows[..] else {
+                panic!("{code:?}: {rows:?}")
+            };
+            assert_eq!(row[1], format!("`{}`", code.label()));
+            assert_eq!(row[3].starts_with("yes"), code.may_reconnect(), "{code:?}");
+        }
+        for code in ErrorCode::ALL {
+            let rows = rows(&format!("`{}`", code.label()));
+            let [row] = &rows[..] else {
+                panic!("{code:?}: {rows:?}")
+            };
+            assert_eq!(row[2] == "yes", code.retryable(), "{code:?}");
+        }
+    }
 }

@@ -229,7 +229,7 @@ class Direction:
 
     def open(self, record):
         if not 17 <= len(record) <= CHUNK + 17:
-            raise Rejected("form")
+            raise Rejected("not_authentic")
         try:
             plain = AESGCM(self.key).decrypt(nonce(self.counter), record, b"")
         except InvalidTag:

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::{MAX_CHUNK_BYTES, Opened, RecordKind};
+use crate::codes::CloseCode;
 
 /// Cuts a message into the data of its records; the flag says whether more follow. An empty message is one empty record.
 pub fn chunks(message: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
@@ -48,6 +49,16 @@ pub enum AssembleError {
     Interleaved,
     #[error("an empty chunk at a message's end")]
     EmptyChunk,
+}
+
+impl AssembleError {
+    /// The close code that tells the peer.
+    pub fn close_code(self) -> CloseCode {
+        match self {
+            Self::TooBig => CloseCode::TooBig,
+            Self::Interleaved | Self::EmptyChunk => CloseCode::Protocol,
+        }
+    }
 }
 
 impl Assembler {

@@ -8,6 +8,7 @@ use aes_gcm::{Aes256Gcm, Nonce, Tag};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::TrafficKey;
+use crate::codes::CloseCode;
 
 /// Most data in a record, in bytes: 60 KiB, so that a record and its frame fit 64 KiB buffers.
 pub const MAX_CHUNK_BYTES: usize = 61_440;
@@ -43,15 +44,25 @@ pub struct Opened {
 /// Why a record was not sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// Sealing: our mistake. Opening: the peer's.
+    /// Sealing: our mistake. Opening: the peer's, since the record authenticates.
     #[error("a record's kind or length is not allowed")]
     Form,
-    /// Changed, doubled, lost or out of its place on the way.
+    /// Changed, doubled, lost, cut or out of its place on the way.
     #[error("the record does not authenticate")]
     NotAuthentic,
     /// 2^64 - 1 records went this way, or an earlier one was refused.
     #[error("this direction is at its end")]
     Ended,
+}
+
+impl RecordError {
+    /// The close code that tells the peer whose record was not opened.
+    pub fn close_code(self) -> CloseCode {
+        match self {
+            Self::Form => CloseCode::Protocol,
+            Self::NotAuthentic | Self::Ended => CloseCode::RecordRejected,
+        }
+    }
 }
 
 /// Makes the records of one direction. It keeps the key and the counter only; the expanded key is made for each call, or once for
@@ -162,11 +173,11 @@ impl OpenRun<'_> {
     fn decrypt(&mut self, record: &mut [u8]) -> Result<Opened, RecordError> {
         let nonce = self.0.nonce()?;
         if !(RECORD_OVERHEAD..=MAX_RECORD_BYTES).contains(&record.len()) {
-            return Err(RecordError::Form);
+            return Err(RecordError::NotAuthentic);
         }
         let (sealed, tag) = record
             .split_last_chunk_mut::<TAG_BYTES>()
-            .ok_or(RecordError::Form)?;
+            .ok_or(RecordError::NotAuthentic)?;
         self.0
             .cipher
             .decrypt_in_place_detached(&nonce, &[], sealed, &Tag::from(*tag))
