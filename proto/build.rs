@@ -3,6 +3,9 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=link.proto");
     let descriptors = protox::compile(["link.proto"], ["."])?;
-    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .bytes(["."])
+        .skip_debug([".holdfast.link.v1.Challenge"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

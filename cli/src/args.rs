@@ -41,6 +41,7 @@ Examples:
 pub(crate) enum Command {
     Up(UpArgs),
     Token(TokenArgs),
+    Key(KeyArgs),
     Device(DeviceArgs),
     Push(PushArgs),
     Status(StatusArgs),
@@ -61,8 +62,8 @@ pub(crate) enum Command {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  holdfast up\n  holdfast --dir /tmp/hf up --port-base 7500")]
 pub(crate) struct UpArgs {
-    /// First of four ports: wss, HTTP API, frontend admin, demo service
-    #[arg(long, default_value_t = 7400, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65532))]
+    /// First of five ports: wss, HTTP API, frontend admin, demo service, ws
+    #[arg(long, default_value_t = 7400, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65531))]
     pub(crate) port_base: u16,
     /// The frontend's binary [default: holdfast-frontend beside this program]
     #[arg(long, env = "HOLDFAST_FRONTEND_BIN", value_name = "FILE")]
@@ -88,6 +89,42 @@ pub(crate) struct TokenArgs {
     #[arg(long, default_value = "24h", value_parser = duration)]
     pub(crate) ttl: Duration,
 }
+
+/// Print the key with which DEVICE can connect on ws
+///
+/// It is derived from a master key (DIR/keys/master.toml, which `holdfast up` made) and from what the device says of itself:
+/// another product, class or key version gives another key. Only the key is printed.
+#[derive(clap::Args)]
+#[command(after_help = KEY_EXAMPLES)]
+pub(crate) struct KeyArgs {
+    /// Device id: 1 to 128 letters, digits and . _ : -
+    #[arg(value_parser = device_id)]
+    pub(crate) device: String,
+    /// Its product: at most 64 printable ASCII characters
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) product: String,
+    /// Its class: at most 64 printable ASCII characters
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) class: String,
+    /// Which master key to derive it from [default: the only one in the file]
+    #[arg(long, value_name = "ID")]
+    pub(crate) key_id: Option<String>,
+    /// Raise it to give the device another key
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) key_version: u32,
+    /// File of master keys [default: DIR/keys/master.toml]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) master: Option<PathBuf>,
+    /// One JSON object: the key, and what the device must say of itself to use it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const KEY_EXAMPLES: &str = "\
+Examples:
+  holdfast key lamp-1
+  holdfast key lamp-1 --product lamp --class home --key-version 2
+  holdfast key lamp-1 --master /etc/holdfast/master.toml --key-id k2 --json";
 
 /// Be a device: type events, see replies and pushes
 ///
@@ -294,7 +331,10 @@ mod tests {
         for bad in [
             &["holdfast", "token", "a b"][..],
             &["holdfast", "token", "tv", "--ttl", "0s"],
-            &["holdfast", "up", "--port-base", "65533"],
+            &["holdfast", "key", "a b"],
+            &["holdfast", "key", "tv", "--key-version", "-1"],
+            &["holdfast", "key", "tv", "--key-version", "4294967296"],
+            &["holdfast", "up", "--port-base", "65532"],
             &["holdfast", "device", "--count", "0"],
             &["holdfast", "device", "--rate", "5"],
             &["holdfast", "device", "--count", "5", "--rate", "NaN"],

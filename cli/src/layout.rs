@@ -60,6 +60,15 @@ impl Layout {
         self.root.join("signing.key")
     }
 
+    pub(crate) fn key_dir(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+
+    /// What the keys of devices on `ws` are derived from.
+    pub(crate) fn master_key(&self) -> PathBuf {
+        self.key_dir().join("master.toml")
+    }
+
     pub(crate) fn routes(&self) -> PathBuf {
         self.root.join("routes.toml")
     }

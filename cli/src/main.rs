@@ -1,4 +1,4 @@
-//! `holdfast`: starts a gateway, upgrades it under load, makes device tokens, plays a device, pushes, and shows the status.
+//! `holdfast`: starts a gateway, upgrades it under load, makes device tokens and keys, plays a device, pushes, and shows the status.
 //!
 //! Every command but `up` finds a running gateway through `DIR/up.json`. Errors are one line on stderr, exit code 1; wrong
 //! usage exits with 2.
@@ -26,6 +26,7 @@ mod demo;
 mod device;
 mod files;
 mod http_client;
+mod key;
 mod layout;
 mod push;
 mod share;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.command {
         Command::Up(options) => up::run(&args.dir, &options),
+        Command::Key(options) => key::run(&args.dir, &options),
         Command::Token(options) => token::run(&args.dir, &options),
         Command::Device(options) => device::run(&args.dir, &options),
         Command::Push(options) => push::run(&args.dir, &options),

@@ -14,6 +14,8 @@ use crate::layout::Layout;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UpJson {
     pub(crate) wss: String,
+    #[serde(default)]
+    pub(crate) ws: String,
     pub(crate) api: String,
     pub(crate) api_key: String,
     /// PEM file of the CA that signed the certificate of `wss`.
@@ -29,6 +31,9 @@ pub(crate) struct UpJson {
     pub(crate) routes: PathBuf,
     /// PEM file of the private key that signs device tokens.
     pub(crate) token_key: PathBuf,
+    /// TOML file of the master keys that devices' keys are derived from.
+    #[serde(default)]
+    pub(crate) master_key: PathBuf,
     /// The `holdfast up` itself.
     pub(crate) up_pid: u32,
     pub(crate) frontend_restarts: u32,

@@ -68,8 +68,10 @@ fn wrong_usage_exits_with_2() {
         &["nonsense"],
         &["token"],
         &["token", "a b"],
+        &["key"],
+        &["key", "tv", "--key-version", "x"],
         &["token", "tv", "--ttl", "soon"],
-        &["up", "--port-base", "65533"],
+        &["up", "--port-base", "65532"],
         &["device", "--rate", "1"],
         &["push", "tv"],
     ] {
@@ -118,7 +120,7 @@ fn a_port_in_use_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let base = port.min(65532).to_string();
+    let base = port.min(65531).to_string();
     let args = [
         "up",
         "--port-base",
@@ -172,6 +174,46 @@ fn a_token_is_a_signed_jwt_for_the_device() {
 }
 
 #[test]
+fn a_device_key_is_derived_from_the_master_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = fails(dir.path(), &["key", "lamp"]);
+    assert!(missing.contains("keys/master.toml does not exist"), "{missing}");
+    std::fs::create_dir(dir.path().join("keys")).unwrap();
+    let master = BASE64_URL_SAFE_NO_PAD.encode([7; 32]);
+    let file = dir.path().join("keys/master.toml");
+    std::fs::write(&file, format!("[keys]\nk1 = \"{master}\"\n")).unwrap();
+
+    let key_of = |args: &[&str]| {
+        let output = holdfast(dir.path(), &[&["key"], args].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    };
+    let key = key_of(&["lamp"]);
+    assert_eq!(BASE64_URL_SAFE_NO_PAD.decode(&key).unwrap().len(), 32);
+    assert_eq!(key_of(&["lamp", "--key-version", "1", "--key-id", "k1"]), key);
+    for other in [
+        &["lamp2"][..],
+        &["lamp", "--product", "p"],
+        &["lamp", "--class", "p"],
+        &["lamp", "--key-version", "2"],
+    ] {
+        assert_ne!(key_of(other), key, "{other:?}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&key_of(&["lamp", "--json"])).unwrap();
+    let wanted = serde_json::json!({
+        "device": "lamp", "product": "", "class": "", "key_id": "k1", "key_version": 1, "key": key,
+    });
+    assert_eq!(shown, wanted);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let output = holdfast(
+        elsewhere.path(),
+        &["key", "lamp", "--master", file.to_str().unwrap()],
+    );
+    assert_eq!(text(&output.stdout).trim_end(), key);
+    assert!(fails(dir.path(), &["key", "lamp", "--key-id", "k2"]).contains("k1"));
+}
+
+#[test]
 fn an_unusable_token_key_is_named() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("token_key.pem"), "not a key").unwrap();
@@ -192,12 +234,12 @@ fn a_process_that_fails_at_start_ends_up_and_shows_its_log() {
     std::fs::write(&script, "#!/bin/sh\necho the reason >&2\nexit 2\n").unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let script = script.to_str().unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
+    // Below the ports that the system gives to outgoing connections.
+    let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let base = std::iter::repeat_with(|| 10_000 + rand::random::<u16>() % 20_000)
+        .find(|base| (*base..base + 5).all(is_free))
         .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let base = free.clamp(1024, 65532).to_string();
+        .to_string();
     let state = dir.path().join("state");
     let output = holdfast(
         &state,

@@ -17,6 +17,15 @@ pub mod frames {
     include!(concat!(env!("OUT_DIR"), "/holdfast.link.v1.rs"));
 }
 
+/// Without the keys: a frame may end up in a log.
+impl std::fmt::Debug for frames::Challenge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Challenge")
+            .field("message", &self.message)
+            .finish_non_exhaustive()
+    }
+}
+
 pub use codec::{MAX_BATCH_BYTES, MAX_BATCH_FRAMES, decode_batch, encode_notice, read_notice};
 pub use credit::{Class, Grant, Grants};
 pub use epoch::Epoch;
@@ -103,6 +112,24 @@ mod tests {
         assert_eq!(said(0, false), Share::FULL);
         assert_eq!(said(70_000, false), Share::FULL);
         assert_eq!(said(500, true), Share::NONE);
+    }
+
+    #[test]
+    fn a_challenge_does_not_show_its_keys() {
+        let challenge = frames::Challenge {
+            message: "@challenge".into(),
+            to_server: "secret 1".into(),
+            to_device: "secret 2".into(),
+        };
+        let admitted = frames::Admitted {
+            challenge: Some(challenge),
+            ..Default::default()
+        };
+        let shown = format!("{admitted:?}");
+        assert!(
+            shown.contains("@challenge") && !shown.contains("secret"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod records;
 mod tests;
 #[cfg(test)]
 mod vectors;
+mod wiped;
 
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
 pub use control::{ControlError, ControlRecord, MAX_REASON_BYTES};

@@ -27,7 +27,7 @@ impl Up {
     fn start() -> Self {
         for _ in 0..5 {
             let dir = tempfile::tempdir().unwrap();
-            let base = 20_000 + rand::random::<u16>() % 10_000 * 4;
+            let base = 20_000 + rand::random::<u16>() % 8_000 * 5;
             let process = holdfast(dir.path())
                 .args(["up", "--port-base", &base.to_string()])
                 .stdout(Stdio::null())

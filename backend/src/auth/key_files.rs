@@ -26,12 +26,8 @@ struct FileLabels {
 pub struct KeyMetrics {
     reloads: Family<FileLabels, Counter>,
     refused: Family<FileLabels, Counter>,
-    master: Gauge,
-    denied: Gauge,
+    entries: Family<FileLabels, Gauge>,
 }
-
-const MASTER: FileLabels = FileLabels { file: "master" };
-const DENY: FileLabels = FileLabels { file: "deny" };
 
 impl KeyMetrics {
     pub fn register(registry: &mut Registry) -> Self {
@@ -46,11 +42,10 @@ impl KeyMetrics {
             "Changed files of master keys and denied devices that were not usable",
             metrics.refused.clone(),
         );
-        registry.register("master_keys", "Master keys in force", metrics.master.clone());
         registry.register(
-            "denied_devices",
-            "Devices of which all keys or some are not admitted",
-            metrics.denied.clone(),
+            "device_key_entries",
+            "Master keys, and devices of which all keys or some are denied, in force",
+            metrics.entries.clone(),
         );
         metrics
     }
@@ -58,10 +53,8 @@ impl KeyMetrics {
 
 /// Watches the file of master keys and that of denied devices, where they are configured.
 pub struct KeyFiles {
-    master: Option<WatchedFile>,
-    deny: Option<WatchedFile>,
-    keys: Arc<ArcSwap<MasterKeys>>,
-    denied: Arc<ArcSwap<DenyList>>,
+    master: KeyFile<MasterKeys>,
+    deny: KeyFile<DenyList>,
     metrics: KeyMetrics,
 }
 
@@ -72,43 +65,21 @@ impl KeyFiles {
         deny: Option<&Path>,
         metrics: KeyMetrics,
     ) -> Result<Self, ConfigError> {
-        let (mut keys, mut denied) = (MasterKeys::default(), DenyList::default());
-        let master = match master {
-            Some(path) => {
-                secrets::warn_if_world_readable(path);
-                let (file, text) = WatchedFile::open(path)?;
-                keys = MasterKeys::parse(path, &text)?;
-                Some(file)
-            }
-            None => None,
-        };
-        let deny = match deny {
-            Some(path) => {
-                let (file, text) = WatchedFile::open(path)?;
-                denied = parse_deny(path, &text)?;
-                Some(file)
-            }
-            None => None,
-        };
-        metrics.master.set(keys.len() as i64);
-        metrics.denied.set(denied.len() as i64);
         Ok(Self {
-            master,
-            deny,
-            keys: Arc::new(ArcSwap::from_pointee(keys)),
-            denied: Arc::new(ArcSwap::from_pointee(denied)),
+            master: KeyFile::open(master, &metrics)?,
+            deny: KeyFile::open(deny, &metrics)?,
             metrics,
         })
     }
 
     /// What is in force at any time.
     pub fn keys(&self) -> Arc<ArcSwap<MasterKeys>> {
-        self.keys.clone()
+        self.master.in_force.clone()
     }
 
     /// What is in force at any time.
     pub fn denied(&self) -> Arc<ArcSwap<DenyList>> {
-        self.denied.clone()
+        self.deny.in_force.clone()
     }
 
     /// Watches for as long as it is polled.
@@ -127,34 +98,83 @@ impl KeyFiles {
 
     /// Looks once at the master keys.
     pub fn poll_master(&mut self) -> Poll {
-        let Some(file) = &mut self.master else {
-            return Poll::Unchanged;
-        };
-        let read = match file.look() {
-            Look::Unchanged => return Poll::Unchanged,
-            Look::Settling => return Poll::Settling,
-            Look::Changed(read) => read,
-        };
-        secrets::warn_if_world_readable(file.path());
-        match read.and_then(|text| MasterKeys::parse(file.path(), &text)) {
-            Ok(keys) => {
-                info!(keys = keys.len(), "master keys reloaded");
-                self.metrics.reloads.get_or_create(&MASTER).inc();
-                self.metrics.master.set(keys.len() as i64);
-                self.keys.store(Arc::new(keys));
-                Poll::Applied
-            }
-            Err(error) => {
-                error!(%error, "the changed master keys cannot be used; the ones before stay in force");
-                self.metrics.refused.get_or_create(&MASTER).inc();
-                Poll::Refused
-            }
-        }
+        self.master.poll(&self.metrics)
     }
 
     /// Looks once at the denied devices.
     pub fn poll_deny(&mut self) -> Poll {
-        let Some(file) = &mut self.deny else {
+        self.deny.poll(&self.metrics)
+    }
+}
+
+/// What a file may hold. Without a file there is the default.
+trait Contents: Default {
+    const LABEL: FileLabels;
+    const WHAT: &'static str;
+    const IS_SECRET: bool;
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError>;
+    fn count(&self) -> usize;
+}
+
+impl Contents for MasterKeys {
+    const LABEL: FileLabels = FileLabels { file: "master" };
+    const WHAT: &'static str = "master keys";
+    const IS_SECRET: bool = true;
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::parse(path, text)
+    }
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Contents for DenyList {
+    const LABEL: FileLabels = FileLabels { file: "deny" };
+    const WHAT: &'static str = "denied devices";
+    const IS_SECRET: bool = false;
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::parse(text).map_err(|message| ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        })
+    }
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+/// One file, and what of it is in force.
+struct KeyFile<T> {
+    file: Option<WatchedFile>,
+    in_force: Arc<ArcSwap<T>>,
+}
+
+impl<T: Contents> KeyFile<T> {
+    fn open(path: Option<&Path>, metrics: &KeyMetrics) -> Result<Self, ConfigError> {
+        let (mut file, mut contents) = (None, T::default());
+        if let Some(path) = path {
+            warn_of_readers::<T>(path);
+            let (watched, text) = WatchedFile::open(path)?;
+            contents = T::parse(path, &text)?;
+            file = Some(watched);
+        }
+        metrics
+            .entries
+            .get_or_create(&T::LABEL)
+            .set(contents.count() as i64);
+        Ok(Self {
+            file,
+            in_force: Arc::new(ArcSwap::from_pointee(contents)),
+        })
+    }
+
+    fn poll(&mut self, metrics: &KeyMetrics) -> Poll {
+        let Some(file) = &mut self.file else {
             return Poll::Unchanged;
         };
         let read = match file.look() {
@@ -162,28 +182,29 @@ impl KeyFiles {
             Look::Settling => return Poll::Settling,
             Look::Changed(read) => read,
         };
-        match read.and_then(|text| parse_deny(file.path(), &text)) {
-            Ok(denied) => {
-                info!(devices = denied.len(), "denied devices reloaded");
-                self.metrics.reloads.get_or_create(&DENY).inc();
-                self.metrics.denied.set(denied.len() as i64);
-                self.denied.store(Arc::new(denied));
+        warn_of_readers::<T>(file.path());
+        match read.and_then(|text| T::parse(file.path(), &text)) {
+            Ok(contents) => {
+                let count = contents.count();
+                info!(count, "{} reloaded", T::WHAT);
+                metrics.reloads.get_or_create(&T::LABEL).inc();
+                metrics.entries.get_or_create(&T::LABEL).set(count as i64);
+                self.in_force.store(Arc::new(contents));
                 Poll::Applied
             }
             Err(error) => {
-                error!(%error, "the changed list of denied devices cannot be used; the one before stays in force");
-                self.metrics.refused.get_or_create(&DENY).inc();
+                error!(%error, "the changed {} cannot be used; those before stay in force", T::WHAT);
+                metrics.refused.get_or_create(&T::LABEL).inc();
                 Poll::Refused
             }
         }
     }
 }
 
-fn parse_deny(path: &Path, text: &str) -> Result<DenyList, ConfigError> {
-    DenyList::parse(text).map_err(|message| ConfigError::Parse {
-        path: path.to_owned(),
-        message,
-    })
+fn warn_of_readers<T: Contents>(path: &Path) {
+    if T::IS_SECRET {
+        secrets::warn_if_world_readable(path);
+    }
 }
 
 #[cfg(test)]
@@ -236,7 +257,10 @@ mod tests {
         assert_eq!((s.files.poll_master(), keys.load().len()), (Poll::Settling, 1));
         assert_eq!((s.files.poll_master(), keys.load().len()), (Poll::Applied, 2));
         assert_eq!(s.files.poll_deny(), Poll::Unchanged);
-        assert!(s.counts("device_key_reloads_total{file=\"master\"} 1") && s.counts("master_keys 2"));
+        assert!(
+            s.counts("device_key_reloads_total{file=\"master\"} 1")
+                && s.counts("device_key_entries{file=\"master\"} 2")
+        );
     }
 
     #[test]
@@ -269,7 +293,7 @@ mod tests {
             [s.files.poll_deny(), s.files.poll_deny()],
             [Poll::Settling, Poll::Applied]
         );
-        assert!(denied.load().is_empty() && s.counts("denied_devices 0"));
+        assert!(denied.load().is_empty() && s.counts("device_key_entries{file=\"deny\"} 0"));
     }
 
     #[test]

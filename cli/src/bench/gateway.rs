@@ -186,12 +186,12 @@ fn free_ports() -> Result<u16> {
     for _ in 0..PORT_TRIES {
         let base = FIRST_PORT + rand::random::<u16>() % PORT_RANGE;
         let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if (base..base + 4).all(is_free) {
+        if (base..base + 5).all(is_free) {
             return Ok(base);
         }
     }
     bail!(
-        "no four free ports in a row between {FIRST_PORT} and {}",
+        "no five free ports in a row between {FIRST_PORT} and {}",
         FIRST_PORT + PORT_RANGE
     )
 }

@@ -46,6 +46,7 @@ fn frontend_keys(layout: &Layout, ports: &Ports) -> Result<Vec<Setting>> {
         ("data_dir", text(&layout.frontend_data())?),
         ("link", Value::String(link(layout)?)),
         ("admin", Value::String(format!("127.0.0.1:{}", ports.admin))),
+        ("ws", Value::String(format!("127.0.0.1:{}", ports.ws))),
         ("wss.listen", Value::String(format!("127.0.0.1:{}", ports.wss))),
         ("wss.certificate", text(&layout.certificate())?),
         ("wss.key", text(&layout.certificate_key())?),
@@ -61,6 +62,7 @@ fn backend_keys(layout: &Layout, ports: &Ports) -> Result<Vec<Setting>> {
         ("api_keys", text(&layout.api_keys())?),
         ("token_keys", text(&layout.token_keys())?),
         ("routes", text(&layout.routes())?),
+        ("device_keys.master", text(&layout.master_key())?),
         ("signing.key", text(&layout.signing_key())?),
     ])
 }
@@ -197,6 +199,7 @@ mod tests {
         let table: Table =
             toml::from_str(&std::fs::read_to_string(layout.frontend_config()).unwrap()).unwrap();
         assert_eq!(table["wss"]["listen"].as_str(), Some("127.0.0.1:7500"));
+        assert_eq!(table["ws"].as_str(), Some("127.0.0.1:7504"));
         assert_eq!(
             table["wss"]["handshake"].as_str(),
             Some("9s"),
@@ -211,6 +214,8 @@ mod tests {
                 .unwrap()
                 .ends_with("signing.key")
         );
+        let master = backend["device_keys"]["master"].as_str().unwrap();
+        assert!(master.ends_with("keys/master.toml"));
         let routes = std::fs::read_to_string(layout.routes()).unwrap();
         assert_eq!(routes.matches("127.0.0.1:7503/demo").count(), 2);
     }

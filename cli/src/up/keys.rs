@@ -7,12 +7,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey, KeypairBytes};
+use holdfast_proto::secure::{KEY_BYTES, MasterKey};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::files::{self, Access};
+use crate::key::MasterKeys;
 use crate::layout::Layout;
 
 /// Makes what is missing; gives the API key that the other commands use.
@@ -20,6 +23,7 @@ pub(super) fn ensure(layout: &Layout) -> Result<String> {
     ensure_certificate(layout)?;
     ensure_token_keys(layout)?;
     ensure_signing_key(layout)?;
+    ensure_master_key(layout)?;
     ensure_api_key(layout)
 }
 
@@ -114,6 +118,26 @@ fn ensure_signing_key(layout: &Layout) -> Result<()> {
     }
 }
 
+/// Keys that were added stay, and so does a file from which the first one was taken away.
+fn ensure_master_key(layout: &Layout) -> Result<()> {
+    let path = layout.master_key();
+    if files::read_if_there(&path)?.is_some() {
+        files::make_private(&path)?;
+        MasterKeys::open(&path)?;
+        return Ok(());
+    }
+    let bytes = Zeroizing::new(rand::random::<[u8; KEY_BYTES]>());
+    let key = MasterKey::from_bytes(&*bytes).context("a master key")?;
+    let text = Zeroizing::new(format!("{MASTER_HEAD}[keys]\nk1 = \"{}\"\n", key.to_text()));
+    files::private_dir(&layout.key_dir())?;
+    files::write(&path, text.as_bytes(), Access::Private)
+}
+
+const MASTER_HEAD: &str = "\
+# Whoever has a master key can be every device. Watched: a change takes effect without a restart, and connected devices stay.
+# `holdfast key DEVICE` prints the key that is derived for a device.
+";
+
 #[derive(Deserialize)]
 struct ApiKeys {
     #[serde(default)]
@@ -186,6 +210,7 @@ mod tests {
             layout.token_key(),
             layout.token_keys(),
             layout.signing_key(),
+            layout.master_key(),
         ];
         let before: Vec<_> = all.iter().map(|path| std::fs::read(path).unwrap()).collect();
         assert_eq!(ensure(&layout).unwrap(), secret);
@@ -196,6 +221,7 @@ mod tests {
             layout.token_key(),
             layout.api_keys(),
             layout.signing_key(),
+            layout.master_key(),
         ] {
             assert_eq!(
                 std::fs::metadata(&private).unwrap().permissions().mode() & 0o777,
@@ -236,7 +262,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_named() {
-        for name in ["token_key.pem", "signing.key", "api_keys.toml", "ca.pem"] {
+        for name in [
+            "token_key.pem",
+            "signing.key",
+            "api_keys.toml",
+            "ca.pem",
+            "keys/master.toml",
+        ] {
             let (dir, layout) = layout();
             ensure(&layout).unwrap();
             std::fs::write(dir.path().join(name), "half a fi").unwrap();

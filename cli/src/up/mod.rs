@@ -30,23 +30,25 @@ use crate::args::UpArgs;
 use crate::layout::Layout;
 use supervisor::Supervisor;
 
-/// The four ports of one gateway.
+/// The five ports of one gateway.
 #[derive(Debug, Clone, Copy)]
 struct Ports {
     wss: u16,
     api: u16,
     admin: u16,
     demo: u16,
+    ws: u16,
 }
 
 impl Ports {
-    /// `base` is at most 65532.
+    /// `base` is at most 65531.
     fn from_base(base: u16) -> Self {
         Self {
             wss: base,
             api: base + 1,
             admin: base + 2,
             demo: base + 3,
+            ws: base + 4,
         }
     }
 }

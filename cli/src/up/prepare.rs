@@ -41,7 +41,7 @@ pub(super) async fn prepare(layout: &Layout, args: &UpArgs) -> Result<Prepared> 
     let _ = std::fs::remove_file(layout.up_json());
 
     let ports = Ports::from_base(args.port_base);
-    for port in [ports.wss, ports.admin] {
+    for port in [ports.wss, ports.ws, ports.admin] {
         drop(listen(port)?);
     }
     let api = listen(ports.api)?.into_std().context("the API's socket")?;

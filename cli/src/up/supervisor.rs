@@ -290,6 +290,7 @@ fn board(layout: &Layout, prepared: &Prepared) -> UpJson {
     let ports = prepared.ports;
     UpJson {
         wss: format!("wss://localhost:{}", ports.wss),
+        ws: format!("ws://127.0.0.1:{}", ports.ws),
         api: format!("http://127.0.0.1:{}", ports.api),
         api_key: prepared.api_key.clone(),
         ca: layout.ca(),
@@ -301,6 +302,7 @@ fn board(layout: &Layout, prepared: &Prepared) -> UpJson {
         control_dir: layout.control_dir(),
         routes: layout.routes(),
         token_key: layout.token_key(),
+        master_key: layout.master_key(),
         up_pid: std::process::id(),
         frontend_restarts: 0,
         backend_restarts: 0,

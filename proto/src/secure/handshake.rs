@@ -1,11 +1,12 @@
 //! Noise NNpsk0 over `snow`, in the two halves of each side.
 //!
-//! `snow` gives out the keys of the split silently even before the handshake is complete, and wipes nothing that it holds: both are
-//! dealt with here and nowhere else.
+//! `snow` gives out the keys of the split silently even before the handshake is complete, and wipes nothing that it holds: the first is
+//! dealt with here, the second here and in `wiped`. What remains are copies that it leaves on the stack.
 
 use snow::{Builder, HandshakeState};
 use zeroize::Zeroizing;
 
+use super::wiped::Wiped;
 use super::{Credential, DeviceKey, Identity, IdentityError, SecureChannel, TrafficKey};
 
 /// The Noise protocol's name.
@@ -128,7 +129,7 @@ enum Side {
     Server,
 }
 
-/// `snow`'s state, wiped of the device key when dropped.
+/// `snow`'s state, overwritten when dropped: the device key and the chaining key are in it.
 struct Noise(HandshakeState);
 
 impl Noise {
@@ -148,7 +149,7 @@ impl Noise {
         finish: impl FnOnce(Builder<'_>) -> Builder<'_>,
     ) -> Result<Self, HandshakeError> {
         let pattern = PATTERN.parse().map_err(failed)?;
-        let builder = Builder::new(pattern)
+        let builder = Builder::with_resolver(pattern, Box::new(Wiped))
             .prologue(&prologue)
             .and_then(|b| b.psk(0, key.as_bytes()))
             .map_err(failed)?;
@@ -191,10 +192,17 @@ impl Noise {
 
 impl Drop for Noise {
     fn drop(&mut self) {
-        let _ = self.0.set_psk(0, &[0; 32]);
-        // So that the write above is not taken for one that nobody needs.
-        std::hint::black_box(&self.0);
+        if let Ok(blank) = blank() {
+            self.0 = blank;
+            // So that the write above is not taken for one that nobody needs.
+            std::hint::black_box(&self.0);
+        }
     }
+}
+
+/// A state that knows no secret.
+fn blank() -> Result<HandshakeState, snow::Error> {
+    Builder::with_resolver(PATTERN.parse()?, Box::new(Wiped)).build_responder()
 }
 
 impl std::fmt::Debug for Noise {

@@ -19,7 +19,7 @@ pub const MAX_RECORD_BYTES: usize = MAX_CHUNK_BYTES + RECORD_OVERHEAD;
 /// After so many records of a direction its key moves on: who learns a key learns none from before.
 pub const REKEY_RECORDS: u64 = 1 << 20;
 
-const TAG_BYTES: usize = 16;
+pub(super) const TAG_BYTES: usize = 16;
 /// The nonce of Noise's REKEY. A direction whose counter reaches it is at its end.
 const REKEY_COUNTER: u64 = u64::MAX;
 const MORE: u8 = 0x80;
@@ -259,7 +259,7 @@ fn expand(key: &TrafficKey) -> Aes256Gcm {
 }
 
 /// Noise revision 34, section 12.4: 4 zero bytes and the counter.
-fn nonce(counter: u64) -> Nonce<aes_gcm::aead::consts::U12> {
+pub(super) fn nonce(counter: u64) -> Nonce<aes_gcm::aead::consts::U12> {
     let mut nonce = Nonce::default();
     nonce[4..].copy_from_slice(&counter.to_be_bytes());
     nonce

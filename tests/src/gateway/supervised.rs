@@ -76,7 +76,7 @@ impl Supervised {
         fs::write(dir.path().join("backend.toml"), settings).expect("a file in our own directory");
         let group = Group::new();
         // Below the ports that the system gives to outgoing connections, of which load makes many.
-        let base = 10_000 + rand::random::<u16>() % 5_500 * 4;
+        let base = 10_000 + rand::random::<u16>() % 4_400 * 5;
         let mut command = holdfast(dir.path());
         command.args(["up", "--port-base", &base.to_string()]);
         command.stdout(Stdio::null()).process_group(group.id());
