@@ -14,6 +14,9 @@ use crate::keys::{Certificates, DeviceKeys, TokenKey};
 pub const API_KEY: &str = "hf_test_operator_0123456789abcdef0123456789";
 pub const READ_KEY: &str = "hf_test_reader_0123456789abcdef0123456789";
 
+/// Where `holdfast up` has its master keys too.
+const MASTER_KEYS: &str = "keys/master.toml";
+
 /// One `[[route]]`. Fields that are `None` take the backend's defaults.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Route {
@@ -76,7 +79,8 @@ impl Layout {
         self.write("cert.pem", &certificates.chain_pem);
         self.write("key.pem", &certificates.key_pem);
         self.write("token_keys.pem", &tokens.public_pem());
-        self.write("master_keys.toml", &keys.master_toml());
+        fs::create_dir_all(self.dir.join("keys")).expect("a directory in our own directory");
+        self.write(MASTER_KEYS, &keys.master_toml());
         self.write_key("signing.key", signing_key);
         let keys = format!(
             "[[key]]\nid = \"ops\"\nsecret = \"{API_KEY}\"\nscopes = [\"push\", \"read\", \"admin\"]\n\n\
@@ -150,7 +154,7 @@ impl Layout {
         set(
             &mut config,
             "device_keys.master",
-            text(&self.dir.join("master_keys.toml")),
+            text(&self.dir.join(MASTER_KEYS)),
         );
         set(&mut config, "routes", text(&self.dir.join("routes.toml")));
         set(&mut config, "signing.key", text(&self.dir.join("signing.key")));
