@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_proto::secure::{DeviceKey, Identity};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -17,13 +18,30 @@ type PushHandler = Arc<dyn Fn(Push) + Send + Sync>;
 type StateHandler = Arc<dyn Fn(&State) + Send + Sync>;
 type ReplyHandler = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// Settings of a [`Device`]; only the URL, the token and the TLS trust have no default.
+/// How a device shows who it is, which decides the channel.
+#[derive(Clone)]
+pub(crate) enum Credentials {
+    /// On `wss`.
+    Token {
+        provider: TokenProvider,
+        /// It may give another token next time.
+        renews: bool,
+    },
+    /// On `ws`.
+    Key(Arc<DeviceIdentity>),
+}
+
+pub(crate) struct DeviceIdentity {
+    pub(crate) identity: Identity,
+    pub(crate) key: DeviceKey,
+}
+
+/// Settings of a [`Device`]; only the URL, the token or key, and on `wss` the TLS trust have no default.
 #[derive(Clone)]
 pub struct Builder {
     pub(crate) url: String,
-    pub(crate) token: TokenProvider,
-    /// The provider may give another token next time.
-    pub(crate) token_renews: bool,
+    pub(crate) credentials: Credentials,
+    pub(crate) clockless: bool,
     pub(crate) tls: Option<Tls>,
     pub(crate) instance: String,
     pub(crate) local_address: Option<IpAddr>,
@@ -41,11 +59,11 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub(crate) fn new(url: impl Into<String>, token: TokenProvider, token_renews: bool) -> Self {
+    pub(crate) fn new(url: impl Into<String>, credentials: Credentials) -> Self {
         Self {
             url: url.into(),
-            token,
-            token_renews,
+            credentials,
+            clockless: false,
             tls: None,
             instance: String::new(),
             local_address: None,
@@ -63,10 +81,18 @@ impl Builder {
         }
     }
 
-    /// Whom to trust. Required.
+    /// Whom to trust. Required on `wss`; without effect on `ws`, where the key says who the server is.
     pub fn tls(self, tls: Tls) -> Self {
         Self {
             tls: Some(tls),
+            ..self
+        }
+    }
+
+    /// The device's clock cannot be relied on: its credential on `ws` carries no time. An operator may refuse such devices.
+    pub fn clockless(self) -> Self {
+        Self {
+            clockless: true,
             ..self
         }
     }
@@ -141,7 +167,7 @@ impl Builder {
         }
     }
 
-    /// For TCP, TLS and the upgrade together, and again for `@welcome`; default 15 s.
+    /// For TCP, TLS, the upgrade and the challenge together, and again for `@welcome`; default 15 s.
     pub fn connect_timeout(self, timeout: Duration) -> Self {
         Self {
             connect_timeout: timeout,
@@ -204,26 +230,43 @@ impl Builder {
     pub(crate) fn target(&self) -> Result<Target, Error> {
         let bad = |what: String| Error::Config(format!("url {:?}: {what}", self.url));
         let url = Url::parse(&self.url).map_err(|e| bad(e.to_string()))?;
-        if url.scheme() != "wss" {
-            return Err(bad("a bearer token is sent over wss:// only".into()));
-        }
+        let (tls, default_port) = match (&self.credentials, url.scheme()) {
+            (Credentials::Token { .. }, "wss") => {
+                let tls = self.tls.clone();
+                let missing = || Error::Config("no TLS trust was given".into());
+                (Some(tls.ok_or_else(missing)?), 443)
+            }
+            (Credentials::Key(_), "ws") => (None, 80),
+            (Credentials::Token { .. }, _) => {
+                return Err(bad("a bearer token is sent over wss:// only".into()));
+            }
+            (Credentials::Key(_), "wss") => {
+                return Err(bad(
+                    "a device key is for ws://; over wss:// a bearer token is shown".into(),
+                ));
+            }
+            (Credentials::Key(_), _) => return Err(bad("a device key is for ws:// only".into())),
+        };
         let host = url.host_str().ok_or_else(|| bad("no host".into()))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = url.port().unwrap_or(443);
+        let port = url.port().unwrap_or(default_port);
         Ok(Target {
             url: url.to_string(),
             host,
             port,
+            tls,
         })
     }
 }
 
 /// Where to connect to.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) url: String,
     pub(crate) host: String,
     pub(crate) port: u16,
+    /// `None` on `ws`.
+    pub(crate) tls: Option<Tls>,
 }
 
 const DEFAULT_MAX_IN_FLIGHT: usize = 256;

@@ -9,16 +9,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::{Sink, Stream};
 use holdfast_proto::codes::CloseCode;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
-use tokio_tungstenite::tungstenite::Message;
 
 pub(crate) use self::end::End;
 use self::end::{ABNORMAL_CLOSURE, closed_by_server};
 use crate::builder::Builder;
-use crate::dial::Socket;
+use crate::channel::Channel;
 use crate::driver::{CloseSignal, Observer};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::in_flight::InFlight;
@@ -37,7 +35,7 @@ pub(crate) struct Connection<'a> {
     pub(crate) observer: &'a Observer,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) closing: &'a mut CloseSignal,
-    pub(crate) socket: Box<Socket>,
+    pub(crate) channel: Box<Channel>,
     link: Link,
 }
 
@@ -71,7 +69,7 @@ impl<'a> Connection<'a> {
         observer: &'a Observer,
         outbox: &'a mut Outbox,
         closing: &'a mut CloseSignal,
-        socket: Box<Socket>,
+        channel: Box<Channel>,
     ) -> Self {
         let link = Link {
             phase: Phase::Greeting,
@@ -86,7 +84,7 @@ impl<'a> Connection<'a> {
             observer,
             outbox,
             closing,
-            socket,
+            channel,
             link,
         }
     }
@@ -98,7 +96,7 @@ impl<'a> Connection<'a> {
             _ => None,
         };
         let mut online = None;
-        let hello = Message::text(message::hello(&self.settings.instance));
+        let hello = Encoded::Text(message::hello(&self.settings.instance));
         let end = match self.send(hello) {
             Err(end) => end,
             Ok(()) => {
@@ -148,11 +146,10 @@ impl<'a> Connection<'a> {
 
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         for _ in 0..READS_PER_TURN {
-            match Pin::new(&mut *self.socket).poll_next(cx) {
+            match self.channel.poll_next(cx) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Ok(message))) => self.handle_message(message)?,
-                Poll::Ready(Some(Err(error))) => return Err(self.broken(&error.to_string())),
-                Poll::Ready(None) => return Err(self.broken("the server hung up")),
+                Poll::Ready(Ok(received)) => self.handle_received(received),
+                Poll::Ready(Err(fault)) => self.handle_fault(fault)?,
             }
         }
         cx.waker().wake_by_ref();
@@ -174,10 +171,10 @@ impl<'a> Connection<'a> {
                 return Ok(());
             };
             let limit = welcome.max_message;
-            match Pin::new(&mut *self.socket).poll_ready(cx) {
+            match self.channel.poll_ready(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Err(self.broken(&error.to_string())),
+                Poll::Ready(Err(fault)) => return self.handle_fault(fault),
             }
             match self.outbox.poll_next(cx) {
                 Poll::Ready(Some(outgoing)) => self.send_request(outgoing, limit)?,
@@ -213,20 +210,18 @@ impl<'a> Connection<'a> {
         };
         self.link.in_flight.handle_sent(&id, bytes, waiting);
         self.link.in_flight.forget(|waiting| waiting.sender.is_closed());
-        self.send(match encoded {
-            Encoded::Text(text) => Message::text(text),
-            Encoded::Binary(bytes) => Message::binary(bytes),
-        })
+        self.send(encoded)
     }
 
-    fn send(&mut self, message: Message) -> Result<(), End> {
+    fn send(&mut self, message: Encoded) -> Result<(), End> {
         if let Phase::Online { heartbeat, .. } = &mut self.link.phase {
             heartbeat.handle_sent(Instant::now());
         }
         self.link.unflushed = true;
-        Pin::new(&mut *self.socket)
-            .start_send(message)
-            .map_err(|error| self.broken(&error.to_string()))
+        match self.channel.start_send(message) {
+            Ok(()) => Ok(()),
+            Err(fault) => self.handle_fault(fault),
+        }
     }
 
     /// The owner's close, and the end of a phase that has a fixed one.
@@ -264,9 +259,9 @@ impl<'a> Connection<'a> {
                     Ok(())
                 }
                 Beat::Dead => Err(End::broken(Error::HeartbeatTimeout)),
-                Beat::SendPing => match Pin::new(&mut *self.socket).poll_ready(cx) {
-                    Poll::Ready(Ok(())) => self.send(Message::text(message::PING)),
-                    Poll::Ready(Err(error)) => Err(self.broken(&error.to_string())),
+                Beat::SendPing => match self.channel.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => self.send(Encoded::Text(message::PING.to_owned())),
+                    Poll::Ready(Err(fault)) => self.handle_fault(fault),
                     // Bytes are already under way; a ping behind them would prove nothing more.
                     Poll::Pending => Ok(()),
                 },
@@ -289,7 +284,7 @@ impl<'a> Connection<'a> {
         if !self.link.unflushed {
             return Ok(());
         }
-        match Pin::new(&mut *self.socket).poll_flush(cx) {
+        match self.channel.poll_flush(cx) {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(())) => {
                 self.link.unflushed = false;
@@ -299,7 +294,7 @@ impl<'a> Connection<'a> {
                     Ok(())
                 }
             }
-            Poll::Ready(Err(error)) => Err(self.broken(&error.to_string())),
+            Poll::Ready(Err(fault)) => self.handle_fault(fault),
         }
     }
 }

@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_proto::secure::{DeviceKey, Identity};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
-use crate::builder::{Builder, TokenError};
+use crate::builder::{Builder, Credentials, DeviceIdentity, TokenError};
 use crate::driver::{CloseSignal, Driver, Ends};
 use crate::outbox::{Outbox, Outgoing, Waiter};
 use crate::state::Counters;
@@ -32,19 +33,33 @@ struct Handle {
 }
 
 impl Device {
-    /// A device that shows one token, which must outlive its reconnects.
+    /// A device on `wss` that shows one token, which must outlive its reconnects.
     pub fn builder(url: impl Into<String>, token: impl Into<String>) -> Builder {
         let token = token.into();
-        Builder::new(url, Arc::new(move || Ok(token.clone())), false)
+        let credentials = Credentials::Token {
+            provider: Arc::new(move || Ok(token.clone())),
+            renews: false,
+        };
+        Builder::new(url, credentials)
     }
 
-    /// A device that asks for a token before each attempt, so that it can be renewed. The provider must not block; what it
+    /// A device on `wss` that asks for a token before each attempt, so that it can be renewed. The provider must not block; what it
     /// fails with is shown in [`State::Waiting`], and it is asked again later, as it is when the server refuses its token (401).
     pub fn builder_with_token_provider(
         url: impl Into<String>,
         provider: impl Fn() -> Result<String, TokenError> + Send + Sync + 'static,
     ) -> Builder {
-        Builder::new(url, Arc::new(provider), true)
+        let credentials = Credentials::Token {
+            provider: Arc::new(provider),
+            renews: true,
+        };
+        Builder::new(url, credentials)
+    }
+
+    /// A device on `ws` that proves who it is with its key, as the server must prove to it.
+    pub fn builder_with_key(url: impl Into<String>, identity: Identity, key: DeviceKey) -> Builder {
+        let credentials = Credentials::Key(Arc::new(DeviceIdentity { identity, key }));
+        Builder::new(url, credentials)
     }
 
     pub(crate) fn start(settings: Builder, first_must_succeed: bool) -> Result<Self, Error> {

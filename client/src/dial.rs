@@ -1,28 +1,30 @@
-//! From a URL to an upgraded connection: TCP, TLS, the WebSocket upgrade with the bearer token.
+//! From a URL to a channel: TCP, TLS on `wss`, the WebSocket upgrade with the credential, on `ws` the server's challenge.
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt as _;
+
+use holdfast_proto::secure::{Initiator, MAX_RECORD_BYTES, SecureChannel, TrafficKeys, parse_challenge};
 use http::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use crate::builder::{Builder, Target};
-use crate::{Error, Refusal, Tls};
-
-pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+use crate::builder::{Builder, Credentials, DeviceIdentity, Target};
+use crate::channel::{Channel, Socket, Stream};
+use crate::{Disturbance, Error, Refusal, Tls};
 
 /// Makes one connection, or says why not; bounded by the builder's `connect_timeout`.
-pub(crate) async fn dial(settings: &Builder, target: &Target, tls: &Tls) -> Result<Box<Socket>, Error> {
-    let attempt = Box::pin(attempt(settings, target, tls));
+pub(crate) async fn dial(settings: &Builder, target: &Target) -> Result<Box<Channel>, Error> {
+    let attempt = Box::pin(attempt(settings, target));
     match tokio::time::timeout(settings.connect_timeout, attempt).await {
         Ok(result) => result,
         Err(_) => Err(Error::Connect(format!(
@@ -32,33 +34,92 @@ pub(crate) async fn dial(settings: &Builder, target: &Target, tls: &Tls) -> Resu
     }
 }
 
-async fn attempt(settings: &Builder, target: &Target, tls: &Tls) -> Result<Box<Socket>, Error> {
-    let token = (settings.token)().map_err(|e| Error::Token(e.to_string()))?;
+async fn attempt(settings: &Builder, target: &Target) -> Result<Box<Channel>, Error> {
+    match &settings.credentials {
+        Credentials::Token { provider, .. } => {
+            let token = provider().map_err(|e| Error::Token(e.to_string()))?;
+            let socket = upgrade(settings, target, format!("Bearer {token}"), settings.max_message).await?;
+            Ok(Box::new(Channel::plain(socket)))
+        }
+        Credentials::Key(identity) => {
+            // A credential is for one attempt: its ephemeral key must not come back.
+            let (initiator, credential) = introduce(identity, settings.clockless)?;
+            let longest = MAX_RECORD_BYTES;
+            let mut socket = upgrade(settings, target, format!("Holdfast {credential}"), longest).await?;
+            let keys = await_challenge(&mut socket, initiator).await?;
+            Ok(Box::new(Channel::records(socket, keys, settings.max_message)))
+        }
+    }
+}
+
+/// Connects and upgrades. No message over `longest` bytes is taken.
+async fn upgrade(
+    settings: &Builder,
+    target: &Target,
+    authorization: String,
+    longest: usize,
+) -> Result<Socket, Error> {
     let mut request = target
         .url
         .as_str()
         .into_client_request()
         .map_err(|e| Error::Config(format!("url {}: {e}", target.url)))?;
-    let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))
+    let mut authorization = HeaderValue::try_from(authorization)
         .map_err(|_| Error::Config("a token holds visible ASCII only".into()))?;
-    bearer.set_sensitive(true);
-    request.headers_mut().insert(AUTHORIZATION, bearer);
+    authorization.set_sensitive(true);
+    request.headers_mut().insert(AUTHORIZATION, authorization);
 
     let failed = |e: io::Error| Error::Connect(format!("{}:{}: {e}", target.host, target.port));
     let tcp = connect_tcp(settings, target).await.map_err(failed)?;
-    let name = ServerName::try_from(target.host.clone())
-        .map_err(|_| Error::Config(format!("{:?} is not a host name", target.host)))?;
-    let stream = TlsConnector::from(tls.0.clone())
-        .connect(name, tcp)
-        .await
-        .map_err(failed)?;
-    match client_async_with_config(request, stream, Some(web_socket_config(settings.max_message))).await {
-        Ok((socket, _)) => Ok(Box::new(socket)),
+    let stream = match &target.tls {
+        Some(tls) => Stream::Tls(Box::new(encrypt(target, tls, tcp).await?)),
+        None => Stream::Tcp(tcp),
+    };
+    match client_async_with_config(request, stream, Some(web_socket_config(longest))).await {
+        Ok((socket, _)) => Ok(socket),
         Err(WsError::Http(response)) => Err(Error::Refused(refusal(&response))),
         Err(error) => Err(Error::Connect(format!(
             "{}:{}: {error}",
             target.host, target.port
         ))),
+    }
+}
+
+async fn encrypt(target: &Target, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+    let name = ServerName::try_from(target.host.clone())
+        .map_err(|_| Error::Config(format!("{:?} is not a host name", target.host)))?;
+    TlsConnector::from(tls.0.clone())
+        .connect(name, tcp)
+        .await
+        .map_err(|e| Error::Connect(format!("{}:{}: {e}", target.host, target.port)))
+}
+
+/// The device's first half of the handshake, and the credential that carries it.
+fn introduce(identity: &DeviceIdentity, clockless: bool) -> Result<(Initiator, String), Error> {
+    let now_ms = (!clockless).then(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    });
+    Initiator::new(SecureChannel::Ws, &identity.identity, &identity.key, now_ms)
+        .map_err(|error| Error::Config(format!("the device's key: {error}")))
+}
+
+/// The server's half: whoever can answer so holds this device's key. No other message may come first.
+async fn await_challenge(socket: &mut Socket, initiator: Initiator) -> Result<TrafficKeys, Error> {
+    loop {
+        let message = match socket.next().await {
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return Err(Error::Connect(format!("no challenge: {error}"))),
+            None => return Err(Error::Connect("no challenge: the server hung up".into())),
+        };
+        let challenge = match &message {
+            Message::Text(text) => parse_challenge(text),
+            Message::Close(_) => return Err(Error::Connect("no challenge: the server closed".into())),
+            _ => None,
+        };
+        let keys = challenge.and_then(|message2| initiator.finish(&message2).ok());
+        return keys.ok_or(Error::Disturbed(Disturbance::Challenge));
     }
 }
 
@@ -97,12 +158,12 @@ async fn connect_to(settings: &Builder, address: SocketAddr) -> io::Result<TcpSt
 }
 
 /// Small buffers: one process of a load test holds 15,000 devices.
-fn web_socket_config(max_message: usize) -> WebSocketConfig {
+fn web_socket_config(longest: usize) -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
-        .max_message_size(Some(max_message))
-        .max_frame_size(Some(max_message))
+        .max_message_size(Some(longest))
+        .max_frame_size(Some(longest))
 }
 
 const BUFFER_BYTES: usize = 4096;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::builder::{Builder, Target};
+use crate::builder::{Builder, Credentials, Target};
 use crate::connection::{Connection, End};
 use crate::dial::dial;
 use crate::outbox::Outbox;
 use crate::state::Counters;
-use crate::{Backoff, Error, Push, State, Tls, Welcome};
+use crate::{Backoff, Error, Push, Refusal, State, Welcome};
 
 /// Ready for ever once the owner wants the device closed, or has dropped it.
 pub(crate) struct CloseSignal(Option<oneshot::Receiver<()>>);
@@ -74,7 +74,6 @@ impl Observer {
 pub(crate) struct Driver {
     settings: Arc<Builder>,
     target: Target,
-    tls: Tls,
     outbox: Outbox,
     closing: CloseSignal,
     observer: Observer,
@@ -94,10 +93,6 @@ pub(crate) struct Ends {
 impl Driver {
     pub(crate) fn new(settings: Builder, ends: Ends, first_must_succeed: bool) -> Result<Self, Error> {
         let target = settings.target()?;
-        let tls = settings
-            .tls
-            .clone()
-            .ok_or_else(|| Error::Config("no TLS trust was given".into()))?;
         let backoff = Backoff::new(settings.seed.unwrap_or_else(rand::random));
         let settings = Arc::new(settings);
         let Ends {
@@ -114,7 +109,6 @@ impl Driver {
         Ok(Self {
             settings,
             target,
-            tls,
             outbox,
             closing,
             observer,
@@ -127,6 +121,9 @@ impl Driver {
         let error = loop {
             let (end, online_for) = self.connect_once().await;
             tracing::debug!(error = %end.error, ?online_for, "disconnected");
+            if matches!(end.error, Error::Disturbed(_)) {
+                Counters::add(&self.observer.counters.disturbed);
+            }
             self.backoff.handle_online_for(online_for);
             let failed_first = self.first_must_succeed && self.observer.counters.connects() == 0;
             if !end.may_reconnect || !self.settings.reconnect || failed_first {
@@ -146,20 +143,20 @@ impl Driver {
         let dialled = tokio::select! {
             biased;
             () = self.closing.wait() => Err(Error::Closed),
-            dialled = dial(&self.settings, &self.target, &self.tls) => dialled,
+            dialled = dial(&self.settings, &self.target) => dialled,
         };
         match dialled {
-            Ok(socket) => {
+            Ok(channel) => {
                 let connection = Connection::new(
                     &self.settings,
                     &self.observer,
                     &mut self.outbox,
                     &mut self.closing,
-                    socket,
+                    channel,
                 );
                 connection.run().await
             }
-            Err(error) => (failed_dial(error, self.settings.token_renews), Duration::ZERO),
+            Err(error) => (failed_dial(error, &self.settings.credentials), Duration::ZERO),
         }
     }
 
@@ -175,16 +172,9 @@ impl Driver {
 }
 
 /// Whether another attempt may mend it: the same token refused is not mended by asking again, an overload is.
-fn failed_dial(error: Error, token_renews: bool) -> End {
+fn failed_dial(error: Error, credentials: &Credentials) -> End {
     let (hint, may_reconnect) = match &error {
-        Error::Refused(refusal) => {
-            // Without a problem document it may be a proxy's passing trouble, which must not silence a device for good.
-            let another_token = refusal.status == UNAUTHORIZED && token_renews;
-            (
-                refusal.retry_after,
-                another_token || refusal.retryable != Some(false),
-            )
-        }
+        Error::Refused(refusal) => (refusal.retry_after, may_mend(refusal, credentials)),
         Error::Config(_) | Error::Closed => (None, false),
         _ => (None, true),
     };
@@ -195,13 +185,45 @@ fn failed_dial(error: Error, token_renews: bool) -> End {
     }
 }
 
+fn may_mend(refusal: &Refusal, credentials: &Credentials) -> bool {
+    match credentials {
+        // Without a problem document it may be a proxy's passing trouble, which must not silence a device for good.
+        Credentials::Token { renews, .. } => {
+            let another_token = refusal.status == UNAUTHORIZED && *renews;
+            another_token || refusal.retryable != Some(false)
+        }
+        // Nobody has proved to be our server: anybody on the way could silence the device.
+        Credentials::Key(_) => true,
+    }
+}
+
 /// HTTP's status for a token that is not taken.
 const UNAUTHORIZED: u16 = 401;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Refusal;
+    use crate::builder::DeviceIdentity;
+
+    fn token(renews: bool) -> Credentials {
+        Credentials::Token {
+            provider: Arc::new(|| Ok("t".into())),
+            renews,
+        }
+    }
+
+    fn key() -> Credentials {
+        Credentials::Key(Arc::new(DeviceIdentity {
+            identity: holdfast_proto::secure::Identity {
+                key_id: "k1".into(),
+                product: String::new(),
+                class: String::new(),
+                device: "d".parse().unwrap(),
+                key_version: 1,
+            },
+            key: holdfast_proto::secure::DeviceKey::from_bytes(&[7; 32]).unwrap(),
+        }))
+    }
 
     #[test]
     fn a_refused_token_is_final_and_an_overload_is_not() {
@@ -225,15 +247,22 @@ mod tests {
             (500, None, false, true),
             (503, Some(true), false, true),
         ] {
-            let end = failed_dial(refused(status, retryable), token_renews);
+            let end = failed_dial(refused(status, retryable), &token(token_renews));
             assert_eq!(end.may_reconnect, may, "{status} {retryable:?} {token_renews}");
+            let end = failed_dial(refused(status, retryable), &key());
+            assert!(
+                end.may_reconnect,
+                "whoever said {status} to a key has proved nothing"
+            );
+            assert_eq!(end.hint, Some(Duration::from_secs(2)));
         }
         assert_eq!(
-            failed_dial(refused(503, None), false).hint,
+            failed_dial(refused(503, None), &token(false)).hint,
             Some(Duration::from_secs(2))
         );
-        assert!(failed_dial(Error::Connect("refused".into()), false).may_reconnect);
-        assert!(!failed_dial(Error::Config("bad".into()), false).may_reconnect);
+        assert!(failed_dial(Error::Connect("refused".into()), &token(false)).may_reconnect);
+        assert!(!failed_dial(Error::Config("bad".into()), &token(false)).may_reconnect);
+        assert!(!failed_dial(Error::Config("bad".into()), &key()).may_reconnect);
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use holdfast_proto::codes::CloseCode;
+
 /// An error of a request or of the connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -27,6 +29,9 @@ pub enum Error {
     /// The server broke the device protocol (a reply twice, crossed, out of order, or unreadable).
     #[error("protocol error: {0}")]
     Protocol(Violation),
+    /// Somebody between here and the server changed something, or it is not our server (on `ws`). The connection was dropped.
+    #[error("the channel was disturbed: {0}")]
+    Disturbed(Disturbance),
     /// The server answered the upgrade with something else than 101.
     #[error("{0}")]
     Refused(Refusal),
@@ -48,6 +53,29 @@ pub enum Error {
     /// This device was closed by its owner.
     #[error("the device is closed")]
     Closed,
+}
+
+/// What on `ws` must not be, and what anybody on the way can bring about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Disturbance {
+    /// Another first message than a challenge that only a holder of this device's key can make.
+    #[error("the server did not prove that it knows this device's key")]
+    Challenge,
+    #[error("a record does not open: changed, repeated, lost or out of its place on the way")]
+    Record,
+    #[error("a message in the clear where only records may be")]
+    ClearText,
+}
+
+impl Disturbance {
+    /// The code that tells the server, for its counts.
+    pub(crate) fn close_code(self) -> CloseCode {
+        match self {
+            Self::Challenge => CloseCode::ChallengeFailed,
+            Self::Record => CloseCode::RecordRejected,
+            Self::ClearText => CloseCode::ClearText,
+        }
+    }
 }
 
 /// How the server broke the device protocol: promise P2 or P3 was broken, or the peer is no Holdfast.
@@ -88,6 +116,7 @@ impl Error {
             Self::Disconnected => "disconnected",
             Self::Timeout => "timeout",
             Self::Protocol(_) => "protocol_error",
+            Self::Disturbed(disturbance) => disturbance.close_code().label(),
             Self::Refused(refusal) => &refusal.code,
             Self::Connect(_) => "connect_failed",
             Self::HeartbeatTimeout => "heartbeat_timeout",

@@ -37,6 +37,7 @@ pub struct Counters {
     pub(crate) pushes: AtomicU64,
     pub(crate) pushes_dropped: AtomicU64,
     pub(crate) violations: AtomicU64,
+    pub(crate) disturbed: AtomicU64,
     pub(crate) resent: AtomicU64,
 }
 
@@ -59,6 +60,11 @@ impl Counters {
     /// Replies that broke the device protocol; each also ended its connection.
     pub fn violations(&self) -> u64 {
         self.violations.load(Ordering::Relaxed)
+    }
+
+    /// Connections that ended because somebody between disturbed them ([`Error::Disturbed`]).
+    pub fn disturbed(&self) -> u64 {
+        self.disturbed.load(Ordering::Relaxed)
     }
 
     /// Requests with a retry key that were sent again after a reconnect.

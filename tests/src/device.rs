@@ -1,24 +1,30 @@
 //! A device of the tests' own: sees every message in its raw form, in order, with the close. It reconnects never, answers
-//! nothing by itself but WebSocket pings, and is light enough that one process holds thousands.
+//! nothing by itself but pings, and is light enough that one process holds thousands. On `ws` a message is what records held.
 
 mod message;
+mod records;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::SplitStream;
+use holdfast_proto::secure::{Initiator, parse_challenge};
 use http::HeaderMap;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::dial::Socket;
+use crate::dial::{DialError, Socket};
 use crate::wire::BinaryHeader;
 
 use message::classify;
 pub use message::{ErrorReply, Event, Incoming};
+use records::{Unwrap, Writer};
 
 /// A message that the test expects comes within this, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,17 +35,21 @@ pub const ABNORMAL: u16 = 1006;
 
 /// A connected device.
 pub struct Device {
-    sink: SplitSink<WebSocketStream<Socket>, Message>,
+    sink: Outbox,
     stream: Inbox,
     /// Headers of the 101 answer.
     pub headers: HeaderMap,
 }
 
 /// The reading half of a device.
-pub struct Inbox(SplitStream<WebSocketStream<Socket>>);
+pub struct Inbox {
+    stream: SplitStream<WebSocketStream<Socket>>,
+    /// On `ws`, and the way by which pings are answered.
+    records: Option<(Box<Unwrap>, Arc<Mutex<Writer>>)>,
+}
 
 /// The writing half of a device.
-pub struct Outbox(SplitSink<WebSocketStream<Socket>, Message>);
+pub struct Outbox(Arc<Mutex<Writer>>);
 
 impl Device {
     pub(crate) async fn new(socket: Socket, headers: HeaderMap, tail: Vec<u8>) -> Self {
@@ -49,10 +59,31 @@ impl Device {
         let stream = WebSocketStream::from_partially_read(socket, tail, Role::Client, Some(config)).await;
         let (sink, stream) = stream.split();
         Self {
-            sink,
-            stream: Inbox(stream),
+            sink: Outbox(Arc::new(Mutex::new(Writer::new(sink)))),
+            stream: Inbox {
+                stream,
+                records: None,
+            },
             headers,
         }
+    }
+
+    /// Reads the challenge, which must come first; from then on messages travel in records.
+    pub(crate) async fn meet_challenge(&mut self, initiator: Initiator) -> Result<(), DialError> {
+        let malformed = |what: String| DialError::Malformed(format!("no challenge: {what}"));
+        let first = timeout(PATIENCE, self.stream.stream.next()).await;
+        let text = match first {
+            Ok(Some(Ok(Message::Text(text)))) => text,
+            other => return Err(malformed(format!("{other:?}"))),
+        };
+        let message2 = parse_challenge(&text).ok_or_else(|| malformed(text.to_string()))?;
+        let keys = initiator
+            .finish(&message2)
+            .map_err(|e| malformed(e.to_string()))?;
+        self.sink.0.lock().await.seal_with(keys.to_server);
+        let unwrap = Box::new(Unwrap::new(keys.to_device));
+        self.stream.records = Some((unwrap, self.sink.0.clone()));
+        Ok(())
     }
 
     /// Says `@hello` and returns the body of `@welcome`.
@@ -78,7 +109,7 @@ impl Device {
     }
 
     pub async fn try_send(&mut self, message: Message) -> Result<(), Error> {
-        self.sink.send(message).await
+        self.sink.0.lock().await.send(message).await
     }
 
     /// Sends a JSON event.
@@ -155,19 +186,19 @@ impl Device {
 
     /// Closes from the device's side and waits for the answer.
     pub async fn close(mut self) {
-        self.sink.close().await.ok();
+        self.sink.0.lock().await.close().await.ok();
         self.until_closed().await;
     }
 
     /// Splits into halves that may live in different tasks.
     pub fn split(self) -> (Outbox, Inbox) {
-        (Outbox(self.sink), self.stream)
+        (self.sink, self.stream)
     }
 }
 
 impl Outbox {
     pub async fn send_text(&mut self, text: impl Into<String>) -> Result<(), Error> {
-        self.0.send(Message::text(text.into())).await
+        self.0.lock().await.send(Message::text(text.into())).await
     }
 }
 
@@ -176,9 +207,11 @@ impl Inbox {
     pub async fn next(&mut self) -> Incoming {
         let next = async {
             loop {
-                match self.0.next().await {
-                    Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
-                    Some(Ok(message)) => return classify(message),
+                match self.stream.next().await {
+                    Some(Ok(message)) => match self.unwrap(message).await {
+                        Some(Message::Pong(_) | Message::Frame(_)) | None => {}
+                        Some(message) => return classify(message),
+                    },
                     Some(Err(error)) => {
                         return Incoming::Closed {
                             code: ABNORMAL,
@@ -197,6 +230,23 @@ impl Inbox {
         timeout(PATIENCE, next)
             .await
             .unwrap_or_else(|_| panic!("no message within {PATIENCE:?}"))
+    }
+}
+
+impl Inbox {
+    /// The message that came, which on `ws` is what its record holds; `None` while there are only parts of it.
+    async fn unwrap(&mut self, message: Message) -> Option<Message> {
+        let Some((unwrap, writer)) = &mut self.records else {
+            return Some(message);
+        };
+        let message = unwrap.unwrap(message)?;
+        if let Message::Ping(_) = message
+            // Who is sending at this moment shows that it lives.
+            && let Ok(mut writer) = writer.try_lock()
+        {
+            writer.send(Message::Pong(Bytes::new())).await.ok();
+        }
+        Some(message)
     }
 }
 

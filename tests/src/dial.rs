@@ -1,4 +1,4 @@
-//! The way in: TCP from a chosen address, TLS, and the WebSocket upgrade by hand, so that refusals are seen as they are.
+//! The way in: TCP from a chosen address, TLS or not, and the WebSocket upgrade by hand, so that refusals are seen as they are.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,20 +7,25 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use holdfast_proto::secure::{DeviceKey, Identity, Initiator, SecureChannel};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::device::Device;
 use crate::http::Answer;
+use crate::keys::now_ms;
 
-pub(crate) type Socket = TlsStream<TcpStream>;
+/// TCP, with TLS on `wss`.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+pub type Socket = Box<dyn Stream>;
 
 /// Longer than any bound of the gateway's own on an upgrade (5 s without a backend).
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,7 +35,8 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 #[derive(Clone)]
 pub struct Endpoint {
     pub address: SocketAddr,
-    pub tls: Arc<ClientConfig>,
+    /// `None` on `ws`.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 /// Why a device did not get in.
@@ -53,6 +59,7 @@ pub struct Dial {
     headers: Vec<(String, String)>,
     source: Option<IpAddr>,
     receive_buffer: Option<u32>,
+    key: Option<(Identity, DeviceKey)>,
 }
 
 impl Dial {
@@ -67,6 +74,7 @@ impl Dial {
             headers: headers.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
             source: None,
             receive_buffer: None,
+            key: None,
         };
         dial = dial.header("Sec-WebSocket-Version", "13");
         dial.header("Sec-WebSocket-Key", &STANDARD.encode(rand::random::<[u8; 16]>()))
@@ -75,6 +83,12 @@ impl Dial {
     /// A bearer token in the HTTP header.
     pub fn token(self, token: &str) -> Self {
         self.header("Authorization", &format!("Bearer {token}"))
+    }
+
+    /// A device key: each connection shows a credential of its own, and wants a challenge that fits it.
+    pub fn key(mut self, identity: Identity, key: DeviceKey) -> Self {
+        self.key = Some((identity, key));
+        self
     }
 
     /// A bearer token as browsers send it.
@@ -105,9 +119,18 @@ impl Dial {
     }
 
     /// Connects and upgrades.
-    pub async fn connect(self) -> Result<Device, DialError> {
-        let (socket, headers, tail) = self.upgrade().await?;
-        Ok(Device::new(socket, headers, tail).await)
+    pub async fn connect(mut self) -> Result<Device, DialError> {
+        let Some((identity, key)) = self.key.take() else {
+            let (socket, headers, tail) = self.upgrade().await?;
+            return Ok(Device::new(socket, headers, tail).await);
+        };
+        let (initiator, credential) = Initiator::new(SecureChannel::Ws, &identity, &key, Some(now_ms()))
+            .map_err(|e| DialError::Malformed(e.to_string()))?;
+        let dial = self.header("Authorization", &format!("Holdfast {credential}"));
+        let (socket, headers, tail) = dial.upgrade().await?;
+        let mut device = Device::new(socket, headers, tail).await;
+        device.meet_challenge(initiator).await?;
+        Ok(device)
     }
 
     /// Connects and upgrades; panics unless the answer was a refusal, and returns that.
@@ -133,7 +156,7 @@ impl Dial {
 
     async fn upgrade(self) -> Result<(Socket, HeaderMap, Vec<u8>), DialError> {
         let exchange = async {
-            let mut socket = self.tls().await?;
+            let mut socket = self.socket().await?;
             let mut head = String::from("GET / HTTP/1.1\r\n");
             for (name, value) in &self.headers {
                 head.extend([name, ": ", value, "\r\n"]);
@@ -148,7 +171,7 @@ impl Dial {
             .unwrap_or(Err(DialError::Timeout))
     }
 
-    async fn tls(&self) -> Result<Socket, DialError> {
+    async fn socket(&self) -> Result<Socket, DialError> {
         let socket = TcpSocket::new_v4()?;
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
@@ -158,10 +181,11 @@ impl Dial {
         }
         let stream = socket.connect(self.endpoint.address).await?;
         stream.set_nodelay(true)?;
+        let Some(tls) = self.endpoint.tls.clone() else {
+            return Ok(Box::new(stream));
+        };
         let name = ServerName::try_from("localhost").expect("a valid name");
-        Ok(TlsConnector::from(self.endpoint.tls.clone())
-            .connect(name, stream)
-            .await?)
+        Ok(Box::new(TlsConnector::from(tls).connect(name, stream).await?))
     }
 
     async fn read_answer(&self, mut socket: Socket) -> Result<(Socket, HeaderMap, Vec<u8>), DialError> {
@@ -257,7 +281,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint {
             address: listener.local_addr().unwrap(),
-            tls: certificates.client_config(),
+            tls: Some(certificates.client_config()),
         };
         (endpoint, listener, TlsAcceptor::from(Arc::new(config)))
     }

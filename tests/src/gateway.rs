@@ -11,8 +11,10 @@ mod supervised;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use holdfast_proto::ChannelKind;
 use http::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,7 +23,7 @@ use crate::address::{free_port, own_address};
 use crate::device::Device;
 use crate::dial::{Dial, Endpoint};
 use crate::http::{Answer, Http, request};
-use crate::keys::{Certificates, TokenKey};
+use crate::keys::{Certificates, DeviceKeys, TokenKey};
 use crate::service::Service;
 use config::{Layout, Settings};
 use group::Group;
@@ -41,6 +43,15 @@ pub struct Builder<'a> {
     frontend_settings: Settings,
     backend_settings: Settings,
     shared_api: bool,
+    channels: Channels,
+}
+
+/// Which channel devices come over that do not say it.
+#[derive(Debug, Clone, Copy)]
+enum Channels {
+    /// In turn, beginning with `ws`: what happens to one kind of device happens beside the other.
+    Mixed,
+    All(ChannelKind),
 }
 
 /// A running gateway.
@@ -48,9 +59,13 @@ pub struct Gateway {
     pub frontends: Vec<Node>,
     pub backends: Vec<Node>,
     pub tokens: TokenKey,
+    pub keys: DeviceKeys,
     pub certificates: Certificates,
     http: Http,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Endpoints>,
+    channels: Channels,
+    /// Devices so far.
+    dialled: AtomicUsize,
     address: IpAddr,
     layout: Layout,
     backend_settings: Settings,
@@ -58,6 +73,12 @@ pub struct Gateway {
     shared_api: Option<Arc<TcpListener>>,
     group: Group,
     _dir: TempDir,
+}
+
+/// Where one frontend takes devices.
+struct Endpoints {
+    wss: Endpoint,
+    ws: Endpoint,
 }
 
 impl Gateway {
@@ -71,12 +92,18 @@ impl Gateway {
             frontend_settings: Vec::new(),
             backend_settings: Vec::new(),
             shared_api: false,
+            channels: Channels::Mixed,
         }
     }
 
     /// The default gateway, ready.
     pub async fn start(service: &Service) -> Self {
         Self::builder(service).start().await
+    }
+
+    /// The same for devices of one kind.
+    pub async fn start_over(kind: ChannelKind, service: &Service) -> Self {
+        Self::builder(service).over(kind).start().await
     }
 
     /// Starts one more backend, attached to all frontends, and returns its index when it is ready.
@@ -132,13 +159,39 @@ impl Gateway {
         }
     }
 
-    /// A way to the first frontend, without a token.
+    /// A way to the first frontend over `wss`, without a token.
     pub fn dial(&self) -> Dial {
-        self.dial_at(0)
+        Dial::new(&self.endpoints[0].wss)
     }
 
-    pub fn dial_at(&self, frontend: usize) -> Dial {
-        Dial::new(&self.endpoints[frontend])
+    /// A way to the first frontend over `ws`, without a key.
+    pub fn dial_ws(&self) -> Dial {
+        Dial::new(&self.endpoints[0].ws)
+    }
+
+    /// A way for `id` into the first frontend.
+    pub fn dial_as(&self, id: &str) -> Dial {
+        self.dial_at(0, id)
+    }
+
+    /// The same at another frontend.
+    pub fn dial_at(&self, frontend: usize, id: &str) -> Dial {
+        let kind = match self.channels {
+            Channels::All(kind) => kind,
+            Channels::Mixed => {
+                let dialled = self.dialled.fetch_add(1, Ordering::Relaxed);
+                ChannelKind::ALL[dialled % ChannelKind::ALL.len()]
+            }
+        };
+        let endpoints = &self.endpoints[frontend];
+        match kind {
+            ChannelKind::Wss => Dial::new(&endpoints.wss).token(&self.tokens.token(id)),
+            ChannelKind::Ws => {
+                let identity = self.keys.identity(id);
+                let key = self.keys.device_key(&identity);
+                Dial::new(&endpoints.ws).key(identity, key)
+            }
+        }
     }
 
     /// A device that is online at the first frontend.
@@ -147,8 +200,8 @@ impl Gateway {
     }
 
     pub async fn device_at(&self, frontend: usize, id: &str) -> Device {
-        let dial = self.dial_at(frontend).token(&self.tokens.token(id));
-        let mut device = dial
+        let mut device = self
+            .dial_at(frontend, id)
             .connect()
             .await
             .unwrap_or_else(|e| panic!("{id} did not get in: {e}"));
@@ -212,21 +265,31 @@ impl Gateway {
         self.layout.link(1)
     }
 
-    /// Where the first frontend listens for devices.
+    /// Where the first frontend listens for devices on `wss`.
     pub fn wss(&self) -> SocketAddr {
-        self.endpoints[0].address
+        self.endpoints[0].wss.address
+    }
+
+    /// Where it listens for those on `ws`.
+    pub fn ws(&self) -> SocketAddr {
+        self.endpoints[0].ws.address
     }
 
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let (wss, admin) = (free_port(self.address), free_port(self.address));
-        let config = self.layout.write_frontend(number, wss, admin, settings);
+        let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
+        let config = self.layout.write_frontend(number, wss, ws, admin, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
         self.frontends.push(node);
-        self.endpoints.push(Endpoint {
+        let wss = Endpoint {
             address: wss,
-            tls: tls.clone(),
-        });
+            tls: Some(tls.clone()),
+        };
+        let ws = Endpoint {
+            address: ws,
+            tls: None,
+        };
+        self.endpoints.push(Endpoints { wss, ws });
     }
 
     fn add_backend_node(&mut self) -> usize {
@@ -276,6 +339,12 @@ impl Builder<'_> {
         self
     }
 
+    /// All devices come over this channel; without this they come over each in turn.
+    pub fn over(mut self, kind: ChannelKind) -> Self {
+        self.channels = Channels::All(kind);
+        self
+    }
+
     pub fn frontends(mut self, count: usize) -> Self {
         self.frontends = count;
         self
@@ -315,7 +384,8 @@ impl Builder<'_> {
             dir: dir.path().to_owned(),
         };
         let (certificates, tokens) = (Certificates::generate(), TokenKey::generate());
-        layout.write_shared(&certificates, &tokens, self.service.signing_key());
+        let keys = DeviceKeys::generate();
+        layout.write_shared(&certificates, &tokens, &keys, self.service.signing_key());
         layout.write_routes(&self.routes);
         let tls = certificates.client_config();
         let address = own_address();
@@ -326,9 +396,12 @@ impl Builder<'_> {
             frontends: Vec::new(),
             backends: Vec::new(),
             tokens,
+            keys,
             certificates,
             http: Http::default(),
             endpoints: Vec::new(),
+            channels: self.channels,
+            dialled: AtomicUsize::new(0),
             address,
             layout,
             backend_settings: self.backend_settings,

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::pkcs8::EncodePublicKey as _;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::{Signer as _, SigningKey};
+use holdfast_proto::secure::{DeviceKey, Identity, KEY_BYTES, MasterKey};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
@@ -109,11 +110,50 @@ impl TokenKey {
     }
 }
 
+/// The master key of a gateway's devices on `ws`, and what comes of it.
+pub struct DeviceKeys(MasterKey);
+
+impl DeviceKeys {
+    pub fn generate() -> Self {
+        let bytes: [u8; KEY_BYTES] = rand::random();
+        Self(MasterKey::from_bytes(&bytes).expect("the right length"))
+    }
+
+    /// Who `device` says it is.
+    pub fn identity(&self, device: &str) -> Identity {
+        Identity {
+            key_id: KEY_ID.to_owned(),
+            product: "speaker".to_owned(),
+            class: "test".to_owned(),
+            device: device.parse().expect("a device id"),
+            key_version: 1,
+        }
+    }
+
+    pub fn device_key(&self, identity: &Identity) -> DeviceKey {
+        self.0.device_key(identity)
+    }
+
+    /// The backend's file of master keys.
+    pub(crate) fn master_toml(&self) -> String {
+        format!("[keys]\n{KEY_ID} = \"{}\"\n", self.0.to_text())
+    }
+}
+
+const KEY_ID: &str = "k1";
+
 /// Seconds since 1970.
 pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }
 
 fn encode(bytes: impl AsRef<[u8]>) -> String {

@@ -14,3 +14,24 @@ pub mod service;
 pub mod sim;
 pub mod traffic;
 pub mod wire;
+
+pub use holdfast_proto::ChannelKind;
+
+/// Makes of each `async fn name(kind: ChannelKind)` a test for each channel: `ws::name` and `wss::name`.
+#[macro_export]
+macro_rules! over_each_channel {
+    ($($test:ident),* $(,)?) => {
+        mod ws {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test($crate::ChannelKind::Ws).await;
+            })*
+        }
+        mod wss {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test($crate::ChannelKind::Wss).await;
+            })*
+        }
+    };
+}

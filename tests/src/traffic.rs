@@ -17,7 +17,6 @@ use crate::dial::Dial;
 use crate::gateway::{API_KEY, Gateway};
 use crate::history::{Checker, Conn, Event, Expectations, Violation, digest};
 use crate::http::{Http, request};
-use crate::keys::TokenKey;
 
 /// Devices that connect at the same time.
 const CONNECTING: usize = 50;
@@ -71,16 +70,15 @@ struct Shared {
 
 /// Where traffic goes in.
 pub struct Entrance<'a> {
-    pub dial: Dial,
-    pub tokens: &'a TokenKey,
+    /// How a device of this name comes in.
+    pub dial: Box<dyn Fn(&str) -> Dial + 'a>,
     /// Where pushes are posted.
     pub messages_url: String,
 }
 
 impl Entrance<'_> {
     async fn device(&self, id: &str) -> Device {
-        let dial = self.dial.clone().token(&self.tokens.token(id));
-        let mut device = dial
+        let mut device = (self.dial)(id)
             .connect()
             .await
             .unwrap_or_else(|e| panic!("{id} did not get in: {e}"));
@@ -93,8 +91,7 @@ impl Traffic {
     /// Connects all devices to the gateway's first frontend, then starts sending.
     pub async fn start(gateway: &Gateway, plan: Plan) -> Self {
         let entrance = Entrance {
-            dial: gateway.dial(),
-            tokens: &gateway.tokens,
+            dial: Box::new(|id| gateway.dial_as(id)),
             messages_url: gateway.api_url("/v1/messages"),
         };
         Self::through(&entrance, plan).await

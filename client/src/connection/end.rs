@@ -40,8 +40,7 @@ pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodby
     }
 }
 
-/// RFC 6455 section 7.4.1: no code in the close frame, and no close frame at all.
-pub(super) const NO_CLOSE_CODE: u16 = 1005;
+/// RFC 6455 section 7.4.1: no close frame at all.
 pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 
 #[cfg(test)]

@@ -1,40 +1,58 @@
 //! What the server's messages do to a connection.
 
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures_util::Sink;
 use holdfast_proto::codes::CloseCode;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-use super::end::{End, NO_CLOSE_CODE, closed_by_server};
+use super::end::{End, closed_by_server};
 use super::{Connection, Phase};
+use crate::channel::{Fault, Received};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::message::{self, Incoming};
 use crate::state::Counters;
 use crate::{Error, Reply, Violation, Welcome};
 
 impl Connection<'_> {
-    pub(super) fn handle_message(&mut self, message: Message) -> Result<(), End> {
-        if let Phase::Online { heartbeat, .. } = &mut self.link.phase {
+    pub(super) fn handle_received(&mut self, received: Received) {
+        if let Phase::Online { heartbeat, .. } = &mut self.link.phase
+            && received != Received::Unproven
+        {
             heartbeat.handle_heard(Instant::now());
         }
-        let incoming = match message {
-            Message::Text(text) => message::decode_text(Bytes::from(text)),
-            Message::Binary(bytes) => message::decode_binary(bytes),
-            Message::Close(frame) => {
-                self.handle_close(frame);
-                return Ok(());
-            }
-            // tungstenite has queued the pong.
-            Message::Ping(_) => {
+        match received {
+            Received::Text(text) => self.handle_message(message::decode_text(text)),
+            Received::Binary(bytes) => self.handle_message(message::decode_binary(bytes)),
+            // The channel may owe a pong.
+            Received::Alive | Received::Unproven => self.link.unflushed = true,
+            Received::Closing { code, reason } => self.handle_close(code, reason),
+            Received::CloseFrame { code, reason, proven } => {
                 self.link.unflushed = true;
-                return Ok(());
+                self.link.closed_by_peer = true;
+                if proven {
+                    self.handle_close(code, reason);
+                } else if !matches!(self.link.phase, Phase::Ending(_)) {
+                    // Anybody can have sent it: it says no more than that the connection is lost.
+                    let end = self.broken(&format!("closed with {code} {reason:?}, without proof"));
+                    self.start_ending(end);
+                }
             }
-            Message::Pong(_) | Message::Frame(_) => return Ok(()),
-        };
+        }
+    }
+
+    /// The end when the socket is gone; otherwise the connection is closed with the reason.
+    pub(super) fn handle_fault(&mut self, fault: Fault) -> Result<(), End> {
+        match fault {
+            Fault::Broken(what) => return Err(self.broken(&what)),
+            Fault::Server(code, violation) => self.give_up(code, violation),
+            Fault::Disturbed(disturbance) => {
+                let end = End::broken(Error::Disturbed(disturbance));
+                self.begin_close(disturbance.close_code(), end);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_message(&mut self, incoming: Result<Incoming, String>) {
         match incoming {
             Ok(Incoming::Reply(reply)) => {
                 let (seq, reply_to) = (reply.seq, reply.reply_to.clone());
@@ -47,9 +65,8 @@ impl Connection<'_> {
             Ok(Incoming::Welcome(welcome)) => self.handle_welcome(welcome),
             Ok(Incoming::Goodbye(goodbye)) => self.link.goodbye = Some(goodbye),
             Ok(Incoming::OtherControl) => {}
-            Err(what) => self.give_up(Violation::Unreadable(what.into())),
+            Err(what) => self.give_up(CloseCode::Protocol, Violation::Unreadable(what.into())),
         }
-        Ok(())
     }
 
     fn handle_welcome(&mut self, welcome: Welcome) {
@@ -80,27 +97,22 @@ impl Connection<'_> {
                 if let Some(waiting) = waiting {
                     drop(waiting.sender.send(Err(Error::Protocol(violation.clone()))));
                 }
-                self.give_up(violation);
+                self.give_up(CloseCode::Protocol, violation);
             }
         }
     }
 
     /// The server broke the protocol: counted, and the connection closed.
-    fn give_up(&mut self, violation: Violation) {
+    fn give_up(&mut self, code: CloseCode, violation: Violation) {
         Counters::add(&self.observer.counters.violations);
         tracing::debug!(%violation, "protocol error");
-        self.begin_close(CloseCode::Protocol, End::broken(Error::Protocol(violation)));
+        self.begin_close(code, End::broken(Error::Protocol(violation)));
     }
 
-    fn handle_close(&mut self, frame: Option<CloseFrame>) {
-        self.link.unflushed = true;
-        self.link.closed_by_peer = true;
+    fn handle_close(&mut self, code: u16, reason: String) {
         if matches!(self.link.phase, Phase::Ending(_)) {
             return;
         }
-        let (code, reason) = frame.map_or((NO_CLOSE_CODE, String::new()), |frame| {
-            (frame.code.into(), frame.reason.to_string())
-        });
         let goodbye = self.link.goodbye.take();
         self.start_ending(closed_by_server(code, reason, goodbye));
     }
@@ -109,12 +121,7 @@ impl Connection<'_> {
         if matches!(self.link.phase, Phase::Ending(_)) {
             return;
         }
-        let frame = CloseFrame {
-            code: (code as u16).into(),
-            reason: code.label().into(),
-        };
-        // A socket that takes no close frame is closed by dropping it.
-        let _ = Pin::new(&mut *self.socket).start_send(Message::Close(Some(frame)));
+        self.channel.start_close(code);
         self.link.unflushed = true;
         self.start_ending(end);
     }

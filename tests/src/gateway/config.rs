@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use toml::{Table, Value};
 
-use crate::keys::{Certificates, TokenKey};
+use crate::keys::{Certificates, DeviceKeys, TokenKey};
 
 /// Secret of the API key with every scope, and of one that may only read.
 pub const API_KEY: &str = "hf_test_operator_0123456789abcdef0123456789";
 pub const READ_KEY: &str = "hf_test_reader_0123456789abcdef0123456789";
+
+/// Where `holdfast up` has its master keys too.
+const MASTER_KEYS: &str = "keys/master.toml";
 
 /// One `[[route]]`. Fields that are `None` take the backend's defaults.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -65,11 +68,19 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Writes what all processes share.
-    pub(super) fn write_shared(&self, certificates: &Certificates, tokens: &TokenKey, signing_key: &[u8]) {
+    pub(super) fn write_shared(
+        &self,
+        certificates: &Certificates,
+        tokens: &TokenKey,
+        keys: &DeviceKeys,
+        signing_key: &[u8],
+    ) {
         self.write("ca.pem", &certificates.ca_pem);
         self.write("cert.pem", &certificates.chain_pem);
         self.write("key.pem", &certificates.key_pem);
         self.write("token_keys.pem", &tokens.public_pem());
+        fs::create_dir_all(self.dir.join("keys")).expect("a directory in our own directory");
+        self.write(MASTER_KEYS, &keys.master_toml());
         self.write_key("signing.key", signing_key);
         let keys = format!(
             "[[key]]\nid = \"ops\"\nsecret = \"{API_KEY}\"\nscopes = [\"push\", \"read\", \"admin\"]\n\n\
@@ -106,6 +117,7 @@ impl Layout {
         &self,
         number: usize,
         wss: SocketAddr,
+        ws: SocketAddr,
         admin: SocketAddr,
         settings: &Settings,
     ) -> PathBuf {
@@ -116,6 +128,7 @@ impl Layout {
         set(&mut config, "data_dir", text(&data));
         set(&mut config, "link", self.link(number).into());
         set(&mut config, "admin", admin.to_string().into());
+        set(&mut config, "ws.listen", ws.to_string().into());
         set(&mut config, "wss.listen", wss.to_string().into());
         set(&mut config, "wss.certificate", text(&self.dir.join("cert.pem")));
         set(&mut config, "wss.key", text(&self.dir.join("key.pem")));
@@ -138,6 +151,11 @@ impl Layout {
         set(&mut config, "api", api.to_string().into());
         set(&mut config, "api_keys", text(&self.dir.join("api_keys.toml")));
         set(&mut config, "token_keys", text(&self.dir.join("token_keys.pem")));
+        set(
+            &mut config,
+            "device_keys.master",
+            text(&self.dir.join(MASTER_KEYS)),
+        );
         set(&mut config, "routes", text(&self.dir.join("routes.toml")));
         set(&mut config, "signing.key", text(&self.dir.join("signing.key")));
         self.write_config(&format!("{name}.toml"), config, settings)
@@ -205,7 +223,7 @@ mod tests {
             ("wss.key".to_owned(), "k".into()),
             ("limits.window".to_owned(), 3.into()),
         ];
-        let path = layout.write_frontend(7, any, any, &settings);
+        let path = layout.write_frontend(7, any, any, any, &settings);
         let config: Table = fs::read_to_string(path).unwrap().parse().unwrap();
         assert_eq!(config["frontend_id"].as_integer(), Some(7));
         assert_eq!(config["wss"]["key"].as_str(), Some("k"));

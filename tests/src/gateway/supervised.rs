@@ -5,8 +5,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use holdfast_proto::ChannelKind;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -20,7 +22,7 @@ use super::group::Group;
 use super::locate;
 use crate::dial::{Dial, Endpoint};
 use crate::http::Http;
-use crate::keys::{Certificates, TokenKey};
+use crate::keys::{Certificates, DeviceKeys, TokenKey};
 use crate::service::Service;
 use crate::traffic::Entrance;
 
@@ -35,6 +37,9 @@ const LOG_TAIL_LINES: usize = 40;
 pub struct Supervised {
     pub process: Child,
     pub tokens: TokenKey,
+    pub keys: DeviceKeys,
+    /// Devices so far.
+    dialled: AtomicUsize,
     http: Http,
     certificates: Certificates,
     layout: Layout,
@@ -71,7 +76,8 @@ impl Supervised {
             dir: dir.path().to_owned(),
         };
         let (certificates, tokens) = (Certificates::generate(), TokenKey::generate());
-        layout.write_shared(&certificates, &tokens, service.signing_key());
+        let keys = DeviceKeys::generate();
+        layout.write_shared(&certificates, &tokens, &keys, service.signing_key());
         layout.write_routes(&[route(service)]);
         fs::write(dir.path().join("backend.toml"), settings).expect("a file in our own directory");
         let group = Group::new();
@@ -84,6 +90,8 @@ impl Supervised {
         let mut up = Self {
             process,
             tokens,
+            keys,
+            dialled: AtomicUsize::new(0),
             http: Http::default(),
             certificates,
             layout,
@@ -135,24 +143,30 @@ impl Supervised {
         assert!(timeout(PATIENCE, wait).await.is_ok(), "waited in vain for {what}");
     }
 
-    pub fn dial(&self) -> Dial {
+    /// A way in for `id`: over each channel in turn, beginning with `ws`.
+    pub fn dial_as(&self, id: &str) -> Dial {
+        let dialled = self.dialled.fetch_add(1, Ordering::Relaxed);
+        let kind = ChannelKind::ALL[dialled % ChannelKind::ALL.len()];
         let json = self.json();
-        let wss = json["wss"]
-            .as_str()
-            .expect("wss")
-            .rsplit_once(':')
-            .expect("a port")
-            .1;
-        Dial::new(&Endpoint {
-            address: format!("127.0.0.1:{wss}").parse().expect("an address"),
-            tls: self.certificates.client_config(),
-        })
+        let url = json[kind.label()].as_str().expect("a URL");
+        let port = url.rsplit_once(':').expect("a port").1;
+        let address = format!("127.0.0.1:{port}").parse().expect("an address");
+        let (tls, identity) = (self.certificates.client_config(), self.keys.identity(id));
+        match kind {
+            ChannelKind::Wss => {
+                let tls = Some(tls);
+                Dial::new(&Endpoint { address, tls }).token(&self.tokens.token(id))
+            }
+            ChannelKind::Ws => {
+                let key = self.keys.device_key(&identity);
+                Dial::new(&Endpoint { address, tls: None }).key(identity, key)
+            }
+        }
     }
 
     pub fn entrance(&self) -> Entrance<'_> {
         Entrance {
-            dial: self.dial(),
-            tokens: &self.tokens,
+            dial: Box::new(|id| self.dial_as(id)),
             messages_url: self.api_url("/v1/messages"),
         }
     }

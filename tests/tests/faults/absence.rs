@@ -15,7 +15,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(5);
 async fn a_device_that_arrives_before_the_backend_waits_and_is_admitted() {
     let service = Service::start().await;
     let mut gateway = Gateway::builder(&service).backends(0).start().await;
-    let arriving = tokio::spawn(gateway.dial().token(&gateway.tokens.token("early")).connect());
+    let arriving = tokio::spawn(gateway.dial_as("early").connect());
     gateway.frontends[0]
         .wait_for_metric("holdfast_frontend_sessions", |n| n == 1.0)
         .await;
@@ -47,7 +47,7 @@ async fn without_a_backend_the_wait_ends_in_503_with_a_hint() {
     let service = Service::start().await;
     let gateway = Gateway::builder(&service).backends(0).start().await;
     let begun = Instant::now();
-    let answer = gateway.dial().token(&gateway.tokens.token("d")).refusal().await;
+    let answer = gateway.dial_as("d").refusal().await;
     let took = begun.elapsed();
     let problem = answer.expect_problem(503, "unavailable");
     assert_eq!(problem["retryable"], true);

@@ -119,14 +119,7 @@ async fn devices_that_connect_during_a_crash_get_in() {
     let service = Service::start().await;
     let mut gateway = Gateway::start(&service).await;
     let arriving: Vec<_> = (0..DEVICES)
-        .map(|n| {
-            tokio::spawn(
-                gateway
-                    .dial()
-                    .token(&gateway.tokens.token(&format!("d{n}")))
-                    .connect(),
-            )
-        })
+        .map(|n| tokio::spawn(gateway.dial_as(&format!("d{n}")).connect()))
         .collect();
     gateway.backends[0].kill9().await;
     gateway.backends[0].start();

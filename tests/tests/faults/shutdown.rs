@@ -105,12 +105,7 @@ async fn the_backend_attaches_to_a_restarted_frontend_by_itself() {
         gateway.frontends[0].signal(signal);
         gateway.frontends[0].wait_exit().await;
         gateway.frontends[0].restart().await;
-        let mut device = gateway
-            .dial()
-            .token(&gateway.tokens.token("d"))
-            .connect()
-            .await
-            .unwrap();
+        let mut device = gateway.dial_as("d").connect().await.unwrap();
         sessions.push(device.hello().await["session"].to_string());
         device.request(ECHO, "x", &json!({})).await;
         device.next_reply().await;

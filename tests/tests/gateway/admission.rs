@@ -5,18 +5,18 @@ use holdfast_tests::dial::Dial;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::keys::{TokenKey, now};
 use holdfast_tests::service::Service;
+use holdfast_tests::{ChannelKind, over_each_channel};
 use serde_json::json;
+
+over_each_channel! {
+    hello_is_answered_with_what_the_device_must_know,
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_good_token_gets_in_by_header_or_by_sub_protocol() {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let by_header = gateway
-        .dial()
-        .token(&gateway.tokens.token("d1"))
-        .connect()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
+    let by_header = gateway.dial_as("d1").connect().await.unwrap();
     assert!(!by_header.headers.contains_key("sec-websocket-protocol"));
     let by_protocol = gateway
         .dial()
@@ -27,16 +27,10 @@ async fn a_good_token_gets_in_by_header_or_by_sub_protocol() {
     assert_eq!(by_protocol.headers["sec-websocket-protocol"], "holdfast.v1");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn hello_is_answered_with_what_the_device_must_know() {
+async fn hello_is_answered_with_what_the_device_must_know(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let mut device = gateway
-        .dial()
-        .token(&gateway.tokens.token("d"))
-        .connect()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(kind, &service).await;
+    let mut device = gateway.dial_as("d").connect().await.unwrap();
     let welcome = device.hello().await;
     let session: Vec<usize> = welcome["session"]
         .as_str()
@@ -62,21 +56,11 @@ async fn hello_is_answered_with_what_the_device_must_know() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hello_may_be_left_out() {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let mut device = gateway
-        .dial()
-        .token(&gateway.tokens.token("d"))
-        .connect()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
+    let mut device = gateway.dial_as("d").connect().await.unwrap();
     device.request(("Demo", "Echo"), "first", &json!({})).await;
     assert_eq!(device.next_reply().await.seq, 1);
-    let mut silent = gateway
-        .dial()
-        .token(&gateway.tokens.token("e"))
-        .connect()
-        .await
-        .unwrap();
+    let mut silent = gateway.dial_as("e").connect().await.unwrap();
     gateway.frontends[0]
         .wait_for_metric("holdfast_frontend_sessions_online", |n| n == 2.0)
         .await;

@@ -5,7 +5,17 @@ use std::time::{Duration, Instant};
 use holdfast_tests::device::Device;
 use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
+use holdfast_tests::{ChannelKind, over_each_channel};
 use serde_json::{Value, json};
+
+over_each_channel! {
+    a_service_s_failures_have_codes_of_their_own,
+    a_204_is_an_empty_reply,
+    a_timeout_takes_the_reply_s_place_and_holds_nothing_up_longer,
+    an_unreadable_request_is_answered_by_its_number,
+    errors_to_binary_requests_are_binary,
+    a_full_route_is_overloaded_at_once,
+}
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 
@@ -21,12 +31,15 @@ async fn expect_error(device: &mut Device, kind: (&str, &str), payload: Value) -
     (error.code, error.retryable)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_service_s_failures_have_codes_of_their_own() {
+async fn a_service_s_failures_have_codes_of_their_own(kind: ChannelKind) {
     let service = Service::start().await;
     let mut route = Route::new("Demo", service.url("/demo"));
     route.max_reply_bytes = Some(10_000);
-    let gateway = Gateway::builder(&service).routes(vec![route]).start().await;
+    let gateway = Gateway::builder(&service)
+        .over(kind)
+        .routes(vec![route])
+        .start()
+        .await;
     let mut device = gateway.device("d").await;
     let cases = [
         (("Nowhere", "X"), json!({}), "no_route", false),
@@ -45,10 +58,9 @@ async fn a_service_s_failures_have_codes_of_their_own() {
     assert_eq!(device.next_reply().await.payload.len(), 10_000);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_204_is_an_empty_reply() {
+async fn a_204_is_an_empty_reply(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "text", &json!({"empty": true})).await;
     device.request_binary(ECHO, "binary", br#"{"empty":true}"#).await;
@@ -57,11 +69,14 @@ async fn a_204_is_an_empty_reply() {
 }
 
 /// P2 and P3: the hanging call costs its own timeout, not more, and those behind it are answered after it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_timeout_takes_the_reply_s_place_and_holds_nothing_up_longer() {
+async fn a_timeout_takes_the_reply_s_place_and_holds_nothing_up_longer(kind: ChannelKind) {
     let service = Service::start().await;
     let route = Route::new("Demo", service.url("/demo")).timeout("300ms");
-    let gateway = Gateway::builder(&service).routes(vec![route]).start().await;
+    let gateway = Gateway::builder(&service)
+        .over(kind)
+        .routes(vec![route])
+        .start()
+        .await;
     let mut device = gateway.device("d").await;
     let asked = Instant::now();
     let error = expect_error(&mut device, ECHO, json!({"hang": true})).await;
@@ -93,10 +108,9 @@ async fn a_service_that_is_down_is_unavailable_and_recovers_by_itself() {
     assert_eq!(device.next_reply().await.reply_to, "after");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_request_is_answered_by_its_number() {
+async fn an_unreadable_request_is_answered_by_its_number(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     let long = "x".repeat(129);
     let unreadable = [
@@ -128,10 +142,9 @@ async fn an_unreadable_request_is_answered_by_its_number() {
     assert_eq!(device.next_reply().await.seq, unreadable.len() as u64 + 2);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn errors_to_binary_requests_are_binary() {
+async fn errors_to_binary_requests_are_binary(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     device.request_binary(("Nowhere", "X"), "b", b"\0").await;
     let error = device.next_error().await;
@@ -140,14 +153,17 @@ async fn errors_to_binary_requests_are_binary() {
 }
 
 /// P7: a full route says so at once, and what it had taken is answered all the same.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_route_is_overloaded_at_once() {
+async fn a_full_route_is_overloaded_at_once(kind: ChannelKind) {
     let service = Service::start().await;
     let mut route = Route::new("Demo", service.url("/demo"))
         .order("none")
         .timeout("30s");
     (route.concurrency, route.queue) = (Some(2), Some(3));
-    let gateway = Gateway::builder(&service).routes(vec![route]).start().await;
+    let gateway = Gateway::builder(&service)
+        .over(kind)
+        .routes(vec![route])
+        .start()
+        .await;
     let mut device = gateway.device("d").await;
     for n in 0..10 {
         device.request(ECHO, &n.to_string(), &json!({"hold": true})).await;

@@ -6,14 +6,21 @@ use holdfast_tests::device::Incoming;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
 use holdfast_tests::wire::{CLOSE, PING, TEXT, read_frame, write_frame};
+use holdfast_tests::{ChannelKind, over_each_channel};
 use serde_json::json;
+
+over_each_channel! {
+    a_device_that_only_answers_pings_lives,
+    a_stopped_reader_s_clock_stands_still,
+}
 
 const PING_AFTER: Duration = Duration::from_millis(500);
 const CLOSE_AFTER: Duration = Duration::from_millis(1500);
 
-async fn start(service: &Service) -> Gateway {
+async fn start(kind: ChannelKind, service: &Service) -> Gateway {
     let text = |d: Duration| format!("{}ms", d.as_millis());
     Gateway::builder(service)
+        .over(kind)
         .frontend_set("times.ping_after", text(PING_AFTER))
         .frontend_set("times.close_after", text(CLOSE_AFTER))
         .start()
@@ -24,13 +31,8 @@ async fn start(service: &Service) -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_device_is_pinged_then_closed_with_4003() {
     let service = Service::start().await;
-    let gateway = start(&service).await;
-    let mut socket = gateway
-        .dial()
-        .token(&gateway.tokens.token("d"))
-        .raw()
-        .await
-        .unwrap();
+    let gateway = start(ChannelKind::Wss, &service).await;
+    let mut socket = gateway.dial_as("d").raw().await.unwrap();
     write_frame(&mut socket, 0x80 | TEXT, true, b"@hello {}").await;
     let heard = Instant::now();
     let (mut opcodes, mut goodbye) = (Vec::new(), String::new());
@@ -55,10 +57,9 @@ async fn a_silent_device_is_pinged_then_closed_with_4003() {
     assert!(took >= CLOSE_AFTER, "closed after {took:?} of silence");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_only_answers_pings_lives() {
+async fn a_device_that_only_answers_pings_lives(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = start(&service).await;
+    let gateway = start(kind, &service).await;
     let mut device = gateway.device("d").await;
     let begun = Instant::now();
     let mut pings = 0;
@@ -74,11 +75,11 @@ async fn a_device_that_only_answers_pings_lives() {
 }
 
 /// While the frontend itself has stopped reading (a full window), the silence is not the device's fault.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_reader_s_clock_stands_still() {
+async fn a_stopped_reader_s_clock_stands_still(kind: ChannelKind) {
     let service = Service::start().await;
     let route = holdfast_tests::gateway::Route::new("Demo", service.url("/demo")).timeout("30s");
     let gateway = Gateway::builder(&service)
+        .over(kind)
         .routes(vec![route])
         .frontend_set("times.ping_after", "500ms")
         .frontend_set("times.close_after", "1500ms")

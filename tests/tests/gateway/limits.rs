@@ -6,19 +6,27 @@ use holdfast_tests::device::{Incoming, event_text};
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
 use holdfast_tests::wire::{CLOSE, TEXT, read_frame, write_frame};
+use holdfast_tests::{ChannelKind, over_each_channel};
 use serde_json::json;
+
+over_each_channel! {
+    a_full_window_stops_the_reading_and_loses_nothing,
+    at_most_a_window_of_requests_is_in_flight,
+    a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes,
+    a_flood_of_control_messages_is_closed_with_4005,
+    a_slow_consumer_delays_nobody,
+}
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 const WINDOW: usize = 32;
 
 /// A device sends 500 requests of 100 KB and reads nothing: the frontend stops reading when the window is full, holds no
 /// more than it, and in the end every request is answered.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_window_stops_the_reading_and_loses_nothing() {
+async fn a_full_window_stops_the_reading_and_loses_nothing(kind: ChannelKind) {
     const REQUESTS: u64 = 500;
     const MAX_GROWTH_BYTES: u64 = 16 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let (mut outbox, mut inbox) = gateway.device("flood").await.split();
     let before = gateway.frontends[0].resident_bytes() + gateway.backends[0].resident_bytes();
     let padding = "x".repeat(100_000);
@@ -59,10 +67,9 @@ async fn a_full_window_stops_the_reading_and_loses_nothing() {
 }
 
 /// The window counts requests too, not only bytes.
-#[tokio::test(flavor = "multi_thread")]
-async fn at_most_a_window_of_requests_is_in_flight() {
+async fn at_most_a_window_of_requests_is_in_flight(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     for n in 0..100 {
         device.request(ECHO, &n.to_string(), &json!({"hold": true})).await;
@@ -81,11 +88,10 @@ async fn at_most_a_window_of_requests_is_in_flight() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes() {
+async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes(kind: ChannelKind) {
     const LIMIT: usize = 1 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     let frame = event_text(ECHO, "max", &json!("")).len();
     device
@@ -99,10 +105,9 @@ async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passe
     assert_eq!(code, 1009);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_control_messages_is_closed_with_4005() {
+async fn a_flood_of_control_messages_is_closed_with_4005(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let (mut outbox, mut inbox) = gateway.device("d").await.split();
     let flood = async {
         // Ends when the gateway has closed.
@@ -128,7 +133,7 @@ async fn a_flood_of_control_messages_is_closed_with_4005() {
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_framing_is_closed_with_its_code() {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
     let cases: [(&str, u8, bool, &[u8], u16); 6] = [
         ("unmasked (5.1)", 0x81, false, b"{}", 1002),
         ("reserved bit (5.2)", 0xc1, true, b"{}", 1002),
@@ -138,12 +143,7 @@ async fn broken_framing_is_closed_with_its_code() {
         ("not UTF-8 (8.1)", 0x81, true, b"\xff\xfe", 1007),
     ];
     for (what, first, masked, payload, expected) in cases {
-        let mut socket = gateway
-            .dial()
-            .token(&gateway.tokens.token("d"))
-            .raw()
-            .await
-            .unwrap();
+        let mut socket = gateway.dial_as("d").raw().await.unwrap();
         write_frame(&mut socket, 0x80 | TEXT, true, b"@hello {}").await;
         assert_eq!(read_frame(&mut socket).await.unwrap().opcode, TEXT, "@welcome");
         write_frame(&mut socket, first, masked, payload).await;
@@ -163,13 +163,8 @@ async fn broken_framing_is_closed_with_its_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fragments_make_one_message() {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let mut socket = gateway
-        .dial()
-        .token(&gateway.tokens.token("d"))
-        .raw()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
+    let mut socket = gateway.dial_as("d").raw().await.unwrap();
     let text = event_text(ECHO, "pieces", &json!({"é": 1}));
     let (start, end) = text.as_bytes().split_at(text.find('é').unwrap() + 1);
     write_frame(&mut socket, TEXT, true, start).await;
@@ -189,15 +184,11 @@ async fn fragments_make_one_message() {
 }
 
 /// A device that takes no pushes loses pushes or is closed as 4002, is counted, and delays nobody.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slow_consumer_delays_nobody() {
+async fn a_slow_consumer_delays_nobody(kind: ChannelKind) {
     const PUSHES: usize = 2_000;
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let dial = gateway
-        .dial()
-        .token(&gateway.tokens.token("slow"))
-        .receive_buffer(4096);
+    let gateway = Gateway::start_over(kind, &service).await;
+    let dial = gateway.dial_as("slow").receive_buffer(4096);
     let mut slow = dial.connect().await.unwrap();
     slow.hello().await;
     let before = gateway.frontends[0].resident_bytes();

@@ -4,24 +4,26 @@ use bytes::Bytes;
 use holdfast_tests::gateway::{Gateway, READ_KEY};
 use holdfast_tests::http::request;
 use holdfast_tests::service::Service;
+use holdfast_tests::{ChannelKind, over_each_channel};
 use http::Method;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn presence_is_online_then_offline_and_a_stranger_is_unknown() {
+over_each_channel! {
+    presence_is_online_then_offline_and_a_stranger_is_unknown,
+    an_operator_closes_a_device,
+    a_second_login_replaces_the_first,
+    a_device_is_reachable_as_soon_as_it_is_welcomed,
+}
+
+async fn presence_is_online_then_offline_and_a_stranger_is_unknown(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     gateway
         .api(Method::GET, "/v1/devices/d", None)
         .await
         .expect_problem(404, "unknown_device");
-    let mut device = gateway
-        .dial()
-        .token(&gateway.tokens.token("d"))
-        .connect()
-        .await
-        .unwrap();
+    let mut device = gateway.dial_as("d").connect().await.unwrap();
     let session = device.hello().await["session"].clone();
     let answer = gateway.api(Method::GET, "/v1/devices/d", None).await;
     assert_eq!(answer.status, 200);
@@ -35,7 +37,7 @@ async fn presence_is_online_then_offline_and_a_stranger_is_unknown() {
     assert_eq!(sessions.len(), 1, "{presence}");
     assert_eq!(
         (&sessions[0]["session"], &sessions[0]["channel"]),
-        (&session, &json!("wss"))
+        (&session, &json!(kind.label()))
     );
     assert!(
         sessions[0]["address"].as_str().unwrap().starts_with("127."),
@@ -53,10 +55,9 @@ async fn presence_is_online_then_offline_and_a_stranger_is_unknown() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_operator_closes_a_device() {
+async fn an_operator_closes_a_device(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     let url = gateway.api_url("/v1/devices/d");
     let delete = || request(Method::DELETE, &url, Some(READ_KEY), Bytes::new());
@@ -84,10 +85,9 @@ async fn an_operator_closes_a_device() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_login_replaces_the_first() {
+async fn a_second_login_replaces_the_first(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut first = gateway.device("d").await;
     let mut second = gateway.device("d").await;
     let (goodbye, code) = first.until_closed().await;
@@ -105,10 +105,9 @@ async fn a_second_login_replaces_the_first() {
 }
 
 /// P9: who has been welcomed is online for everyone else too, from that moment on.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_is_reachable_as_soon_as_it_is_welcomed() {
+async fn a_device_is_reachable_as_soon_as_it_is_welcomed(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     for n in 0..200 {
         let id = format!("d{n}");
         let mut device = gateway.device(&id).await;
@@ -123,8 +122,8 @@ async fn a_device_is_reachable_as_soon_as_it_is_welcomed() {
 async fn of_many_logins_at_once_one_stays() {
     const LOGINS: usize = 100;
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let dials = (0..LOGINS).map(|_| gateway.dial().token(&gateway.tokens.token("d")).connect());
+    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
+    let dials = (0..LOGINS).map(|_| gateway.dial_as("d").connect());
     let mut devices: Vec<_> = futures_util::future::join_all(dials)
         .await
         .into_iter()

@@ -4,8 +4,17 @@ use bytes::Bytes;
 use holdfast_tests::gateway::{API_KEY, Gateway, READ_KEY};
 use holdfast_tests::http::request;
 use holdfast_tests::service::Service;
+use holdfast_tests::{ChannelKind, over_each_channel};
 use http::Method;
 use serde_json::{Value, json};
+
+over_each_channel! {
+    a_push_to_an_online_device_is_written_with_its_id,
+    offline_and_unknown_devices_are_told_apart,
+    a_session_and_all_can_be_addressed,
+    a_binary_push_arrives_as_it_was,
+    pushes_to_one_device_keep_the_order_of_the_calls,
+}
 
 const MESSAGES: &str = "/v1/messages";
 
@@ -17,10 +26,9 @@ fn only_result(answer: &Value) -> &Value {
     &results[0]
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_push_to_an_online_device_is_written_with_its_id() {
+async fn a_push_to_an_online_device_is_written_with_its_id(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     let mut other = gateway.device("e").await;
     let answer = gateway.push(json!({"device": "d"}), json!({"level": 3})).await;
@@ -43,10 +51,9 @@ async fn a_push_to_an_online_device_is_written_with_its_id() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn offline_and_unknown_devices_are_told_apart() {
+async fn offline_and_unknown_devices_are_told_apart(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     gateway.device("gone").await.close().await;
     gateway.frontends[0]
         .wait_for_metric("holdfast_frontend_sessions", |n| n == 0.0)
@@ -57,16 +64,10 @@ async fn offline_and_unknown_devices_are_told_apart() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_and_all_can_be_addressed() {
+async fn a_session_and_all_can_be_addressed(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let mut first = gateway
-        .dial()
-        .token(&gateway.tokens.token("a"))
-        .connect()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(kind, &service).await;
+    let mut first = gateway.dial_as("a").connect().await.unwrap();
     let session = first.hello().await["session"].clone();
     let mut second = gateway.device("b").await;
     let answer = gateway.push(json!({"session": session}), json!("one")).await;
@@ -84,10 +85,9 @@ async fn a_session_and_all_can_be_addressed() {
     assert_ne!(only_result(&answer)["status"], "written", "{answer}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_binary_push_arrives_as_it_was() {
+async fn a_binary_push_arrives_as_it_was(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     let body = json!({"to": {"device": "d"}, "namespace": "Fw", "name": "Chunk", "binary": "AAH/"});
     let answer = gateway.api(Method::POST, MESSAGES, Some(body)).await;
@@ -100,10 +100,9 @@ async fn a_binary_push_arrives_as_it_was() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pushes_to_one_device_keep_the_order_of_the_calls() {
+async fn pushes_to_one_device_keep_the_order_of_the_calls(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     for n in 0..50 {
         gateway.push(json!({"device": "d"}), json!(n)).await;

@@ -2,18 +2,20 @@
 
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
+use holdfast_tests::{ChannelKind, over_each_channel};
 use serde_json::json;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_a_signed_cloud_event() {
+over_each_channel! {
+    a_call_is_a_signed_cloud_event,
+    what_a_device_chose_cannot_leave_its_header,
+    a_retry_key_outlives_the_connection,
+    an_event_without_an_id_gets_one,
+}
+
+async fn a_call_is_a_signed_cloud_event(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let mut device = gateway
-        .dial()
-        .token(&gateway.tokens.token("speaker:1"))
-        .connect()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(kind, &service).await;
+    let mut device = gateway.dial_as("speaker:1").connect().await.unwrap();
     let session = device.hello().await["session"].as_str().unwrap().to_owned();
     device.request(("Demo", "Echo"), "req-1", &json!({"a": 1})).await;
     device.next_reply().await;
@@ -39,10 +41,9 @@ async fn a_call_is_a_signed_cloud_event() {
 }
 
 /// CloudEvents HTTP binding 1.0, section 3.1.3.2: spaces, quotes, percent signs and all beyond printable ASCII are encoded.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_device_chose_cannot_leave_its_header() {
+async fn what_a_device_chose_cannot_leave_its_header(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let mut device = gateway.device("d").await;
     device
         .request(("Demo", "É \"%"), "a\r\nx-evil: 1", &json!({}))
@@ -55,10 +56,9 @@ async fn what_a_device_chose_cannot_leave_its_header() {
     assert_eq!(headers["ce-hfname"], "%C3%89%20%22%25");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_retry_key_outlives_the_connection() {
+async fn a_retry_key_outlives_the_connection(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(kind, &service).await;
     let text = r#"{"header":{"namespace":"Demo","name":"Buy","id":"1","retry_key":"order-7"},"payload":{}}"#;
     for _ in 0..2 {
         let mut device = gateway.device("till").await;
@@ -77,16 +77,10 @@ async fn a_retry_key_outlives_the_connection() {
     assert!(!sessions, "two connections, two sessions");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_without_an_id_gets_one() {
+async fn an_event_without_an_id_gets_one(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let mut device = gateway
-        .dial()
-        .token(&gateway.tokens.token("d"))
-        .connect()
-        .await
-        .unwrap();
+    let gateway = Gateway::start_over(kind, &service).await;
+    let mut device = gateway.dial_as("d").connect().await.unwrap();
     let session = device.hello().await["session"].as_str().unwrap().to_owned();
     device
         .send_text(r#"{"header":{"namespace":"Demo","name":"Echo"},"payload":{}}"#)

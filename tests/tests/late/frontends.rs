@@ -25,8 +25,7 @@ async fn a_frontend_restarts_under_two_backends() {
     let mut sessions = HashSet::new();
     let mut devices = Vec::new();
     for n in 0..DEVICES {
-        let token = gateway.tokens.token(&format!("d{n}"));
-        let mut device = gateway.dial().token(&token).connect().await.unwrap();
+        let mut device = gateway.dial_as(&format!("d{n}")).connect().await.unwrap();
         sessions.insert(device.hello().await["session"].as_str().unwrap().to_owned());
         device.request(ECHO, "held", &json!({"hold": true})).await;
         devices.push(device);
@@ -43,8 +42,7 @@ async fn a_frontend_restarts_under_two_backends() {
     service.release();
     let old: Vec<String> = sessions.iter().cloned().collect();
     for n in 0..DEVICES {
-        let token = gateway.tokens.token(&format!("d{n}"));
-        let mut device = gateway.dial().token(&token).connect().await.unwrap();
+        let mut device = gateway.dial_as(&format!("d{n}")).connect().await.unwrap();
         let session = device.hello().await["session"].as_str().unwrap().to_owned();
         assert!(sessions.insert(session), "a session's uuid is never used again");
         device.request(ECHO, "new", &json!({})).await;

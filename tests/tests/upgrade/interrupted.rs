@@ -13,7 +13,7 @@ const LONG_WATCH: [&str; 4] = ["--canary", "40%", "--watch", "60s"];
 
 /// A device whose request the service holds, so that the backend which has it cannot leave.
 async fn device_with_a_held_request(up: &Supervised, service: &Service) -> Device {
-    let mut device = up.dial().token(&up.tokens.token("held")).connect().await.unwrap();
+    let mut device = up.dial_as("held").connect().await.unwrap();
     device.hello().await;
     device.request(ECHO, "held", &json!({"hold": true})).await;
     service.wait_for_calls(1).await;

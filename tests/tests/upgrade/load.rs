@@ -74,7 +74,7 @@ impl Devices {
         let mut tasks = JoinSet::new();
         for n in 0..count {
             let name = format!("device-{n}");
-            let dial = up.dial().token(&up.tokens.token(&name));
+            let dial = up.dial_as(&name);
             let mut device = dial.connect().await.unwrap();
             device.hello().await;
             let (stop, counts) = (stop.clone(), counts.clone());

@@ -120,7 +120,7 @@ async fn a_crash_after_an_upgrade_starts_the_new_program_again() {
 async fn an_old_one_that_does_not_finish_in_time_is_left_behind() {
     let service = Service::start().await;
     let up = Supervised::start(&service, "drain_grace = \"1s\"").await;
-    let mut device = up.dial().token(&up.tokens.token("d")).connect().await.unwrap();
+    let mut device = up.dial_as("d").connect().await.unwrap();
     device.hello().await;
     device.request(ECHO, "held", &json!({"hold": true})).await;
     service.wait_for_calls(1).await;

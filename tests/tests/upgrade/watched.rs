@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// A device whose request the service holds, so that the backend which has it cannot leave.
 async fn device_with_a_held_request(up: &Supervised, service: &Service) -> Device {
-    let mut device = up.dial().token(&up.tokens.token("held")).connect().await.unwrap();
+    let mut device = up.dial_as("held").connect().await.unwrap();
     device.hello().await;
     device
         .request(("Demo", "Echo"), "held", &json!({"hold": true}))
