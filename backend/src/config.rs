@@ -421,7 +421,23 @@ mod tests {
             Config::parse(Path::new("b"), &text).map_err(|e| e.to_string())
         };
         assert!(with("[]").unwrap_err().contains("the number of frontends = 0"));
-        assert!(with("[\"tcp://1.2.3.4:5\"]").unwrap_err().contains("ipc://"));
+        assert!(with("[\"udp://1.2.3.4:5\"]").unwrap_err().contains("ipc://"));
+        assert!(
+            with("[\"tcp://1.2.3.4:5\"]")
+                .unwrap_err()
+                .contains("link_key = none")
+        );
+        for remote in [
+            "tcp://",
+            "tcp://:5",
+            "tcp://host",
+            "tcp://host:0",
+            "tcp://host:65536",
+        ] {
+            let list = format!("[\"{remote}\"]\nlink_key = \"k\"");
+            assert!(with(&list).unwrap_err().contains("a host and a port"), "{remote}");
+        }
+        assert!(with("[\"tcp://host:5\", \"tcp://[::1]:5\"]\nlink_key = \"k\"").is_ok());
         assert!(with("[\"ipc://*\"]").is_err());
         let long = format!("[\"ipc:///{}\"]", "a".repeat(107));
         assert!(with(&long).unwrap_err().contains("107 bytes"));

@@ -23,7 +23,6 @@ macro_rules! show {
 mod args;
 mod bench;
 mod demo;
-mod descriptors;
 mod device;
 mod files;
 mod http_client;

@@ -420,6 +420,22 @@ key = "k"
             ),
             (format!("{GOOD}[times]\nwait = \"soon\""), "not a duration"),
             (
+                GOOD[..GOOD.find("[wss]").unwrap()].to_owned(),
+                "listeners is none",
+            ),
+            (
+                format!("{GOOD}[ws]\nlisten = \"127.0.0.1:0\"\nsource_attempts_burst = 0"),
+                "ws.source_attempts_burst is 0",
+            ),
+            (
+                format!("{GOOD}[ws]\nlisten = \"127.0.0.1:0\"\nsource_attempts_per_minute = 60001"),
+                "ws.source_attempts_per_minute is 60001; allowed is 0 to 60000",
+            ),
+            (
+                format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),
+                "missing field `key`",
+            ),
+            (
                 format!("{GOOD}[backends]\ntimeout = \"300ms\""),
                 "backends.timeout",
             ),

@@ -8,6 +8,7 @@
 pub mod channel;
 pub mod codes;
 pub mod config;
+pub mod descriptors;
 pub mod event;
 pub mod ids;
 pub mod link;

@@ -7,7 +7,7 @@ use super::channel::Channel;
 use super::gateway::SERVICE_CONNECTIONS;
 use super::report::Machine;
 use super::table::grouped;
-use crate::descriptors;
+use holdfast_proto::descriptors;
 
 pub(crate) fn read() -> Machine {
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

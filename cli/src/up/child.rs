@@ -21,8 +21,8 @@ use tokio::process::{Child, Command};
 use super::config;
 use super::ready::Probe;
 use crate::args::SupervisedExecArgs;
-use crate::descriptors;
 use crate::layout::Layout;
+use holdfast_proto::descriptors;
 
 /// What to start.
 #[derive(Debug, Clone)]

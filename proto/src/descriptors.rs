@@ -11,7 +11,7 @@ use nix::unistd::close;
 
 /// Makes the table as large as the limit allows, and not larger than [`MAX_ROOM`]. Without it things are slower, so failing is
 /// no error.
-pub(crate) fn make_room() {
+pub fn make_room() {
     let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
     };
