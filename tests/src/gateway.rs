@@ -130,6 +130,13 @@ impl Gateway {
         index
     }
 
+    /// Starts one more backend and returns its index at once: it may be one that never attaches.
+    pub fn start_backend(&mut self) -> usize {
+        let index = self.add_backend_node();
+        self.backends[index].start();
+        index
+    }
+
     /// The control socket of a backend.
     pub fn control(&self, backend: usize) -> Control {
         let name = &self.backends[backend].name;
