@@ -15,6 +15,7 @@ use holdfast_proto::config::Interval;
 use holdfast_proto::link::MAX_REPLY_BYTES;
 use serde::Deserialize;
 
+use crate::link::tunnel::REMOTE;
 use crate::service::ROUTE_SHARE;
 
 pub(crate) use address::http_address;
@@ -46,8 +47,12 @@ pub struct Config {
     /// Directory of the control socket, `<control_dir>/<name>.sock`; made with mode 0700. Default none: no such socket.
     #[serde(default)]
     pub control_dir: Option<PathBuf>,
-    /// The frontends to attach to, as `ipc://` paths: 1 to 64, each once.
+    /// The frontends to attach to: `ipc://` and the path of a socket on this machine, or `tcp://host:port` of a frontend's tunnel on
+    /// another one. 1 to 64, each once.
     pub frontends: Vec<String>,
+    /// File of the key of the tunnels: one line, 32 bytes in base64url, the same as the frontends have. Required for `tcp://`.
+    #[serde(default)]
+    pub link_key: Option<PathBuf>,
     /// Where the HTTP API listens, unless a socket is inherited. Default `127.0.0.1:7401`.
     #[serde(default = "default_api")]
     pub api: SocketAddr,
@@ -183,10 +188,16 @@ impl Config {
                 (1..=MAX_SOCKET_PATH).contains(&path.len()) && path != "*" && !path.contains('\0')
             });
             checker.that(
-                local,
+                local || is_remote(address),
                 "frontends",
                 &format!("{address:?}"),
-                "\"ipc://\" and the path of a socket, 107 bytes at most",
+                "\"ipc://\" and the path of a socket, 107 bytes at most, or \"tcp://\", a host and a port",
+            )?;
+            checker.that(
+                local || self.link_key.is_some(),
+                "link_key",
+                "none",
+                "the file of the link key, which a frontend on another machine needs",
             )?;
             // `a/b`, `a//b` and `a/./b` are one place: attached to twice, its devices would get every push twice.
             let first = !self.frontends[..i].iter().any(|earlier| {
@@ -198,6 +209,16 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether this names a frontend's tunnel: `tcp://host:port`.
+fn is_remote(address: &str) -> bool {
+    let place = address
+        .strip_prefix(REMOTE)
+        .and_then(|place| place.rsplit_once(':'));
+    place.is_some_and(|(host, port)| {
+        !host.is_empty() && host.len() <= 255 && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
 }
 
 /// Whether a backend may be called so.
@@ -400,7 +421,23 @@ mod tests {
             Config::parse(Path::new("b"), &text).map_err(|e| e.to_string())
         };
         assert!(with("[]").unwrap_err().contains("the number of frontends = 0"));
-        assert!(with("[\"tcp://1.2.3.4:5\"]").unwrap_err().contains("ipc://"));
+        assert!(with("[\"udp://1.2.3.4:5\"]").unwrap_err().contains("ipc://"));
+        assert!(
+            with("[\"tcp://1.2.3.4:5\"]")
+                .unwrap_err()
+                .contains("link_key = none")
+        );
+        for remote in [
+            "tcp://",
+            "tcp://:5",
+            "tcp://host",
+            "tcp://host:0",
+            "tcp://host:65536",
+        ] {
+            let list = format!("[\"{remote}\"]\nlink_key = \"k\"");
+            assert!(with(&list).unwrap_err().contains("a host and a port"), "{remote}");
+        }
+        assert!(with("[\"tcp://host:5\", \"tcp://[::1]:5\"]\nlink_key = \"k\"").is_ok());
         assert!(with("[\"ipc://*\"]").is_err());
         let long = format!("[\"ipc:///{}\"]", "a".repeat(107));
         assert!(with(&long).unwrap_err().contains("107 bytes"));

@@ -27,6 +27,7 @@ use crate::api::{Duty, Problem, Server, dress, method_not_allowed, not_found};
 use crate::core::ShareRefused;
 use crate::metrics::{CONTENT_TYPE as METRICS_TYPE, render};
 
+pub(crate) use socket::make_private;
 pub use socket::{ControlError, ControlSocket};
 pub use status::{Durations, FrontendStatus, RequestCounts, Status};
 

@@ -8,6 +8,7 @@ pub mod edge;
 mod jitter;
 mod outcome;
 mod sockets;
+pub mod tunnel;
 
 pub use attachment::Attachment;
 pub use jitter::Jitter;

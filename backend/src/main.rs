@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use holdfast_backend::config::{Config, NAME_ALLOWED, is_name};
 use holdfast_backend::metrics::BUILD;
 use holdfast_backend::runtime::{self, StartError};
-use holdfast_proto::Share;
+use holdfast_proto::{Share, descriptors};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         };
     }
     abort_on_panic();
+    descriptors::make_room();
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(config, arguments.share)),
         Err(error) => fail(&error),

@@ -1,6 +1,6 @@
 //! Writing files so that nobody sees half of one, and private ones privately from the start.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -23,8 +23,22 @@ impl Access {
     }
 }
 
-/// Replaces `path` by a rename; what is there before stays whole if this fails.
+/// Replaces `path` by a rename, once it is on the disk; what is there before stays whole if this fails.
 pub(crate) fn write(path: &Path, contents: &[u8], access: Access) -> Result<()> {
+    put(path, contents, access, File::sync_all)
+}
+
+/// The same without waiting for the disk: for what only those need who run now.
+pub(crate) fn replace(path: &Path, contents: &[u8], access: Access) -> Result<()> {
+    put(path, contents, access, |_| Ok(()))
+}
+
+fn put(
+    path: &Path,
+    contents: &[u8],
+    access: Access,
+    sync: impl Fn(&File) -> std::io::Result<()>,
+) -> Result<()> {
     let temporary = path.with_extension(format!("tmp.{}", std::process::id()));
     let attempt = || -> std::io::Result<()> {
         let _ = fs::remove_file(&temporary);
@@ -34,7 +48,7 @@ pub(crate) fn write(path: &Path, contents: &[u8], access: Access) -> Result<()> 
             .mode(access.mode())
             .open(&temporary)?;
         file.write_all(contents)?;
-        file.sync_all()?;
+        sync(&file)?;
         fs::rename(&temporary, path)
     };
     attempt().with_context(|| format!("cannot write {}", path.display()))

@@ -11,6 +11,7 @@ use crate::files::{self, Access};
 use crate::layout::Layout;
 
 /// What `holdfast up` writes when all is ready, and again after each restart.
+#[cfg_attr(test, derive(Default))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UpJson {
     pub(crate) wss: String,
@@ -72,10 +73,11 @@ impl UpJson {
         serde_json::from_str(&text).with_context(|| format!("{} is not readable", path.display()))
     }
 
-    /// Replaces the file in one step. It holds the API key, so it is private.
+    /// Replaces the file in one step. It holds the API key, so it is private. It says nothing that outlives this machine's
+    /// next start, so it need not be on the disk.
     pub(crate) fn write(&self, layout: &Layout) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).context("up.json")?;
         text.push(b'\n');
-        files::write(&layout.up_json(), &text, Access::Private)
+        files::replace(&layout.up_json(), &text, Access::Private)
     }
 }

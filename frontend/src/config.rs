@@ -31,6 +31,8 @@ pub struct Config {
     pub wss: Option<WssConfig>,
     /// Devices over plain TCP, which bring a device key and encrypt by themselves.
     pub ws: Option<WsConfig>,
+    /// Where backends on other machines come in. None by default: only local ones attach.
+    pub tunnel: Option<TunnelConfig>,
     #[serde(default)]
     pub limits: LimitsConfig,
     #[serde(default)]
@@ -62,6 +64,15 @@ pub struct WsConfig {
     /// The same at once. 2,000 by default; 1 to 1,000,000.
     #[serde(default = "default_source_attempts_burst")]
     pub source_attempts_burst: u32,
+}
+
+/// Backends on other machines, under a key of the link.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelConfig {
+    pub listen: SocketAddr,
+    /// File of the link key: one line, 32 bytes in base64url. The backends have the same.
+    pub key: PathBuf,
 }
 
 /// Bounds. Those with `total` are shared by all shards in equal parts.
@@ -408,6 +419,22 @@ key = "k"
                 "times.close_after is 1s; allowed is longer than",
             ),
             (format!("{GOOD}[times]\nwait = \"soon\""), "not a duration"),
+            (
+                GOOD[..GOOD.find("[wss]").unwrap()].to_owned(),
+                "listeners is none",
+            ),
+            (
+                format!("{GOOD}[ws]\nlisten = \"127.0.0.1:0\"\nsource_attempts_burst = 0"),
+                "ws.source_attempts_burst is 0",
+            ),
+            (
+                format!("{GOOD}[ws]\nlisten = \"127.0.0.1:0\"\nsource_attempts_per_minute = 60001"),
+                "ws.source_attempts_per_minute is 60001; allowed is 0 to 60000",
+            ),
+            (
+                format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),
+                "missing field `key`",
+            ),
             (
                 format!("{GOOD}[backends]\ntimeout = \"300ms\""),
                 "backends.timeout",

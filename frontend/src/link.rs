@@ -9,6 +9,7 @@ mod index;
 mod metrics;
 mod peer;
 mod status;
+pub mod tunnel;
 
 pub use hub::{Hub, HubConfig, HubUsage, MAX_ENDED, PeerUsage};
 pub use index::{DeviceIndex, Swap};

@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use holdfast_frontend::BUILD;
 use holdfast_frontend::config::Config;
 use holdfast_frontend::driver::Frontend;
-use holdfast_proto::ChannelKind;
+use holdfast_proto::{ChannelKind, descriptors};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     abort_on_panic();
+    descriptors::make_room();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),

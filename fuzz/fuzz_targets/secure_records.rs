@@ -38,8 +38,10 @@ fuzz_target!(|data: &[u8]| {
             3 if !records.is_empty() => {
                 let at = argument % records.len();
                 let record = &mut records[at];
-                let byte = argument % record.len();
-                record[byte] ^= 1 << (pair[0] >> 5);
+                // One that was cut to nothing has no bit to flip.
+                if let Some(byte) = argument.checked_rem(record.len()) {
+                    record[byte] ^= 1 << (pair[0] >> 5);
+                }
             }
             4 if !records.is_empty() => drop(records.remove(argument % records.len())),
             5 if !records.is_empty() => {

@@ -8,12 +8,14 @@
 pub mod channel;
 pub mod codes;
 pub mod config;
+pub mod descriptors;
 pub mod event;
 pub mod ids;
 pub mod link;
 pub mod secure;
 pub mod share;
 pub mod throttle;
+pub mod tunnel;
 
 pub use channel::ChannelKind;
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};

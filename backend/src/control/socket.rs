@@ -149,7 +149,7 @@ fn is_alive(path: &Path) -> io::Result<bool> {
 
 /// Whether the directory is there and closed to others. One that holds something is not closed: nobody wants `/run` closed
 /// because a path was chosen carelessly.
-fn make_private(directory: &Path) -> io::Result<bool> {
+pub(crate) fn make_private(directory: &Path) -> io::Result<bool> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     if std::fs::metadata(directory)?.permissions().mode() & 0o077 == 0 {
         return Ok(true);

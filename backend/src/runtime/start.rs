@@ -28,6 +28,7 @@ use crate::control::{self, ControlError, ControlSocket};
 use crate::core::{Backend, CoreMetrics, CoreSettings};
 use crate::link::LinkSettings;
 use crate::link::edge::ZmqSockets;
+use crate::link::tunnel::{TunnelStartError, Tunnels};
 use crate::metrics::{BUILD, new_registry};
 use crate::route::RouteTable;
 use crate::route::breaker::BreakerSettings;
@@ -49,6 +50,8 @@ pub enum StartError {
     },
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelStartError),
     #[error("threads cannot be started: {0}")]
     Threads(#[from] io::Error),
     /// The process must end: it cannot do its work.
@@ -67,6 +70,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     TokenKeys::load(&config.token_keys)?;
     Signer::load(&config.signing.key)?;
     client_tls(config.service_ca.as_deref())?;
+    crate::link::tunnel::load_key(config)?;
     RouteWatcher::start(&config.routes, RouteMetrics::default())?;
     if let Some(keys) = &config.device_keys {
         KeyFiles::start(
@@ -87,6 +91,7 @@ pub async fn run(config: &Config, share: Share, stop: watch::Receiver<bool>) -> 
     let (share_now, share_watch) = watch::channel(share);
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::starting(share)));
     let link = LinkThread {
+        tunnels: Tunnels::start(config)?,
         config: config.clone(),
         boot: Uuid::new_v4(),
         share,
@@ -282,6 +287,7 @@ async fn until_quiet(mut stop: watch::Receiver<bool>, snapshot: Arc<ArcSwap<Snap
 
 /// Everything that moves to the link thread.
 struct LinkThread {
+    tunnels: Tunnels,
     config: Config,
     boot: Uuid,
     share: Share,
@@ -306,7 +312,7 @@ impl LinkThread {
         thread::Builder::new().name("link".to_owned()).spawn(move || {
             let result = runtime.block_on(async move {
                 let settings = core_settings(&self.config, self.boot, self.share);
-                let (endpoints, links) = (self.config.frontends, settings.links);
+                let (endpoints, links) = (self.tunnels.endpoints(), settings.links);
                 let (sockets, news) = ZmqSockets::new(endpoints, settings.link.lane.timeout);
                 let table = self.routes.borrow().clone();
                 let core = Backend::new(settings, table, self.metrics, Instant::now());

@@ -7,6 +7,7 @@ use super::channel::Channel;
 use super::gateway::SERVICE_CONNECTIONS;
 use super::report::Machine;
 use super::table::grouped;
+use holdfast_proto::descriptors;
 
 pub(crate) fn read() -> Machine {
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -30,6 +31,8 @@ pub(crate) fn cores() -> usize {
 pub(crate) fn allow_descriptors(devices: u32) -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("RLIMIT_NOFILE")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("RLIMIT_NOFILE")?;
+    // Else devices and service would stand still for it, and the gateway be blamed.
+    descriptors::make_room();
     check_descriptors(devices, hard)
 }
 

@@ -22,6 +22,7 @@ use super::config;
 use super::ready::Probe;
 use crate::args::SupervisedExecArgs;
 use crate::layout::Layout;
+use holdfast_proto::descriptors;
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -104,6 +105,12 @@ impl Spec {
         // A note that cannot be written is no reason to stop supervising.
         let log = open_log(&self.log.path);
         let _ = log.and_then(|mut log| Ok(writeln!(log, "--- {now} holdfast up: {what}")?));
+    }
+
+    /// The same without waiting for the disk.
+    pub(super) fn note_later(&self, what: String) {
+        let spec = self.clone();
+        tokio::task::spawn_blocking(move || spec.note(&what));
     }
 
     /// The log's last lines, of those written since the last start.
@@ -204,6 +211,7 @@ pub(crate) fn exec(args: &SupervisedExecArgs) -> Result<ExitCode> {
     if getppid().as_raw() != args.parent {
         return Err(anyhow!("the supervisor is gone"));
     }
+    descriptors::make_room();
     let arguments: &[OsString] = &args.args;
     let error = std::process::Command::new(&args.program).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", args.program.display()))

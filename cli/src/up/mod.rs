@@ -5,6 +5,7 @@
 
 mod backends;
 mod binary;
+mod board;
 pub(crate) mod child;
 mod config;
 pub(crate) mod control;

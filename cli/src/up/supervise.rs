@@ -164,7 +164,7 @@ impl Keeper {
                 Ended::ByWish(stopped) => return stopped,
                 Ended::Exited(what) => what,
             };
-            self.spec.note(&what);
+            self.spec.note_later(what.clone());
             self.died.send_modify(|deaths| {
                 deaths.count = deaths.count.saturating_add(1);
                 deaths.last.clone_from(&what);

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::backends::{Backend, Backends};
+use super::board::{Board, Published};
 use super::child::{Grace, Log, Spec};
 use super::control::{self, Ask};
 use super::frontend::Frontend;
@@ -35,7 +36,9 @@ pub(super) struct Supervisor {
     asks: mpsc::Receiver<Ask>,
     demo: JoinHandle<std::io::Result<()>>,
     control: JoinHandle<std::io::Result<()>>,
+    /// What `up.json` should say.
     board: UpJson,
+    file: Board,
     /// Restarts of the backends before the present one.
     earlier_restarts: u32,
     announced: bool,
@@ -84,6 +87,7 @@ impl Supervisor {
             demo: tokio::spawn(demo::serve(prepared.demo)),
             control: tokio::spawn(control::serve(prepared.control, ask)),
             board,
+            file: Board::new(layout.clone()),
             earlier_restarts: 0,
             announced: false,
             layout,
@@ -97,6 +101,7 @@ impl Supervisor {
         self.frontend.stop(stop).await;
         self.demo.abort();
         self.control.abort();
+        self.file.finish().await;
         for path in [self.layout.up_json(), self.layout.up_socket()] {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -126,7 +131,8 @@ impl Supervisor {
                 demo = &mut self.demo => return Err(anyhow!("the demo service ended: {demo:?}")),
                 control = &mut self.control => return Err(anyhow!("the control socket ended: {control:?}")),
                 ask = self.asks.recv() => self.handle_ask(ask.context("the control socket is gone")?).await,
-                turn = self.upgrades.next() => self.handle_turn(turn)?,
+                turn = self.upgrades.next() => self.handle_turn(turn),
+                written = self.file.written() => self.handle_written(written)?,
             }
         }
     }
@@ -147,7 +153,10 @@ impl Supervisor {
                 if restarts > 0 {
                     say!("holdfast: the {name} is ready again (pid {pid})");
                 }
-                self.publish()
+                if self.all_were_ready() {
+                    self.publish();
+                }
+                Ok(())
             }
         }
     }
@@ -169,11 +178,11 @@ impl Supervisor {
         self.board.frontend_pid != 0 && self.board.backend_pid != 0
     }
 
-    fn publish(&mut self) -> Result<()> {
-        if !self.all_were_ready() {
-            return Ok(());
-        }
-        let written = self.board.write(&self.layout);
+    fn publish(&mut self) -> Published {
+        self.file.write(self.board.clone())
+    }
+
+    fn handle_written(&mut self, written: Result<()>) -> Result<()> {
         if self.announced {
             // A full disk is no reason to end what devices are connected to.
             if let Err(error) = written {
@@ -207,18 +216,15 @@ impl Supervisor {
         }
     }
 
-    fn handle_turn(&mut self, turn: Turn) -> Result<()> {
+    fn handle_turn(&mut self, turn: Turn) {
         match turn {
             Turn::Adopt(adoption) => self.adopt(*adoption),
-            Turn::Over => {
-                self.upgrades.clear(self.present.name());
-                Ok(())
-            }
+            Turn::Over => self.upgrades.clear(self.present.name()),
         }
     }
 
     /// The new backend has taken over.
-    fn adopt(&mut self, adoption: Adoption) -> Result<()> {
+    fn adopt(&mut self, adoption: Adoption) {
         let Adoption { backend, child, old } = adoption;
         self.earlier_restarts = self.board.backend_restarts;
         self.board.backend_pid = child.id().unwrap_or_default();
@@ -227,6 +233,7 @@ impl Supervisor {
         let kept = Kept::adopt(backend.spec.clone(), child, &self.context);
         self.present = backend;
         let handed = Handed {
+            published: self.publish(),
             deaths: kept.deaths(),
             old: std::mem::replace(&mut self.backend, kept),
         };
@@ -237,7 +244,6 @@ impl Supervisor {
             self.present.name(),
             self.board.backend_pid
         );
-        self.publish()
     }
 
     /// All at once: there is nobody to hand over to. A running upgrade is rolled back, or ends what it has begun.
@@ -248,11 +254,7 @@ impl Supervisor {
             self.upgrades.order(Order::Stop(wish));
             let runs = self.upgrades.runs();
             tokio::select! {
-                turn = self.upgrades.next(), if runs => {
-                    if let Err(error) = self.handle_turn(turn) {
-                        say!("holdfast: {error:#}");
-                    }
-                }
+                turn = self.upgrades.next(), if runs => self.handle_turn(turn),
                 _ = self.backend.ended(), if !runs => return,
                 () = stop.next(), if wish < Wish::Kill => {
                     say!("holdfast: stopping without waiting");

@@ -10,6 +10,7 @@ use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backends::Backend;
+use super::board::Published;
 use super::child::{self, Stopped};
 use super::frontend::{self, Frontend};
 use super::ready::{self, Probe};
@@ -46,6 +47,8 @@ pub(super) struct Handed {
     pub(super) old: Kept,
     /// Of the new one, from now on.
     pub(super) deaths: watch::Receiver<Deaths>,
+    /// When `up.json` names it.
+    pub(super) published: Published,
 }
 
 /// One upgrade.
@@ -328,10 +331,18 @@ impl Trial {
         };
         // The supervisor outlives its upgrades; without it the new one ends with its handle.
         let _ = self.runner.adoptions.send(adoption).await;
-        if let Ok(Handed { old, mut deaths }) = receiver.await {
+        if let Ok(handed) = receiver.await {
+            let Handed {
+                old,
+                mut deaths,
+                published,
+            } = handed;
             let ended = self.let_go(old, &mut deaths).await;
             self.look_back(began, ended.is_some()).await;
             self.note_deaths(&deaths.borrow());
+            // Who is told the end reads it next.
+            let is_kill = |order| order == Order::Stop(Wish::Kill);
+            let _ = in_time(self.runner.orders.clone(), is_kill, published.wait()).await;
         }
         self.machine.handle(self.runner.teller.now(), Input::OldLeft);
         Outcome::Promoted

@@ -6,7 +6,8 @@
 
 use bytes::{Bytes, BytesMut};
 use holdfast_proto::secure::{
-    AssembleError, Assembler, ControlRecord, Opened, Opener, RECORD_OVERHEAD, RecordKind, Sealer, chunks,
+    AssembleError, Assembler, ControlRecord, Opened, Opener, RECORD_OVERHEAD, RecordError, RecordKind,
+    Sealer, chunks,
 };
 
 use super::budget::{Budget, Charge};
@@ -134,7 +135,10 @@ impl Layer for RecordLayer {
         let mut record = bytes
             .try_into_mut()
             .unwrap_or_else(|shared| BytesMut::from(&*shared));
-        let opened = records.opener.open(&mut record).map_err(|_| PeerFault::Record)?;
+        let opened = records.opener.open(&mut record).map_err(|error| match error {
+            RecordError::Form => PeerFault::RecordContent,
+            RecordError::NotAuthentic | RecordError::Ended => PeerFault::Record,
+        })?;
         record.truncate(record.len() - (RECORD_OVERHEAD - 1));
         let data = record.freeze().slice(1..);
         match opened.kind {

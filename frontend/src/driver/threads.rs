@@ -1,6 +1,7 @@
 //! The process: its threads, in the order in which they start and stop.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,10 +18,11 @@ use super::shard::{DeviceListener, ListenerKind, Shard, ShardSetup};
 use crate::admin::{self, AdminState};
 use crate::channel::listener::{AcceptCounters, AcceptOptions, Listener};
 use crate::channel::{ScratchLimits, TlsConfigError, load_server_config};
-use crate::config::{Config, WsConfig};
+use crate::config::{Config, TunnelConfig, WsConfig};
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
+use crate::link::tunnel::{Tunnel, TunnelMetrics, load_key};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
 use crate::session::{ShardConfig, ShardMetrics, Unfinished};
 
@@ -37,6 +39,8 @@ pub enum StartError {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("tunnel.key = \"{}\": {error}", path.display())]
+    LinkKey { path: PathBuf, error: std::io::Error },
     #[error("wss: {0}")]
     Tls(#[from] TlsConfigError),
     #[error("a thread did not start: {0}")]
@@ -107,6 +111,7 @@ impl Frontend {
             stop: stop_receiver,
             status,
         };
+        start_tunnel(config, &mut registry)?;
         let epoch = data.epoch.0;
         let stopped = start_link(config.frontend_id, setup, data)?;
         let ready = Arc::new(AtomicBool::new(true));
@@ -345,6 +350,35 @@ fn start_link(
         let _ = done.send(());
     })?;
     Ok(stopped)
+}
+
+/// Backends on other machines need no place before the local socket is there: they come again.
+fn start_tunnel(config: &Config, registry: &mut Registry) -> Result<(), StartError> {
+    let Some(TunnelConfig { listen: address, key }) = &config.tunnel else {
+        return Ok(());
+    };
+    let key = load_key(key).map_err(|error| StartError::LinkKey {
+        path: key.clone(),
+        error,
+    })?;
+    let metrics = TunnelMetrics::default();
+    metrics.register(registry);
+    let listener = listen("tunnel.listen", *address)?;
+    let link = config.link_path().map(Into::into).unwrap_or_default();
+    spawn("tunnel".into(), move |started| {
+        let listening = current_thread().and_then(|runtime| {
+            listener.set_nonblocking(true)?;
+            let listener = runtime.block_on(async { tokio::net::TcpListener::from_std(listener) })?;
+            Ok((runtime, listener))
+        });
+        match listening {
+            Ok((runtime, listener)) => {
+                drop(started.send(Ok(())));
+                runtime.block_on(Tunnel::new(key, link, metrics).serve(listener));
+            }
+            Err(error) => drop(started.send(Err(StartError::Thread(error)))),
+        }
+    })
 }
 
 fn start_admin(listener: TcpListener, state: AdminState) -> Result<(), StartError> {

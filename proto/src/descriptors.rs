@@ -1,0 +1,43 @@
+//! Room for file descriptors, made while a process has one thread.
+//!
+//! The kernel doubles a process's table of descriptors as they come. In a process of several threads it waits each time until
+//! every core has passed a quiet point (an RCU grace period): on a busy machine for seconds, and every thread that opens
+//! something waits with it. A backend that was started again under load connects to its services a thousand times at once, so
+//! it would stand still just then. A process of one thread does not wait, and its table keeps its size, through exec too.
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::close;
+
+/// Makes the table as large as the limit allows, and not larger than [`MAX_ROOM`]. Without it things are slower, so failing is
+/// no error.
+pub fn make_room() {
+    let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    let Ok(last) = i32::try_from(soft.min(MAX_ROOM) - 1) else {
+        return;
+    };
+    // A descriptor at its end makes it so large.
+    if let Ok(copy) = fcntl(std::io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(last)) {
+        let _ = close(copy);
+    }
+}
+
+/// 8 bytes of the kernel's memory each.
+const MAX_ROOM: u64 = 1 << 15;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_large_afterwards() {
+        make_room();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        let size: u64 = size.unwrap().trim().parse().unwrap();
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert!(size >= soft.min(MAX_ROOM), "{size} of {soft}");
+    }
+}
