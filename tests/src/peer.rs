@@ -32,7 +32,7 @@ const FIELD_OF_A_LATER_VERSION: &[u8] = &[0x78, 0x01];
 pub enum Answers {
     /// The test.
     Test,
-    /// The peer lets every device in and out; the rest is the test's.
+    /// The peer lets every device on `wss` in and out (it knows no device's key); the rest is the test's.
     Admission,
     /// The peer: it lets every device in and echoes every request.
     Itself,

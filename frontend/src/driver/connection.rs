@@ -251,6 +251,9 @@ impl Shard {
         } else {
             tracing::warn!(%error, "a channel failed");
         }
+        if let ChannelError::Upgrade { code, .. } = error {
+            self.sessions.handle_turned_away(code);
+        }
         self.sessions.close(now, key, error.close_code());
     }
 

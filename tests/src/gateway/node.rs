@@ -182,9 +182,19 @@ impl Node {
 
     /// Waits until the metric, summed over its series, satisfies `ready`.
     pub async fn wait_for_metric(&self, name: &str, ready: impl Fn(f64) -> bool) -> f64 {
+        self.wait_for_series(name, &[], ready).await
+    }
+
+    /// Waits until the sum of the metric's series that have `labels` satisfies `ready`.
+    pub async fn wait_for_series(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        ready: impl Fn(f64) -> bool,
+    ) -> f64 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let value = self.metric(name, &[]).await;
+            let value = self.metric(name, labels).await;
             if ready(value) {
                 return value;
             }

@@ -2,6 +2,7 @@
 
 use holdfast_proto::link::Command;
 use holdfast_proto::link::frames::{Bind, ControlReply, Login, SessionId, Update};
+use holdfast_tests::ChannelKind;
 use holdfast_tests::device::Incoming;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::peer::{Answers, Peer, bound, closed, logged_out, reply, updated, welcomed};
@@ -44,6 +45,7 @@ async fn what_comes_for_a_session_that_is_gone_touches_no_other() {
     let service = Service::start().await;
     // One shard, so that the next session is in the same place.
     let gateway = Gateway::builder(&service)
+        .over(ChannelKind::Wss)
         .frontend_set("shards", 1)
         .backends(0)
         .start()
@@ -101,7 +103,11 @@ async fn what_comes_for_a_session_that_is_gone_touches_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_write_on_another_state_is_not_kept() {
     let service = Service::start().await;
-    let gateway = Gateway::builder(&service).backends(0).start().await;
+    let gateway = Gateway::builder(&service)
+        .over(ChannelKind::Wss)
+        .backends(0)
+        .start()
+        .await;
     let mut peer = Peer::attach(&gateway.link(), "peer", TODAY, Answers::Admission).await;
     let mut device = gateway.device("d").await;
     device.send_text("@update {\"attributes\":{\"n\":1}}").await;

@@ -1,6 +1,7 @@
 //! Two backends, or one twice, answer the same request.
 
 use holdfast_proto::link::Command;
+use holdfast_tests::ChannelKind;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::peer::{Answers, Peer, reply};
 use holdfast_tests::service::Service;
@@ -16,7 +17,11 @@ const FENCED: &str = "holdfast_link_fenced_total";
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_backend_that_has_a_request_is_heard_and_only_once() {
     let service = Service::start().await;
-    let gateway = Gateway::builder(&service).backends(0).start().await;
+    let gateway = Gateway::builder(&service)
+        .over(ChannelKind::Wss)
+        .backends(0)
+        .start()
+        .await;
     let mut asked = Peer::attach(&gateway.link(), "asked", TODAY, Answers::Admission).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "q", &json!({"from": "asked"})).await;
@@ -50,7 +55,11 @@ async fn only_the_backend_that_has_a_request_is_heard_and_only_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_was_given_up_answers_beside_its_successor() {
     let service = Service::start().await;
-    let mut gateway = Gateway::builder(&service).backends(0).start().await;
+    let mut gateway = Gateway::builder(&service)
+        .over(ChannelKind::Wss)
+        .backends(0)
+        .start()
+        .await;
     let mut lost = Peer::attach(&gateway.link(), "lost", TODAY, Answers::Admission).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "q", &json!({"hold": true})).await;

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use holdfast_proto::link::Command;
+use holdfast_tests::ChannelKind;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::peer::{Answers, Peer};
 use holdfast_tests::service::Service;
@@ -18,7 +19,7 @@ const MALFORMED: &str = "holdfast_link_malformed_total";
 async fn serves_beside_this_one(versions: RangeInclusive<u32>) {
     const DEVICES: usize = 24;
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
     let mut peer = Peer::attach(&gateway.link(), "other-version", versions, Answers::Itself).await;
     peer.attached().await;
     gateway.frontends[0].wait_for_metric(ACTIVE, |n| n == 2.0).await;
@@ -66,7 +67,7 @@ async fn a_backend_of_the_previous_version_serves_beside_this_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn backends_without_a_common_version_are_refused_and_disturb_nobody() {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
     let mut device = gateway.device("d").await;
     let (next, previous) = (*TODAY.end() + 1, *TODAY.start() - 1);
     for (count, versions) in [(1.0, next..=next + 1), (2.0, previous..=previous)] {

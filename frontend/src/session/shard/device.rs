@@ -66,6 +66,11 @@ impl Shard {
         self.end(now, key, CloseReason::Closed(CloseCode::TryAgainLater));
     }
 
+    /// The channel itself has refused an upgrade that nobody else need judge. It closes the session too.
+    pub fn handle_turned_away(&self, reason: &'static str) {
+        self.metrics.refused(reason);
+    }
+
     /// Any sign of life that is not a message.
     pub fn handle_alive(&mut self, now: Instant, key: SessionKey) {
         self.on_heard(now, key);

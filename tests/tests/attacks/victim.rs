@@ -1,0 +1,66 @@
+//! The device that is attacked: the real SDK, and everything that its connections ended with.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use holdfast_client::{Device, Error, Reply, Request, State};
+use holdfast_tests::gateway::Gateway;
+use serde_json::json;
+use serde_json::value::to_raw_value;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// Far above what anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Victim {
+    pub(crate) device: Device,
+    losses: mpsc::UnboundedReceiver<Error>,
+}
+
+impl Victim {
+    /// A device with the gateway's key for `id`, that connects to `address` and is not waited for.
+    pub(crate) fn start(gateway: &Gateway, id: &str, address: SocketAddr) -> Self {
+        let identity = gateway.keys.identity(id);
+        let key = gateway.keys.device_key(&identity);
+        let (tell, losses) = mpsc::unbounded_channel();
+        let builder = Device::builder_with_key(format!("ws://{address}"), identity, key)
+            .seed(1)
+            .on_state(move |state| {
+                if let State::Waiting { error, .. } | State::Closed(error) = state {
+                    // After the test nobody listens.
+                    let _ = tell.send(error.clone());
+                }
+            });
+        let device = builder.start().expect("good settings");
+        Self { device, losses }
+    }
+
+    pub(crate) async fn online(&self) {
+        let online = timeout(PATIENCE, self.device.wait_online()).await;
+        online.expect("the device comes online").expect("nothing ends it");
+    }
+
+    /// What its connection ended with.
+    pub(crate) async fn loss(&mut self) -> Error {
+        let loss = timeout(PATIENCE, self.losses.recv()).await;
+        loss.expect("the connection ends").expect("the device lives")
+    }
+
+    /// Sends requests at once; the results come later.
+    pub(crate) fn ask(&self, ids: &[&str]) -> Vec<holdfast_client::PendingReply> {
+        let send = |id: &&str| self.device.send(request(id)).expect("room for a request");
+        ids.iter().map(send).collect()
+    }
+
+    /// A request and its reply: everything is as it was.
+    pub(crate) async fn works(&self) -> Reply {
+        let reply = self.device.call(request("works")).await;
+        reply.expect("a reply")
+    }
+}
+
+fn request(id: &str) -> Request {
+    let payload = to_raw_value(&json!({ "id": id })).expect("JSON");
+    Request::json("Demo", "Echo", payload).with_id(id)
+}
