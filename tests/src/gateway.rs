@@ -284,8 +284,8 @@ impl Gateway {
 
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let config = self.layout.write_frontend(number, wss, ws, admin, settings);
+        let ports @ [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
+        let config = self.layout.write_frontend(number, ports, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
         self.frontends.push(node);
         let wss = Endpoint {

@@ -116,9 +116,7 @@ impl Layout {
     pub(super) fn write_frontend(
         &self,
         number: usize,
-        wss: SocketAddr,
-        ws: SocketAddr,
-        admin: SocketAddr,
+        [wss, ws, admin]: [SocketAddr; 3],
         settings: &Settings,
     ) -> PathBuf {
         let data = self.dir.join(format!("frontend{number}"));
@@ -223,7 +221,7 @@ mod tests {
             ("wss.key".to_owned(), "k".into()),
             ("limits.window".to_owned(), 3.into()),
         ];
-        let path = layout.write_frontend(7, any, any, any, &settings);
+        let path = layout.write_frontend(7, [any; 3], &settings);
         let config: Table = fs::read_to_string(path).unwrap().parse().unwrap();
         assert_eq!(config["frontend_id"].as_integer(), Some(7));
         assert_eq!(config["wss"]["key"].as_str(), Some("k"));

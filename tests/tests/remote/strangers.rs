@@ -112,7 +112,9 @@ async fn a_changed_bit_ends_the_tunnel_and_no_request_is_lost() {
     let gateway = place.gateway(&service, through).start().await;
     let mut device = gateway.device("d").await;
     for n in 1..=REQUESTS {
-        device.request(ECHO, &format!("q{n}"), &json!({"hold": true})).await;
+        device
+            .request(ECHO, &format!("q{n}"), &json!({"hold": true}))
+            .await;
     }
     service.wait_for_calls(REQUESTS as usize).await;
     flip.store(true, Ordering::Relaxed);
