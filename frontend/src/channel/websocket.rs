@@ -364,14 +364,15 @@ impl<L: Layer> WebSocket<L> {
         Ok(frame)
     }
 
-    /// The peer's close is answered in kind (RFC 6455 section 5.5.1).
+    /// The peer's close is answered in kind (RFC 6455 section 5.5.1), but what need not be the peer's is not repeated in our name:
+    /// it would come back to the device as our own word.
     fn answer_close(
         &mut self,
         scratch: &mut Scratch,
         code: Option<u16>,
         authentic: bool,
     ) -> Result<Option<ChannelEvent>, ChannelError> {
-        self.queue_close(scratch, code, "")?;
+        self.queue_close(scratch, code.filter(|_| authentic), "")?;
         self.end(scratch)?;
         Ok(Some(ChannelEvent::Closed { code, authentic }))
     }

@@ -319,10 +319,16 @@ fn only_records_are_signs_of_life() {
 
 #[test]
 fn a_close_counts_as_the_devices_only_in_a_record() {
-    let mut pair = Pair::open();
-    let clear = pair.turn(&masked(0x88, &1000_u16.to_be_bytes())).unwrap();
-    let (code, authentic) = (Some(1000), false);
-    assert_eq!(clear, [ChannelEvent::Closed { code, authentic }]);
+    // Who forges a close must not get our word for its code.
+    for forged in [1000_u16, 4000] {
+        let mut pair = Pair::open();
+        let clear = pair.turn(&masked(0x88, &forged.to_be_bytes())).unwrap();
+        let (code, authentic) = (Some(forged), false);
+        assert_eq!(clear, [ChannelEvent::Closed { code, authentic }]);
+        let wire = pair.take();
+        assert_eq!(pair.read(&wire), []);
+        assert_eq!(wire, [0x88, 0]);
+    }
 
     let mut pair = Pair::open();
     let close = ControlRecord::Close {

@@ -4,16 +4,11 @@ use std::net::IpAddr;
 
 use holdfast_tests::ChannelKind;
 use holdfast_tests::device::Device;
-use holdfast_tests::dial::Dial;
+use holdfast_tests::dial::{Dial, DialError};
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::keys::DeviceKeys;
 use holdfast_tests::service::Service;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpSocket, TcpStream};
-
-use crate::middle::{Middle, read_head};
-use crate::victim::Victim;
 
 const ATTEMPTS: u32 = 120;
 const BURST: u32 = 20;
@@ -112,12 +107,12 @@ async fn many_sources_are_judged_one_by_one_and_sessions_go_on() {
     );
 }
 
-/// Somebody who saw one credential shows it from everywhere: few of those are waited for at a time, and the device that it is of,
-/// which is connected, notices nothing.
+/// Somebody with a device's key begins handshakes from everywhere and finishes none: few of those are waited for at a time, and the
+/// session of the device notices nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_handshakes_of_one_device_are_few_and_cost_its_session_nothing() {
-    const UNFINISHED: u32 = 4;
-    const SHOWN: u32 = 30;
+    const UNFINISHED: usize = 4;
+    const BEGUN: usize = 30;
     let service = Service::start().await;
     let gateway = Gateway::builder(&service)
         .over(ChannelKind::Ws)
@@ -125,52 +120,31 @@ async fn unfinished_handshakes_of_one_device_are_few_and_cost_its_session_nothin
         .backend_set("device_keys.attempts_burst", 1_000)
         .start()
         .await;
-    let middle = Middle::listening(gateway.ws()).await;
-    let victim = Victim::start(&gateway, "victim", middle.address);
-    victim.online().await;
-    let request = middle.recording(0).request;
+    let mut bound = gateway.device("victim").await;
     let (mut challenged, mut turned_away) = (Vec::new(), 0);
-    for n in 0..SHOWN {
+    for n in 0..BEGUN {
         let source = IpAddr::from([127, 11, 0, n as u8 + 1]);
-        let mut stream = connect_from(&gateway, source).await;
-        stream.write_all(&request).await.unwrap();
-        let answer = String::from_utf8(read_head(&mut stream).await.unwrap()).unwrap();
-        if answer.starts_with("HTTP/1.1 101 ") {
-            challenged.push(stream);
-        } else {
-            assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
-            assert!(answer.to_ascii_lowercase().contains("retry-after: "), "{answer}");
-            turned_away += 1;
+        match gateway.dial_as("victim").source(source).connect().await {
+            Ok(device) => challenged.push(device),
+            Err(DialError::Refused(answer)) => {
+                answer.expect_problem(429, "too_many_attempts");
+                assert!(!answer.header("retry-after").is_empty());
+                turned_away += 1;
+            }
+            Err(other) => panic!("{other}"),
         }
-        victim.works().await;
+        works(&mut bound, n as u32).await;
     }
-    assert_eq!(
-        (challenged.len() as u32, turned_away),
-        (UNFINISHED, SHOWN - UNFINISHED)
-    );
+    assert_eq!((challenged.len(), turned_away), (UNFINISHED, BEGUN - UNFINISHED));
     let frontend = &gateway.frontends[0];
     let unfinished = [("reason", "unfinished_handshakes")];
-    assert_eq!(
-        frontend.metric(REFUSED, &unfinished).await,
-        f64::from(turned_away)
-    );
-    assert_eq!(victim.device.counters().connects(), 1);
-    assert_eq!(
-        gateway.backends[0]
-            .metric("holdfast_backend_logins_total", &[])
-            .await,
-        1.0
-    );
+    assert_eq!(frontend.metric(REFUSED, &unfinished).await, turned_away as f64);
+    let logins = gateway.backends[0].metric("holdfast_backend_logins_total", &[]);
+    assert_eq!(logins.await, 1.0);
     // Places come free when the attackers give up.
     drop(challenged);
     frontend
         .wait_for_metric("holdfast_frontend_sessions", |n| n == 1.0)
         .await;
     gateway.device("victim").await;
-}
-
-async fn connect_from(gateway: &Gateway, source: IpAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind((source, 0).into()).unwrap();
-    socket.connect(gateway.ws()).await.unwrap()
 }
