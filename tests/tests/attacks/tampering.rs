@@ -242,8 +242,9 @@ async fn a_forged_close_is_a_lost_connection() {
             closed(&gateway, "connection_lost").await,
             closed(&gateway, "closed_by_device").await,
         );
-        drop(victim.ask(&["one"]));
+        let pending = victim.ask(&["one"]);
         let loss = victim.loss().await;
+        drop(pending);
         assert!(matches!(loss, Error::Connect(_)), "{way:?}: {loss}");
         victim.online().await;
         victim.works().await;
