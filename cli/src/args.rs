@@ -100,24 +100,31 @@ pub(crate) struct KeyArgs {
     /// Device id: 1 to 128 letters, digits and . _ : -
     #[arg(value_parser = device_id)]
     pub(crate) device: String,
-    /// Its product: at most 64 printable ASCII characters
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub(crate) product: String,
-    /// Its class: at most 64 printable ASCII characters
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub(crate) class: String,
-    /// Which master key to derive it from [default: the only one in the file]
-    #[arg(long, value_name = "ID")]
-    pub(crate) key_id: Option<String>,
-    /// Raise it to give the device another key
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub(crate) key_version: u32,
+    #[command(flatten)]
+    pub(crate) of: KeyOf,
     /// File of master keys [default: DIR/keys/master.toml]
     #[arg(long, value_name = "PATH")]
     pub(crate) master: Option<PathBuf>,
     /// One JSON object: the key, and what the device must say of itself to use it
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What a device's key is derived from, beside its id and a master key
+#[derive(clap::Args, Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyOf {
+    /// Its product: at most 64 printable ASCII characters
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) product: String,
+    /// Its class: at most 64 printable ASCII characters
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) class: String,
+    /// Which master key its key is derived from [default: the only one in the file]
+    #[arg(long, value_name = "ID")]
+    pub(crate) key_id: Option<String>,
+    /// Raise it to give the device another key
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) key_version: u32,
 }
 
 const KEY_EXAMPLES: &str = "\
@@ -139,12 +146,17 @@ pub(crate) struct DeviceArgs {
     /// Where to connect to [default: from DIR/up.json]
     #[arg(long)]
     pub(crate) url: Option<String>,
-    /// PEM file with the CA to trust [default: from DIR/up.json]
-    #[arg(long, value_name = "FILE")]
+    /// What to connect over [default: as --url or the other options say, else wss]
+    #[arg(long, value_enum)]
+    pub(crate) channel: Option<DeviceChannel>,
+    /// wss: PEM file with the CA to trust [default: from DIR/up.json]
+    #[arg(long, value_name = "FILE", help_heading = "Options on wss")]
     pub(crate) ca: Option<PathBuf>,
-    /// Token to show [default: made with DIR/token_key.pem]
-    #[arg(long)]
+    /// wss: token to show [default: made with DIR/token_key.pem]
+    #[arg(long, help_heading = "Options on wss")]
     pub(crate) token: Option<String>,
+    #[command(flatten)]
+    pub(crate) key: DeviceKeyArgs,
     /// Send this many requests, print a summary, and leave
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) count: Option<u32>,
@@ -164,9 +176,42 @@ pub(crate) struct DeviceArgs {
     pub(crate) retry: bool,
 }
 
+/// What a device connects over
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceChannel {
+    /// Without TLS: the device proves that it holds its key, and so must the gateway
+    Ws,
+    /// TLS and a bearer token
+    Wss,
+}
+
+/// A device's key on ws, as it is or made from a master key
+#[derive(clap::Args)]
+#[command(next_help_heading = "Options on ws")]
+pub(crate) struct DeviceKeyArgs {
+    /// ws: the device's key, as `holdfast key` prints it; needs --key-id. Other users of this machine can see it
+    #[arg(long, conflicts_with_all = ["key_file", "master_key_file"], requires = "key_id")]
+    pub(crate) key: Option<String>,
+    /// ws: a file that holds it; needs --key-id
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "master_key_file",
+        requires = "key_id"
+    )]
+    pub(crate) key_file: Option<PathBuf>,
+    /// ws: file of master keys to derive it from [default: from DIR/up.json]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) master_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) of: KeyOf,
+}
+
 const DEVICE_EXAMPLES: &str = "\
 Examples:
   holdfast device
+  holdfast device --channel ws
+  holdfast device --device lamp-1 --url ws://gateway:7404 --key-file lamp-1.key --key-id k1
   echo 'Demo.Time {}' | holdfast device --device tv-1
   holdfast device --count 1000 --rate 200 --event 'Demo.Slow {\"delay_ms\":20}'";
 

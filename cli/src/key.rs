@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::args::KeyArgs;
+use crate::args::{KeyArgs, KeyOf};
 use crate::files;
 use crate::layout::Layout;
 
@@ -20,7 +20,7 @@ pub(crate) fn run(dir: &Path, args: &KeyArgs) -> Result<ExitCode> {
         Some(path) => path.clone(),
         None => Layout::new(dir)?.master_key(),
     };
-    let (identity, key) = derive(&MasterKeys::open(&path)?, args)?;
+    let (identity, key) = MasterKeys::open(&path)?.derive(&args.device, &args.of)?;
     let line = if args.json {
         render(&identity, &key)
     } else {
@@ -66,6 +66,14 @@ impl MasterKeys {
         })
     }
 
+    /// Who `device` is with these, and its key.
+    pub(crate) fn derive(&self, device: &str, of: &KeyOf) -> Result<(Identity, DeviceKey)> {
+        let (key_id, master) = self.find(of.key_id.as_deref())?;
+        let identity = identity(device, key_id, of)?;
+        let key = master.device_key(&identity);
+        Ok((identity, key))
+    }
+
     /// The named one, or the only one.
     fn find(&self, id: Option<&str>) -> Result<(&str, &MasterKey)> {
         let found = match id {
@@ -83,18 +91,17 @@ impl MasterKeys {
     }
 }
 
-fn derive(keys: &MasterKeys, args: &KeyArgs) -> Result<(Identity, DeviceKey)> {
-    let (key_id, master) = keys.find(args.key_id.as_deref())?;
+/// What a device with this key id says of itself.
+pub(crate) fn identity(device: &str, key_id: &str, of: &KeyOf) -> Result<Identity> {
     let identity = Identity {
         key_id: key_id.to_owned(),
-        product: args.product.clone(),
-        class: args.class.clone(),
-        device: args.device.parse()?,
-        key_version: args.key_version,
+        product: of.product.clone(),
+        class: of.class.clone(),
+        device: device.parse()?,
+        key_version: of.key_version,
     };
     identity.check()?;
-    let key = master.device_key(&identity);
-    Ok((identity, key))
+    Ok(identity)
 }
 
 fn render(identity: &Identity, key: &DeviceKey) -> Zeroizing<String> {
@@ -130,7 +137,7 @@ mod tests {
             panic!()
         };
         MasterKeys::open(&path)
-            .and_then(|keys| derive(&keys, &args))
+            .and_then(|keys| keys.derive(&args.device, &args.of))
             .map_err(|error| format!("{error:#}"))
     }
 

@@ -5,36 +5,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use holdfast_client::{Builder, Device, Tls};
 use serde::Serialize;
 
+use crate::args::KeyOf;
+use crate::key::MasterKeys;
 use crate::token::Signer;
 use crate::up_json::UpJson;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Channel {
+    Ws,
     Wss,
 }
 
-impl Channel {
-    pub(crate) const ALL: [Self; 1] = [Self::Wss];
+/// What the bench's devices connect over
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Channels {
+    Ws,
+    Wss,
+    /// All there are, in turn
+    Mixed,
+}
 
-    pub(crate) fn label(self) -> &'static str {
+impl Channels {
+    pub(crate) fn all(self) -> &'static [Channel] {
         match self {
-            Self::Wss => "wss",
+            Self::Ws => &[Channel::Ws],
+            Self::Wss => &[Channel::Wss],
+            Self::Mixed => &Channel::ALL,
         }
     }
 
     /// Devices take turns.
-    pub(crate) fn of(device: u32) -> Self {
-        Self::ALL[device as usize % Self::ALL.len()]
+    fn of(self, device: u32) -> Channel {
+        let all = self.all();
+        all[device as usize % all.len()]
+    }
+}
+
+impl Channel {
+    pub(crate) const ALL: [Self; 2] = [Self::Ws, Self::Wss];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+        }
     }
 
     /// File descriptors that a device takes in this process.
     pub(crate) fn descriptors(self) -> u64 {
         match self {
-            Self::Wss => 1,
+            Self::Ws | Self::Wss => 1,
         }
     }
 }
@@ -42,31 +67,50 @@ impl Channel {
 /// How to reach the gateway over each channel.
 #[derive(Clone)]
 pub(crate) struct Dialler {
-    url: String,
+    channels: Channels,
+    wss: String,
     tls: Tls,
     signer: Arc<Signer>,
+    ws: String,
+    master: Arc<MasterKeys>,
 }
 
 impl Dialler {
-    pub(crate) fn new(up: &UpJson) -> Result<Self> {
+    pub(crate) fn new(up: &UpJson, channels: Channels) -> Result<Self> {
         let pem = std::fs::read(&up.ca).with_context(|| format!("cannot read {}", up.ca.display()))?;
         Ok(Self {
-            url: up.wss.clone(),
+            channels,
+            wss: up.wss.clone(),
             tls: Tls::from_ca_pem(&pem)?,
             signer: Arc::new(Signer::open(Path::new(&up.token_key))?),
+            ws: up.ws.clone(),
+            master: Arc::new(MasterKeys::open(&up.master_key)?),
         })
     }
 
     /// A device of the kind that its number gives. Replies must come in the order of requests, as the bench's route says.
-    pub(crate) fn builder(&self, device: u32) -> Builder {
-        match Channel::of(device) {
+    pub(crate) fn builder(&self, device: u32) -> Result<Builder> {
+        let builder = match self.channels.of(device) {
+            Channel::Ws => self.ws(device)?,
             Channel::Wss => self.wss(device),
-        }
-        .expect_order(true)
-        .max_in_flight(MAX_IN_FLIGHT)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .request_timeout(REQUEST_TIMEOUT)
-        .seed(u64::from(device))
+        };
+        Ok(builder
+            .expect_order(true)
+            .max_in_flight(MAX_IN_FLIGHT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .request_timeout(REQUEST_TIMEOUT)
+            .seed(u64::from(device)))
+    }
+
+    fn ws(&self, device: u32) -> Result<Builder> {
+        let of = KeyOf {
+            product: "bench".into(),
+            class: String::new(),
+            key_id: None,
+            key_version: 1,
+        };
+        let (identity, key) = self.master.derive(&format!("bench-{device}"), &of)?;
+        Ok(Device::builder_with_key(self.ws.clone(), identity, key))
     }
 
     fn wss(&self, device: u32) -> Builder {
@@ -76,7 +120,7 @@ impl Dialler {
                 .sign(&format!("bench-{device}"), TOKEN_TTL)
                 .map_err(|e| format!("{e:#}").into())
         };
-        Device::builder_with_token_provider(self.url.clone(), token).tls(self.tls.clone())
+        Device::builder_with_token_provider(self.wss.clone(), token).tls(self.tls.clone())
     }
 }
 

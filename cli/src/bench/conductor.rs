@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::channel::{Channel, Dialler, REQUEST_TIMEOUT};
+use super::channel::{Dialler, REQUEST_TIMEOUT};
 use super::cpu::Cpu;
 use super::events::Events;
 use super::gateway::{Home, Up};
@@ -119,7 +119,7 @@ async fn start_and_run(options: &Options, home: &Home, mut interrupt: StopSignal
         events: Vec::new(),
         cpu: Vec::new(),
     };
-    let dialler = Dialler::new(&json)?;
+    let dialler = Dialler::new(&json, options.channel)?;
     let done = run.run(&plan, &dialler, (&mut up, &mut interrupt)).await;
     run.progress.end_line();
     up.stop().await;
@@ -318,7 +318,7 @@ fn settings(options: &Options, seed: u64, threads: u32, planned: usize) -> Setti
         },
         seed,
         devices: options.devices,
-        channels: Channel::ALL.to_vec(),
+        channels: options.channel.all().to_vec(),
         rate: options.rate,
         threads,
         payload_bytes: options.payload,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use holdfast_proto::Share;
 
+use super::channel::Channels;
 use super::phase::Kind;
 use super::service::Fault;
 use crate::upgrade::plan::{parse_canary, parse_watch};
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Devices that stay connected
     #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) devices: u32,
+    /// What they connect over; mixed: each kind in turn
+    #[arg(long, value_enum, default_value_t = Channels::Mixed)]
+    pub(crate) channel: Channels,
     /// Requests per second, over all devices
     #[arg(long, default_value_t = 500.0, value_name = "R", value_parser = crate::args::rate)]
     pub(crate) rate: f64,

@@ -369,7 +369,7 @@ fn a_close_counts_as_the_devices_only_in_a_record() {
     };
     let wire = pair.control(&close);
     let closed = pair.turn(&wire).unwrap();
-    let authentic = true;
+    let (code, authentic) = (Some(1000), true);
     assert_eq!(closed, [ChannelEvent::Closed { code, authentic }]);
     let wire = pair.take();
     let mut clear = Vec::new();

@@ -224,7 +224,10 @@ impl Shard {
                     }
                 }
                 Ok(Some(ChannelEvent::Alive)) => self.sessions.handle_alive(now, key),
-                Ok(Some(ChannelEvent::Closed { authentic, .. })) => {
+                Ok(Some(ChannelEvent::Closed { code, authentic })) => {
+                    if authentic {
+                        self.sessions.handle_last_word(code);
+                    }
                     self.sessions.handle_closed(now, key, authentic);
                     self.linger(now, id);
                 }

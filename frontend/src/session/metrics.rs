@@ -37,6 +37,7 @@ pub struct ShardMetrics {
     pub repeated_frames: Family<FrameLabel, Counter>,
     pub refused: Family<ReasonLabel, Counter>,
     pub closed: Family<ReasonLabel, Counter>,
+    pub device_closes: Family<ReasonLabel, Counter>,
 }
 
 impl ShardMetrics {
@@ -93,6 +94,11 @@ impl ShardMetrics {
             self.refused.clone(),
         );
         r.register("closed", "Sessions closed, by reason", self.closed.clone());
+        r.register(
+            "device_closes",
+            "Closes that devices sent, by the code that they gave",
+            self.device_closes.clone(),
+        );
         let link = registry.sub_registry_with_prefix("link");
         link.register(
             "replayed_requests",
@@ -129,6 +135,10 @@ impl ShardMetrics {
 
     pub(super) fn closed(&self, reason: &'static str) {
         self.closed.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(super) fn device_closed(&self, reason: &'static str) {
+        self.device_closes.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     pub(super) fn push_dropped(&self, reason: &'static str) {

@@ -1,5 +1,7 @@
 //! Who sits between a device and the gateway, or comes to the gateway as somebody else: what they can do, and what is seen of it.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 mod downgrade;
 mod flood;
 mod middle;

@@ -15,11 +15,10 @@ fn credential(channel: SecureChannel, identity: &Identity, key: &DeviceKey, now_
     format!("Holdfast {}", made.unwrap().1)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_credential_that_does_not_hold_is_refused_by_name_and_counted() {
-    let service = Service::start().await;
-    let gateway = Gateway::start_over(ChannelKind::Ws, &service).await;
-    let keys = &gateway.keys;
+/// What it is, how it is shown, and the code and status that answer it.
+type Case = (&'static str, String, u16, &'static str);
+
+fn bad_credentials(keys: &DeviceKeys) -> Vec<Case> {
     let identity = keys.identity("d");
     let key = keys.device_key(&identity);
     let strangers = DeviceKeys::generate().device_key(&identity);
@@ -31,53 +30,36 @@ async fn a_credential_that_does_not_hold_is_refused_by_name_and_counted() {
         class: "other".to_owned(),
         ..identity.clone()
     };
-    let hour = 3_600_000;
-    let ws = SecureChannel::Ws;
-    let cases = [
+    let (now, hour) = (now_ms(), 3_600_000);
+    let ws = |identity: &Identity, key: &DeviceKey, at| credential(SecureChannel::Ws, identity, key, at);
+    let for_udp = credential(SecureChannel::Udp, &identity, &key, now);
+    let proofs = [
         (
             "another's key",
-            credential(ws, &identity, &strangers, now_ms()),
-            401,
+            ws(&identity, &strangers, now),
             "handshake_failed",
         ),
         (
-            "another device's name",
-            credential(ws, &keys.identity("e"), &key, now_ms()),
-            401,
+            "another's name",
+            ws(&keys.identity("e"), &key, now),
             "handshake_failed",
         ),
-        (
-            "another class",
-            credential(ws, &another, &key, now_ms()),
-            401,
-            "handshake_failed",
-        ),
-        (
-            "made for udp",
-            credential(SecureChannel::Udp, &identity, &key, now_ms()),
-            401,
-            "handshake_failed",
-        ),
-        (
-            "unknown key id",
-            credential(ws, &unknown, &key, now_ms()),
-            401,
-            "key_unknown",
-        ),
-        (
-            "an hour old",
-            credential(ws, &identity, &key, now_ms() - hour),
-            401,
-            "clock_skew",
-        ),
-        (
-            "of the next hour",
-            credential(ws, &identity, &key, now_ms() + hour),
-            401,
-            "clock_skew",
-        ),
-        ("noise", "Holdfast AAAA".to_owned(), 400, "bad_credential"),
+        ("another class", ws(&another, &key, now), "handshake_failed"),
+        ("made for udp", for_udp, "handshake_failed"),
+        ("unknown key id", ws(&unknown, &key, now), "key_unknown"),
+        ("an hour old", ws(&identity, &key, now - hour), "clock_skew"),
+        ("of the next hour", ws(&identity, &key, now + hour), "clock_skew"),
     ];
+    let noise = ("noise", "Holdfast AAAA".to_owned(), 400, "bad_credential");
+    let proofs = proofs.map(|(what, shown, code)| (what, shown, 401, code));
+    proofs.into_iter().chain([noise]).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_does_not_hold_is_refused_by_name_and_counted() {
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(ChannelKind::Ws, &service).await;
+    let cases = bad_credentials(&gateway.keys);
     for (what, shown, status, code) in &cases {
         let answer = gateway.dial_ws().header("Authorization", shown).refusal().await;
         assert_eq!(answer.json()["code"], *code, "{what}: {}", answer.text());

@@ -187,6 +187,15 @@ async fn what_is_done_to_the_gateway_s_records_is_noticed_by_the_device() {
         assert_eq!((counters.violations(), counters.pushes()), (0, 0), "{deed:?}");
         victim.device.close().await;
     }
+    // The device said why it closed, so that the operator sees it too.
+    for (reason, expected) in [("record_rejected", DEEDS.len() - 1), ("clear_text", 1)] {
+        let labels = [("reason", reason)];
+        gateway.frontends[0]
+            .wait_for_series("holdfast_frontend_device_closes_total", &labels, |n| {
+                n == expected as f64
+            })
+            .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,8 +251,9 @@ async fn a_forged_close_is_a_lost_connection() {
             closed(&gateway, "connection_lost").await,
             closed(&gateway, "closed_by_device").await,
         );
-        drop(victim.ask(&["one"]));
+        let pending = victim.ask(&["one"]);
         let loss = victim.loss().await;
+        drop(pending);
         assert!(matches!(loss, Error::Connect(_)), "{way:?}: {loss}");
         victim.online().await;
         victim.works().await;

@@ -1,5 +1,7 @@
 //! The gateway's behaviour with everything well: real binaries, real sockets, a real service.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 mod admission;
 mod bounds;
 mod errors;

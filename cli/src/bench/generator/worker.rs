@@ -88,9 +88,9 @@ async fn wait_for<T>(wishes: &mut watch::Receiver<Wish>, wanted: impl Fn(&Wish) 
 
 async fn connect(share: &Share, dialler: &Dialler, shared: &Arc<Shared>) -> Result<Vec<Seat>> {
     let dials = share.devices.iter().map(|&index| {
-        let builder = watch(dialler.builder(index), shared);
+        let builder = dialler.builder(index).map(|builder| watch(builder, shared));
         async move {
-            let connected = Box::pin(builder.connect()).await;
+            let connected = Box::pin(builder?.connect()).await;
             let device = connected.map_err(|e| anyhow!("device {index} cannot connect: {e}"))?;
             Ok::<_, anyhow::Error>(Seat {
                 device,

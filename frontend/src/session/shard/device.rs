@@ -15,6 +15,8 @@ const PING: &[u8] = b"@ping";
 const HELLO: &[u8] = b"@hello";
 const UPDATE: &[u8] = b"@update";
 const PONG: &[u8] = b"@pong";
+/// No close code, or one that is not ours.
+const OTHER_CODE: &str = "other";
 
 impl Shard {
     /// The device's upgrade request was read: its credential goes to a backend.
@@ -248,6 +250,14 @@ impl Shard {
                 CloseReason::Lost
             },
         );
+    }
+
+    /// What a device said when it closed: on `ws` also that somebody disturbed what it was sent.
+    pub fn handle_last_word(&self, code: Option<u16>) {
+        let reason = code
+            .and_then(CloseCode::from_u16)
+            .map_or(OTHER_CODE, CloseCode::label);
+        self.metrics.device_closed(reason);
     }
 
     /// Closes the session: the channel says goodbye.
