@@ -256,6 +256,8 @@ impl<L: Layer> Channel for WebSocket<L> {
     }
 
     fn send(&mut self, scratch: &mut Scratch, kind: MessageKind, payload: &[u8]) -> Result<(), ChannelError> {
+        // Not behind it: a pong is due as soon as is practical (section 5.5.2).
+        self.answer_pings(scratch)?;
         self.queue(scratch, |layer, out| layer.write_message(out, kind, payload))
     }
 
@@ -273,13 +275,7 @@ impl<L: Layer> Channel for WebSocket<L> {
     }
 
     fn flush(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
-        if self.in_turn && self.is_open() && (scratch.pong.is_some() || self.layer.owes_pong()) {
-            let clear = scratch.pong.take();
-            let clear = clear.as_ref().map(|payload| payload.as_slice());
-            scratch.claim(self.layer.token())?;
-            let out = L::writable(scratch);
-            self.layer.write_pongs(out, clear)?;
-        }
+        self.answer_pings(scratch)?;
         self.seal(scratch)
     }
 }
@@ -404,6 +400,18 @@ impl<L: Layer> WebSocket<L> {
             scratch.reset_input();
         }
         result
+    }
+
+    /// Writes what this turn's pings are owed.
+    fn answer_pings(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
+        if !self.in_turn || !self.is_open() || (scratch.pong.is_none() && !self.layer.owes_pong()) {
+            return Ok(());
+        }
+        let clear = scratch.pong.take();
+        let clear = clear.as_ref().map(|payload| payload.as_slice());
+        scratch.claim(self.layer.token())?;
+        let out = L::writable(scratch);
+        self.layer.write_pongs(out, clear)
     }
 
     fn seal(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
