@@ -45,8 +45,10 @@ pub(crate) struct Args {
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
-    /// Bytes per idle wss session, as a slope over 15,000
+    /// Bytes per idle session on ws and on wss, as slopes over 15,000
     Memory,
+    /// CPU per device that gets online, on ws and on wss
+    Connect,
     /// What the gateway adds to calling the service directly, at low load
     Latency,
     /// CPU per request and reply of 1,000 sessions, paced and saturated
@@ -56,7 +58,7 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 4] = [Self::Memory, Self::Latency, Self::Cpu, Self::Push];
+    pub(crate) const ALL: [Self; 5] = [Self::Memory, Self::Connect, Self::Latency, Self::Cpu, Self::Push];
 }
 
 const EXAMPLES: &str = "\
@@ -73,6 +75,8 @@ pub(crate) struct Size {
     /// Sessions at the end of `memory`, and the number of readings on the way.
     pub(crate) memory_sessions: u32,
     pub(crate) memory_steps: u32,
+    /// Devices per round of `connect`.
+    pub(crate) connects: u32,
     /// Requests of each kind per round of `latency`.
     pub(crate) latency_requests: u32,
     /// Sessions in `cpu` and `push`.
@@ -89,6 +93,7 @@ impl Size {
             rounds: 3,
             memory_sessions: 15_000,
             memory_steps: 5,
+            connects: 3_000,
             latency_requests: 1_000,
             sessions: 1_000,
             requests: 40_000,
@@ -99,6 +104,7 @@ impl Size {
             rounds: 1,
             memory_sessions: 900,
             memory_steps: 3,
+            connects: 300,
             latency_requests: 100,
             sessions: 100,
             requests: 4_000,

@@ -8,6 +8,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use holdfast_proto::ChannelKind;
+use holdfast_proto::secure::MasterKey;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,7 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::conductor::Worker;
-use crate::keys::{Certificates, TokenKey, random_hex};
+use crate::keys::{Certificates, MASTER_KEY_ID, TokenKey, random_hex};
 use crate::process::Cpu;
 use crate::protocol::{Endpoint, Role, ServerTls, Speak};
 
@@ -27,7 +29,9 @@ pub(crate) struct Gateway {
     pub(crate) api: SocketAddr,
     pub(crate) api_key: String,
     wss: SocketAddr,
+    ws: SocketAddr,
     token_seed: [u8; 32],
+    master_key: [u8; 32],
     _frontend: Child,
     _backend: Child,
     // After the processes: it must outlive them.
@@ -42,14 +46,15 @@ impl Gateway {
         let (frontend_binary, backend_binary) = (frontend_binary?, backend_binary?);
         let service = Worker::start("service", &Role::Service).await?;
         let dir = tempfile::Builder::new().prefix("holdfast-bench-").tempdir()?;
-        let token_seed = rand::random();
+        let (token_seed, master_key) = (rand::random(), rand::random());
         let api_key = format!("hf_{}", random_hex());
-        let [wss, admin, api] = free_ports()?;
+        let [wss, ws, admin, api] = free_ports()?;
         write_shared(dir.path(), token_seed, &api_key, service.address)?;
+        write(dir.path(), "master_keys.toml", &master_toml(&master_key)?)?;
         write(
             dir.path(),
             "frontend.toml",
-            &frontend_toml(dir.path(), wss, admin),
+            &frontend_toml(dir.path(), (wss, ws), admin),
         )?;
         write(dir.path(), "backend.toml", &backend_toml(dir.path(), api))?;
         let mut frontend = start(dir.path(), &frontend_binary, "frontend")?;
@@ -63,7 +68,9 @@ impl Gateway {
             api,
             api_key,
             wss,
+            ws,
             token_seed,
+            master_key,
             _frontend: frontend,
             _backend: backend,
             dir,
@@ -71,12 +78,21 @@ impl Gateway {
     }
 
     /// Where devices of this gateway connect.
-    pub(crate) fn endpoint(&self) -> Endpoint {
-        Endpoint {
-            address: self.wss,
-            ca: Some(self.ca()),
-            speak: Speak::Holdfast {
-                token_seed: self.token_seed,
+    pub(crate) fn endpoint(&self, kind: ChannelKind) -> Endpoint {
+        match kind {
+            ChannelKind::Wss => Endpoint {
+                address: self.wss,
+                ca: Some(self.ca()),
+                speak: Speak::Holdfast {
+                    token_seed: self.token_seed,
+                },
+            },
+            ChannelKind::Ws => Endpoint {
+                address: self.ws,
+                ca: None,
+                speak: Speak::Records {
+                    master_key: self.master_key,
+                },
             },
         }
     }
@@ -122,11 +138,11 @@ fn binary(dir: Option<&Path>, name: &str) -> Result<PathBuf> {
 }
 
 /// Ports that were free a moment ago.
-fn free_ports() -> Result<[SocketAddr; 3]> {
+fn free_ports() -> Result<[SocketAddr; 4]> {
     let listen = || TcpListener::bind("127.0.0.1:0").context("no free port");
-    let listeners = [listen()?, listen()?, listen()?];
-    let [a, b, c] = listeners.each_ref().map(TcpListener::local_addr);
-    Ok([a?, b?, c?])
+    let listeners = [listen()?, listen()?, listen()?, listen()?];
+    let [a, b, c, d] = listeners.each_ref().map(TcpListener::local_addr);
+    Ok([a?, b?, c?, d?])
 }
 
 fn write_shared(dir: &Path, token_seed: [u8; 32], api_key: &str, service: SocketAddr) -> Result<()> {
@@ -151,11 +167,17 @@ fn write_shared(dir: &Path, token_seed: [u8; 32], api_key: &str, service: Socket
 /// Waiting calls: more than the saturated run has in flight, so that nothing is refused.
 const ROUTE_QUEUE: u32 = 8192;
 
-fn frontend_toml(dir: &Path, wss: SocketAddr, admin: SocketAddr) -> String {
+fn master_toml(key: &[u8; 32]) -> Result<String> {
+    let key = MasterKey::from_bytes(key).context("a master key has 32 bytes")?;
+    Ok(format!("[keys]\n{MASTER_KEY_ID} = \"{}\"\n", key.to_text()))
+}
+
+fn frontend_toml(dir: &Path, (wss, ws): (SocketAddr, SocketAddr), admin: SocketAddr) -> String {
     let dir = dir.display();
     format!(
         "frontend_id = 1\ndata_dir = \"{dir}/frontend\"\nlink = \"ipc://{dir}/link/frontend.sock\"\n\
-         admin = \"{admin}\"\n[wss]\nlisten = \"{wss}\"\ncertificate = \"{dir}/cert.pem\"\nkey = \"{dir}/key.pem\"\n"
+         admin = \"{admin}\"\n[wss]\nlisten = \"{wss}\"\ncertificate = \"{dir}/cert.pem\"\nkey = \"{dir}/key.pem\"\n\
+         [ws]\nlisten = \"{ws}\"\nsource_attempts_per_minute = 0\n"
     )
 }
 
@@ -164,7 +186,7 @@ fn backend_toml(dir: &Path, api: SocketAddr) -> String {
     format!(
         "name = \"backend\"\nfrontends = [\"ipc://{dir}/link/frontend.sock\"]\napi = \"{api}\"\n\
          api_keys = \"{dir}/api_keys.toml\"\ntoken_keys = \"{dir}/token_keys.pem\"\nroutes = \"{dir}/routes.toml\"\n\
-         [signing]\nkey = \"{dir}/signing.key\"\n"
+         [signing]\nkey = \"{dir}/signing.key\"\n[device_keys]\nmaster = \"{dir}/master_keys.toml\"\n"
     )
 }
 

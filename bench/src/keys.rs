@@ -59,6 +59,9 @@ impl TokenKey {
     }
 }
 
+/// The id of the one master key.
+pub(crate) const MASTER_KEY_ID: &str = "k1";
+
 /// The year 2100, in seconds since 1970.
 const FAR_FUTURE: u64 = 4_102_444_800;
 

@@ -42,6 +42,8 @@ pub(crate) struct Endpoint {
 pub(crate) enum Speak {
     /// Log in with a token signed by this Ed25519 seed, send requests, expect replies and pushes.
     Holdfast { token_seed: [u8; 32] },
+    /// The same in records, with a device key derived from this master key.
+    Records { master_key: [u8; 32] },
     /// Expect back what was sent.
     Echo,
     /// Say who one is; expect pushes.

@@ -6,6 +6,7 @@ mod devices;
 mod dial;
 mod echo;
 mod latency;
+mod line;
 mod load;
 mod mailbox;
 mod pace;

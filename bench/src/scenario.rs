@@ -1,5 +1,6 @@
 //! What is measured. Each scenario starts what it needs, lets gateway and baseline take turns, and ends with a table.
 
+mod connect;
 mod cpu;
 mod latency;
 mod memory;
@@ -24,6 +25,7 @@ pub(crate) async fn run(args: &Args) -> Result<Report> {
         }
         match scenario {
             Scenario::Memory => tables.push(memory::run(&size, bin_dir).await?),
+            Scenario::Connect => tables.push(connect::run(&size, bin_dir).await?),
             Scenario::Latency => tables.push(latency::run(&size, bin_dir).await?),
             Scenario::Cpu => tables.extend(cpu::run(&size, bin_dir).await?),
             Scenario::Push => tables.extend(push::run(&size, bin_dir).await?),

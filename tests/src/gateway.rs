@@ -25,7 +25,7 @@ use crate::dial::{Dial, Endpoint};
 use crate::http::{Answer, Http, request};
 use crate::keys::{Certificates, DeviceKeys, TokenKey};
 use crate::service::Service;
-use config::{Layout, Listen, Settings};
+use config::{Layout, Settings};
 use group::Group;
 
 pub use binaries::locate;
@@ -127,6 +127,13 @@ impl Gateway {
         self.backends[index].arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
         self.backends[index].start();
         self.control(index).wait_ready().await;
+        index
+    }
+
+    /// Starts one more backend and returns its index at once: it may be one that never attaches.
+    pub fn start_backend(&mut self) -> usize {
+        let index = self.add_backend_node();
+        self.backends[index].start();
         index
     }
 
@@ -277,9 +284,8 @@ impl Gateway {
 
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let listen = Listen { wss, ws, admin };
-        let config = self.layout.write_frontend(number, &listen, settings);
+        let ports @ [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
+        let config = self.layout.write_frontend(number, ports, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
         self.frontends.push(node);
         let wss = Endpoint {

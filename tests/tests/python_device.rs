@@ -1,87 +1,170 @@
-//! A device that shares no code with us: `device.py`, on a plain WebSocket library.
+//! A device that shares no code with us: `python/device.py`, on a plain WebSocket library and a Noise library.
 //!
-//! The library is what `requirements.txt` pins, in a virtual environment under `target/` that is made once; a system whose
-//! Python has it already needs no network.
+//! The libraries are what `requirements.txt` pins, in a virtual environment under `target/` that is made once; a system whose
+//! Python has them already needs no network.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
 
-use holdfast_tests::gateway::{API_KEY, Gateway};
+use holdfast_tests::gateway::{API_KEY, Gateway, Route};
+use holdfast_tests::history::digest;
 use holdfast_tests::keys::TokenKey;
-use holdfast_tests::service::Service;
-use serde_json::json;
+use holdfast_tests::service::{Log, Service};
+use holdfast_tests::{ChannelKind, over_each_channel};
+use serde_json::{Value, json};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_independent_device_gets_all_that_the_protocol_promises() {
+over_each_channel! {
+    an_independent_device_gets_all_that_the_protocol_promises,
+}
+
+/// Requests that are in flight when the backend dies.
+const CRASH_REQUESTS: usize = 10;
+const CRASH_PATH: &str = "/crash";
+const DEVICE: &str = "python";
+/// Short enough to wait for, long enough for a busy machine.
+const PING_AFTER_MS: u64 = 1000;
+const CLOSE_AFTER_MS: u64 = 4000;
+/// The device connects some fifty times.
+const ATTEMPTS: i64 = 1000;
+/// So that a device that keeps silent after the challenge is soon told.
+const CHALLENGE: &str = "4s";
+
+async fn an_independent_device_gets_all_that_the_protocol_promises(kind: ChannelKind) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
-    let arguments = json!({
-        "wss": format!("wss://{}", gateway.wss()),
-        "ca": gateway.path("ca.pem"),
-        "token": gateway.tokens.token("python"),
-        "bad_token": TokenKey::generate().token("python"),
-        "device": "python",
-        "api": gateway.api_url(""),
-        "api_key": API_KEY,
-    });
-    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let mut gateway = Gateway::builder(&service)
+        .routes(vec![
+            Route::new("Demo", service.url("/demo")),
+            Route::new("Crash", service.url(CRASH_PATH)),
+        ])
+        .frontend_set("times.ping_after", format!("{PING_AFTER_MS}ms"))
+        .frontend_set("times.close_after", format!("{CLOSE_AFTER_MS}ms"))
+        .frontend_set("times.challenge", CHALLENGE)
+        .backend_set("device_keys.attempts_burst", ATTEMPTS)
+        .start()
+        .await;
+    let arguments = arguments(&gateway, kind);
+    let python = tokio::task::spawn_blocking(python)
+        .await
+        .expect("the thread does not panic");
     let mut device = tokio::process::Command::new(python);
     device
-        .arg(manifest("device.py"))
+        .arg(manifest("python/device.py"))
         .arg(arguments.to_string())
         .kill_on_drop(true);
-    let output = device.output().await.expect("Python starts");
-    let report = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{report}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let good = report.lines().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(
-        report.lines().next(),
-        Some(format!("1..{good}").as_str()),
-        "{report}"
-    );
-    assert!(good >= 10, "{report}");
+    let output = tokio::select! {
+        output = device.output() => output.expect("Python starts"),
+        never = crash(&mut gateway, &service) => match never {},
+    };
+    assert_all_good(&output);
+    assert_eq!(service.log(Log::inconsistent_keys), 0, "a key means one request");
     service.assert_contract();
 }
 
-/// A Python that has the library.
+#[test]
+fn the_vectors_agree_with_another_implementation() {
+    let check = manifest("../proto/vectors/check.py");
+    let output = run(Command::new(python()).arg(check));
+    let report = String::from_utf8_lossy(&output.stdout);
+    let lists = report.lines().filter(|line| line.ends_with(" agree")).count();
+    assert!(lists >= 9, "{report}");
+}
+
+/// Where the gateway is, and what to present.
+fn arguments(gateway: &Gateway, kind: ChannelKind) -> Value {
+    let address = match kind {
+        ChannelKind::Ws => gateway.ws(),
+        ChannelKind::Wss => gateway.wss(),
+    };
+    let identity = gateway.keys.identity(DEVICE);
+    json!({
+        "channel": kind.label(),
+        "url": format!("{}://{address}", kind.label()),
+        "ca": gateway.path("ca.pem"),
+        "token": gateway.tokens.token(DEVICE),
+        "bad_token": TokenKey::generate().token(DEVICE),
+        "device": DEVICE,
+        "identity": {
+            "key_id": identity.key_id,
+            "product": identity.product,
+            "class": identity.class,
+            "device": identity.device.as_str(),
+            "key_version": identity.key_version,
+        },
+        "device_key": gateway.keys.device_key(&identity).to_text(),
+        "api": gateway.api_url(""),
+        "api_key": API_KEY,
+        "close_after_ms": CLOSE_AFTER_MS,
+        "crash_requests": CRASH_REQUESTS,
+    })
+}
+
+/// When the device has its requests in flight, kills the backend; the next one's calls are let go.
+async fn crash(gateway: &mut Gateway, service: &Service) -> std::convert::Infallible {
+    let held = |log: &Log| {
+        let path = digest(CRASH_PATH.as_bytes());
+        log.calls.iter().filter(|call| call.path == path).count()
+    };
+    let wait = |count| service.wait_for("the device's requests", move |log| held(log) >= count);
+    wait(CRASH_REQUESTS).await;
+    gateway.backends[0].kill9().await;
+    gateway.backends[0].restart().await;
+    wait(CRASH_REQUESTS * 2).await;
+    service.release();
+    std::future::pending().await
+}
+
+/// Every check that was announced was made, and none failed.
+fn assert_all_good(output: &Output) {
+    let report = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{report}\n{errors}");
+    let good = report.lines().filter(|line| line.starts_with("ok ")).count();
+    let plan = format!("1..{good}");
+    assert_eq!(report.lines().next(), Some(plan.as_str()), "{report}");
+    assert!(good >= 18, "{report}");
+}
+
+/// A Python that has the libraries.
 fn python() -> PathBuf {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(find_python).clone()
+}
+
+fn find_python() -> PathBuf {
     let system = PathBuf::from("python3");
-    if has_library(&system) {
+    if has_libraries(&system) {
         return system;
     }
     let environment = target().join("python-device");
     let python = environment.join("bin/python");
-    if !has_library(&python) {
+    if !has_libraries(&python) {
         run(Command::new(&system)
             .args(["-m", "venv", "--clear"])
             .arg(&environment));
-        let requirements = manifest("requirements.txt");
         run(Command::new(&python)
             .args(["-m", "pip", "install", "--quiet", "-r"])
-            .arg(requirements));
+            .arg(manifest("python/requirements.txt")));
     }
     python
 }
 
-fn has_library(python: &Path) -> bool {
-    let probe = "from websockets.asyncio.client import connect";
+fn has_libraries(python: &Path) -> bool {
+    let probe = "import websockets.asyncio.client, noise.connection, cryptography";
     Command::new(python)
         .args(["-c", probe])
         .output()
         .is_ok_and(|output| output.status.success())
 }
 
-fn run(command: &mut Command) {
+fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(
         output.status.success(),
         "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    output
 }
 
 fn manifest(name: &str) -> PathBuf {

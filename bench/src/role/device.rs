@@ -6,13 +6,11 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::Message;
 
-use super::dial::Socket;
+use super::line::Line;
 use super::load::Load;
 use crate::protocol::Speak;
 
@@ -26,7 +24,7 @@ pub(super) struct Handle {
 
 /// A device that is online.
 pub(super) struct Device {
-    socket: Socket,
+    line: Line,
     /// Whether replies are events of the gateway, or what was sent.
     gateway: bool,
     orders: mpsc::UnboundedReceiver<u32>,
@@ -38,7 +36,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(socket: Socket, speak: &Speak, load: Rc<Load>) -> (Self, Handle) {
+    pub(super) fn new(line: Line, speak: &Speak, load: Rc<Load>) -> (Self, Handle) {
         let (sender, orders) = mpsc::unbounded_channel();
         let in_flight = Rc::new(Cell::new(0));
         let handle = Handle {
@@ -46,8 +44,8 @@ impl Device {
             in_flight: in_flight.clone(),
         };
         let device = Self {
-            socket,
-            gateway: matches!(speak, Speak::Holdfast { .. }),
+            line,
+            gateway: matches!(speak, Speak::Holdfast { .. } | Speak::Records { .. }),
             orders,
             in_flight,
             load,
@@ -74,15 +72,15 @@ impl Device {
                         self.request().await?;
                     }
                 }
-                message = self.socket.next() => {
-                    self.on_message(message).await?;
+                text = self.line.next() => {
+                    self.on_text(text?).await?;
                     // What has come together is answered together.
-                    while let Some(message) = self.socket.next().now_or_never() {
-                        self.on_message(message).await?;
+                    while let Some(text) = self.line.next_now() {
+                        self.on_text(text?).await?;
                     }
                 }
             }
-            self.socket.flush().await?;
+            self.line.flush().await?;
         }
     }
 
@@ -91,19 +89,11 @@ impl Device {
         let text = request_text(self.next, payload);
         self.next += 1;
         self.waiting.push_back((payload, Instant::now()));
-        self.socket.feed(Message::text(text)).await?;
-        Ok(())
+        self.line.feed(text).await
     }
 
-    async fn on_message(
-        &mut self,
-        message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>,
-    ) -> Result<()> {
-        let text = match message.context("the server ended the connection")?? {
-            Message::Text(text) => text,
-            Message::Ping(_) | Message::Pong(_) => return Ok(()),
-            other => bail!("unexpected {other:?}"),
-        };
+    async fn on_text(&mut self, text: Option<String>) -> Result<()> {
+        let Some(text) = text else { return Ok(()) };
         let event: Event<'_> = serde_json::from_str(&text).with_context(|| format!("unexpected {text:?}"))?;
         if event.header.name == PUSH_NAME {
             self.load.on_push();

@@ -55,11 +55,11 @@ impl Fleet {
         let first = self.first + self.devices.len() as u32;
         let dialer = &self.dialer;
         let connections = (first..first + count)
-            .map(|number| async move { dialer.connect(number).await.map(|socket| (number, socket)) });
+            .map(|number| async move { dialer.connect(number).await.map(|line| (number, line)) });
         let mut connections = futures_util::stream::iter(connections).buffered(CONNECTING_AT_ONCE);
         while let Some(connection) = connections.next().await {
-            let (number, socket) = connection?;
-            let (device, handle) = Device::new(socket, dialer.speak(), self.load.clone());
+            let (number, line) = connection?;
+            let (device, handle) = Device::new(line, dialer.speak(), self.load.clone());
             tokio::task::spawn_local(device.run(number));
             self.devices.push(handle);
         }

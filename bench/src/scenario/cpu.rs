@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use holdfast_proto::ChannelKind;
 
 use super::usage::Usage;
 use super::{PAYLOAD_BYTES, direct_calls, progress};
@@ -23,10 +24,7 @@ const SATURATED_TIMES: u64 = 3;
 const WARM_UP: u64 = 1000;
 
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Vec<Table>> {
-    progress(
-        "cpu",
-        &format!("connecting three times {} devices", size.sessions),
-    );
+    progress("cpu", &format!("connecting four times {} devices", size.sessions));
     let mut stage = Stage::start(size, bin_dir).await?;
     let paced = stage.measure(size, Pace::PerSecond(size.rate)).await?;
     let saturated = stage.measure(size, Pace::Saturated).await?;
@@ -50,6 +48,7 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Vec<Table
 struct Stage {
     gateway: Gateway,
     devices: Worker,
+    ws_devices: Worker,
     tls_echo: Worker,
     tls_devices: Worker,
     tcp_echo: Worker,
@@ -72,7 +71,8 @@ impl Stage {
         let name = "load generator";
         let client = Role::Poster(direct_calls(gateway.service.address));
         let mut stage = Self {
-            devices: Worker::start(name, &devices(gateway.endpoint(), 0)).await?,
+            devices: Worker::start(name, &devices(gateway.endpoint(ChannelKind::Wss), 0)).await?,
+            ws_devices: Worker::start(name, &devices(gateway.endpoint(ChannelKind::Ws), 300_000)).await?,
             tls_devices: Worker::start(name, &devices(echo(&tls_echo, Some(gateway.ca())), 100_000)).await?,
             tcp_devices: Worker::start(name, &devices(echo(&tcp_echo, None), 200_000)).await?,
             client: Worker::start("bare HTTP client", &client).await?,
@@ -80,7 +80,12 @@ impl Stage {
             tls_echo,
             tcp_echo,
         };
-        for worker in [&mut stage.devices, &mut stage.tls_devices, &mut stage.tcp_devices] {
+        for worker in [
+            &mut stage.devices,
+            &mut stage.ws_devices,
+            &mut stage.tls_devices,
+            &mut stage.tcp_devices,
+        ] {
             worker.connect(size.sessions).await?;
         }
         Ok(stage)
@@ -132,6 +137,11 @@ impl Stage {
         found.service.add(service.since(&before.0[2]), n);
         found.devices.add(self.devices.cpu()?.since(&before.1), n);
 
+        self.ws_devices.run(warm_up).await?;
+        let before = self.gateway.cpu()?;
+        self.ws_devices.run(run).await?;
+        found.ws_frontend.add(self.gateway.cpu()?[0].since(&before[0]), n);
+
         self.tls_devices.run(warm_up).await?;
         let before = (self.tls_echo.cpu()?, self.tls_devices.cpu()?);
         found.tls_runs.push(self.tls_devices.run(run).await?);
@@ -167,6 +177,7 @@ impl Stage {
 #[derive(Default)]
 struct Found {
     frontend: Usage,
+    ws_frontend: Usage,
     backend: Usage,
     service: Usage,
     devices: Usage,
@@ -194,10 +205,16 @@ impl Found {
             )
             .limit(Of::Ratio, 1.5, 1.2),
             row(
-                "frontend per request and reply",
-                &self.frontend,
+                "frontend per request and reply, ws",
+                &self.ws_frontend,
                 "bare plain TCP echo",
                 &self.tcp_echo,
+            ),
+            row(
+                "frontend per request and reply, ws",
+                &self.ws_frontend,
+                "the same over wss",
+                &self.frontend,
             ),
             row(
                 "backend per request and reply",
@@ -224,7 +241,8 @@ impl Found {
             runs.iter().map(run).collect::<Vec<_>>().join(", ")
         };
         let notes = vec![
-            self.frontend.parts("frontend"),
+            self.frontend.parts("frontend, wss"),
+            self.ws_frontend.parts("frontend, ws"),
             self.tls_echo.parts("bare TLS echo"),
             self.backend.parts("backend"),
             self.client.parts("bare HTTP client"),

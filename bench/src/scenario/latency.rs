@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use holdfast_proto::ChannelKind;
 
 use super::{PAYLOAD_BYTES, direct_calls, progress};
 use crate::args::Size;
@@ -20,7 +21,7 @@ const WARM_UP: u64 = 20;
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
     let gateway = Gateway::start(bin_dir).await?;
     let role = Role::Latency {
-        device: gateway.endpoint(),
+        device: gateway.endpoint(ChannelKind::Wss),
         direct: direct_calls(gateway.service.address),
     };
     let mut pair = Worker::start("device beside an HTTP client", &role).await?;

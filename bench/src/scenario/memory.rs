@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use holdfast_proto::ChannelKind;
 use tokio::time::sleep;
 
 use super::progress;
@@ -29,9 +30,28 @@ const LARGE_SHARE: u32 = 5;
 
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ours_ws, mut bare_tcp) = (Vec::new(), Vec::new());
     for round in 1..=size.rounds {
-        ours.push(gateway(size, bin_dir, &format!("round {round}: gateway")).await?);
-        bare.push(echo(size, bin_dir, &format!("round {round}: bare echo")).await?);
+        ours.push(
+            gateway(
+                size,
+                bin_dir,
+                ChannelKind::Wss,
+                &format!("round {round}: gateway, wss"),
+            )
+            .await?,
+        );
+        bare.push(echo(size, bin_dir, true, &format!("round {round}: bare TLS echo")).await?);
+        ours_ws.push(
+            gateway(
+                size,
+                bin_dir,
+                ChannelKind::Ws,
+                &format!("round {round}: gateway, ws"),
+            )
+            .await?,
+        );
+        bare_tcp.push(echo(size, bin_dir, false, &format!("round {round}: bare TCP echo")).await?);
     }
     let of = |slopes: &[Slopes], f: fn(&Slopes) -> f64| slopes.iter().map(f).collect::<Vec<_>>();
     let row = |figure, f: fn(&Slopes) -> f64| {
@@ -40,6 +60,19 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
     let rows = vec![
         row("frontend, user space, per idle wss session", |s| s.idle).limit(Of::Value, 5120.0, 2048.0),
         row("frontend, more per session after a 16 KB echo", |s| s.large),
+        Row::new(
+            "frontend, user space, per idle ws session",
+            "B",
+            of(&ours_ws, |s| s.idle),
+        )
+        .against("tungstenite on TCP", of(&bare_tcp, |s| s.idle))
+        .limit(Of::Value, 1536.0, 768.0),
+        Row::new(
+            "frontend, more per ws session after a 16 KB echo",
+            "B",
+            of(&ours_ws, |s| s.large),
+        )
+        .against("tungstenite on TCP", of(&bare_tcp, |s| s.large)),
         Row::new("backend, user space, per session", "B", of(&ours, |s| s.backend)),
         row("kernel slab of the machine per session (both ends)", |s| s.slab),
     ];
@@ -69,22 +102,22 @@ struct Slopes {
     slab: f64,
 }
 
-async fn gateway(size: &Size, bin_dir: Option<&Path>, label: &str) -> Result<Slopes> {
+async fn gateway(size: &Size, bin_dir: Option<&Path>, kind: ChannelKind, label: &str) -> Result<Slopes> {
     let gateway = Gateway::start(bin_dir).await?;
-    let fleet = Fleet::start(gateway.endpoint()).await?;
+    let fleet = Fleet::start(gateway.endpoint(kind)).await?;
     fleet
         .measure(size, (gateway.frontend_pid, Some(gateway.backend_pid)), label)
         .await
 }
 
-async fn echo(size: &Size, bin_dir: Option<&Path>, label: &str) -> Result<Slopes> {
+async fn echo(size: &Size, bin_dir: Option<&Path>, with_tls: bool, label: &str) -> Result<Slopes> {
     // For its certificate; it idles meanwhile.
     let gateway = Gateway::start(bin_dir).await?;
-    let tls = Some(gateway.tls());
+    let tls = with_tls.then(|| gateway.tls());
     let server = Worker::start("bare echo server", &Role::Echo { tls }).await?;
     let endpoint = Endpoint {
         address: server.address,
-        ca: Some(gateway.ca()),
+        ca: with_tls.then(|| gateway.ca()),
         speak: Speak::Echo,
     };
     let fleet = Fleet::start(endpoint).await?;

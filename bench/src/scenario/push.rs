@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use holdfast_proto::ChannelKind;
 
 use super::usage::Usage;
 use super::{PAYLOAD_BYTES, progress};
@@ -21,7 +22,7 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Vec<Table
     progress("push", &format!("connecting twice {} devices", size.sessions));
     let gateway = Gateway::start(bin_dir).await?;
     let key = ("authorization".to_owned(), format!("Bearer {}", gateway.api_key));
-    let mut ours = Side::start(gateway.endpoint(), (gateway.api, Some(key)), size).await?;
+    let mut ours = Side::start(gateway.endpoint(ChannelKind::Wss), (gateway.api, Some(key)), size).await?;
     let bare_server = Worker::start("bare push server", &Role::Mailbox { tls: gateway.tls() }).await?;
     let bare_endpoint = Endpoint {
         address: bare_server.address,

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""A Holdfast device in Python, written from PROTOCOL.md alone, on a plain WebSocket library and a Noise library.
+
+It proves that the protocol can be spoken without our SDK, on `ws` and on `wss`. Run by tests/python_device.rs, which passes
+where the gateway is and what to present as JSON in argv[1]:
+
+    {"channel": "ws" or "wss", "url": url, "ca": path, "token": jwt, "bad_token": jwt, "device": id,
+     "identity": {"key_id", "product", "class", "device", "key_version"}, "device_key": base64url,
+     "api": url, "api_key": secret, "close_after_ms": n, "crash_requests": n}
+
+Prints one TAP line per check and exits 1 if any failed.
+"""
+
+import asyncio
+import json
+import sys
+import traceback
+from types import SimpleNamespace
+
+import checks
+import checks_ws
+import secure
+
+
+async def main():
+    gateway = SimpleNamespace(**json.loads(sys.argv[1]))
+    gateway.key = secure.from_text(gateway.device_key)
+    chosen = checks.CHECKS + (checks_ws.CHECKS if gateway.channel == "ws" else [])
+    print(f"1..{len(chosen)}")
+    failed = 0
+    for number, check in enumerate(chosen, 1):
+        name = check.__name__.replace("_s_", "'s_").replace("_", " ")
+        try:
+            await check(gateway)
+            print(f"ok {number} - {name}", flush=True)
+        except Exception:  # A check that fails must not keep the others from running.
+            failed += 1
+            print(f"not ok {number} - {name}", flush=True)
+            print("".join("# " + line + "\n" for line in traceback.format_exc().splitlines()), end="")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
