@@ -17,6 +17,7 @@ use bytes::Bytes;
 use holdfast_proto::DeviceId;
 use holdfast_proto::link::frames::Channel;
 use holdfast_proto::secure::{DeviceKey, TrafficKeys};
+use holdfast_proto::throttle::Source;
 
 use crate::dispatch::Now;
 
@@ -29,10 +30,18 @@ pub use keys::{MAX_TOKEN_KEYS, TokenKeys, key_id};
 pub use master::{MAX_MASTER_KEYS, MasterKeys};
 pub use principal::{MAX_PRINCIPAL_BYTES, Principal, PrincipalError};
 
+/// What came to bring a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimant {
+    pub channel: Channel,
+    /// Where the device, or whoever is before it, connects from.
+    pub source: Source,
+}
+
 /// Decides about a credential. Must be quick and must not block: it runs on the worker threads.
 pub trait Authenticator: Send + Sync {
     /// `credential` is bare, without the scheme before it.
-    fn authenticate(&self, channel: Channel, credential: &[u8], now: Now) -> Verdict;
+    fn authenticate(&self, claimant: Claimant, credential: &[u8], now: Now) -> Verdict;
 
     /// Goes on with what the operator's endpoint said.
     fn authenticate_with(&self, inquiry: Inquiry, answer: KeyAnswer, now: Now) -> Result<Grant, Denied>;

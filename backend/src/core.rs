@@ -21,12 +21,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::Share;
-use holdfast_proto::link::frames::Channel;
 use holdfast_proto::link::{Class, Incoming, LaneStats, Origin};
 use tracing::info;
 
 use crate::api::{self, GatewayError};
-use crate::auth::{Denied, Grant};
+use crate::auth::{Claimant, Denied, Grant};
 use crate::dispatch::{BindId, CallId, Lifecycle, RequestOutput, RequestSettings, Requests};
 use crate::link::{Attachment, LinkIndex, LinkSettings, LinkState};
 use crate::push::{Ticket, Tracker};
@@ -74,7 +73,7 @@ pub enum Action {
     /// Check the credential and call [`Backend::handle_authenticated`].
     Authenticate {
         bind: BindId,
-        channel: Channel,
+        claimant: Claimant,
         credential: Bytes,
     },
     /// Call the service and then [`Backend::handle_call_done`].

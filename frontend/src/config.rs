@@ -71,7 +71,8 @@ pub struct WsConfig {
 #[serde(deny_unknown_fields)]
 pub struct TunnelConfig {
     pub listen: SocketAddr,
-    /// File of the link key: one line, 32 bytes in base64url. The backends have the same.
+    /// File of the link key: one line, 32 bytes in base64url; the backends have the same. A second line holds its successor. Read
+    /// again when it changes.
     pub key: PathBuf,
 }
 

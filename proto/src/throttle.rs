@@ -1,9 +1,23 @@
 //! How often somebody may try: a bound on rates per key in a fixed piece of memory.
 
 use std::hash::Hasher;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use siphasher::sip::SipHasher13;
+
+/// Where somebody comes from, as limits count it.
+pub type Source = [u8; 8];
+
+/// An IPv4 address, or an IPv6 network of 64 bits, which is what one customer has.
+pub fn source_of(address: IpAddr) -> Source {
+    let mut source = [0; 8];
+    match address.to_canonical() {
+        IpAddr::V4(v4) => source[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => source.copy_from_slice(&v6.octets()[..8]),
+    }
+    source
+}
 
 /// The generic cell rate algorithm (ITU-T I.371, as a virtual schedule) over a fixed table of slots, shared by threads without a lock.
 ///

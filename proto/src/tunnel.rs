@@ -95,18 +95,18 @@ where
     Ok(TunnelKeys { sealer, opener })
 }
 
-/// The frontend's end: returns when the other end has proved that it holds `key`, with the name that it gave itself.
+/// The frontend's end: returns when the other end has proved that it holds one of `keys`, with the name that it gave itself.
 ///
 /// # Errors
 /// It does not hold the key, or is something else. Nothing was answered to one whose first message does not verify.
-pub async fn accept<S>(stream: &mut S, key: &DeviceKey) -> Result<(DeviceId, TunnelKeys), TunnelError>
+pub async fn accept<S>(stream: &mut S, keys: &[DeviceKey]) -> Result<(DeviceId, TunnelKeys), TunnelError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut frame = Vec::new();
     read_frame(stream, &mut frame, 1..=MAX_CREDENTIAL_TEXT, "1 to 1024").await?;
     let credential = Credential::parse(&frame)?;
-    let verified = Verified::verify(SecureChannel::Link, &credential, key)?;
+    let verified = verify(&credential, keys)?;
     let (message2, keys) = verified.answer()?;
     write_frame(stream, &message2).await?;
     let (sealer, mut opener) = (Sealer::new(keys.to_device), Opener::new(keys.to_server));
@@ -117,6 +117,17 @@ where
         return Err(TunnelError::Content);
     }
     Ok((credential.identity.device, TunnelKeys { sealer, opener }))
+}
+
+fn verify(credential: &Credential, keys: &[DeviceKey]) -> Result<Verified, HandshakeError> {
+    let mut refused = HandshakeError::NotAuthentic;
+    for key in keys {
+        match Verified::verify(SecureChannel::Link, credential, key) {
+            Ok(verified) => return Ok(verified),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
 }
 
 /// Carries bytes both ways until one end has no more, and ends both.
@@ -239,7 +250,7 @@ mod tests {
     /// Both ends of a tunnel whose local sides are returned.
     async fn tunnel() -> (DuplexStream, DuplexStream) {
         let (mut far, mut near) = duplex(PIPE);
-        let (ours, theirs) = (key(1), key(1));
+        let (ours, theirs) = (key(1), [key(1)]);
         let (connected, accepted) =
             tokio::join!(connect(&mut far, &ours, name(), 0), accept(&mut near, &theirs));
         let (who, near_keys) = accepted.unwrap();
@@ -274,7 +285,7 @@ mod tests {
     async fn another_key_gets_no_answer() {
         let (mut far, mut near) = duplex(PIPE);
         let connecting = tokio::spawn(async move { connect(&mut far, &key(2), name(), 0).await });
-        let error = accept(&mut near, &key(1)).await.unwrap_err();
+        let error = accept(&mut near, &[key(3), key(1)]).await.unwrap_err();
         assert!(matches!(error, TunnelError::Handshake(_)), "{error}");
         drop(near);
         assert!(matches!(connecting.await.unwrap(), Err(TunnelError::Io(_))));
@@ -289,7 +300,7 @@ mod tests {
             write_frame(&mut far, &[7; 18]).await.unwrap();
             far
         });
-        let error = accept(&mut near, &key(1)).await.unwrap_err();
+        let error = accept(&mut near, &[key(3), key(1)]).await.unwrap_err();
         assert!(matches!(error, TunnelError::Record(_)), "{error}");
         replay.await.unwrap();
     }
@@ -299,7 +310,7 @@ mod tests {
         let (_, credential) = Initiator::new(SecureChannel::Ws, &identity(name()), &key(1), None).unwrap();
         let (mut far, mut near) = duplex(PIPE);
         write_frame(&mut far, credential.as_bytes()).await.unwrap();
-        let error = accept(&mut near, &key(1)).await.unwrap_err();
+        let error = accept(&mut near, &[key(3), key(1)]).await.unwrap_err();
         assert!(matches!(error, TunnelError::Handshake(_)), "{error}");
     }
 
@@ -308,7 +319,7 @@ mod tests {
         for garbage in [&b"\0\0"[..], b"\xff\xff", b"GET / HTTP/1.1\r\n\r\n"] {
             let (mut far, mut near) = duplex(PIPE);
             far.write_all(garbage).await.unwrap();
-            let error = accept(&mut near, &key(1)).await.unwrap_err();
+            let error = accept(&mut near, &[key(3), key(1)]).await.unwrap_err();
             assert!(matches!(error, TunnelError::Length { .. }), "{error}");
         }
     }
@@ -316,7 +327,7 @@ mod tests {
     #[tokio::test]
     async fn a_flipped_bit_ends_it() {
         let (mut far, mut near) = duplex(PIPE);
-        let (ours, theirs) = (key(1), key(1));
+        let (ours, theirs) = (key(1), [key(1)]);
         let (connected, accepted) =
             tokio::join!(connect(&mut far, &ours, name(), 0), accept(&mut near, &theirs));
         let (local, mut from_local) = duplex(PIPE);

@@ -25,7 +25,7 @@ use crate::dial::{Dial, Endpoint};
 use crate::http::{Answer, Http, request};
 use crate::keys::{Certificates, DeviceKeys, TokenKey};
 use crate::service::Service;
-use config::{Layout, Settings};
+use config::{Layout, Listen, Settings};
 use group::Group;
 
 pub use binaries::locate;
@@ -284,8 +284,9 @@ impl Gateway {
 
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let ports @ [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let config = self.layout.write_frontend(number, ports, settings);
+        let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
+        let listen = Listen { wss, ws, admin };
+        let config = self.layout.write_frontend(number, &listen, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
         self.frontends.push(node);
         let wss = Endpoint {

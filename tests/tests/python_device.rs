@@ -46,7 +46,7 @@ async fn an_independent_device_gets_all_that_the_protocol_promises(kind: Channel
     let arguments = arguments(&gateway, kind);
     let python = tokio::task::spawn_blocking(python)
         .await
-        .expect("the thread does not panic");
+        .expect("it does not panic");
     let mut device = tokio::process::Command::new(python);
     device
         .arg(manifest("python/device.py"))

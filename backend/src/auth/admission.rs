@@ -7,7 +7,8 @@ use holdfast_proto::link::frames::Channel;
 use tracing::warn;
 
 use super::{
-    Authenticator, Denied, DeviceAuthenticator, Grant, Inquiry, JwtAuthenticator, KeyAnswer, Verdict,
+    Authenticator, Claimant, Denied, DeviceAuthenticator, Grant, Inquiry, JwtAuthenticator, KeyAnswer,
+    Verdict,
 };
 use crate::dispatch::Now;
 
@@ -40,11 +41,11 @@ impl Admission {
 }
 
 impl Authenticator for Admission {
-    fn authenticate(&self, channel: Channel, credential: &[u8], now: Now) -> Verdict {
-        match channel {
+    fn authenticate(&self, claimant: Claimant, credential: &[u8], now: Now) -> Verdict {
+        match claimant.channel {
             Channel::Ws if looks_like_token(credential) => Verdict::Judged(Err(bearer_elsewhere())),
             Channel::Ws => match self.devices() {
-                Ok(devices) => devices.authenticate(credential, now),
+                Ok(devices) => devices.authenticate(claimant.source, credential, now),
                 Err(denied) => Verdict::Judged(Err(denied)),
             },
             // What earlier frontends do not name is wss.
@@ -86,7 +87,11 @@ mod tests {
             instant: Instant::now(),
             unix_ms: 0,
         };
-        match Admission::new(tokens, None).authenticate(channel, credential.as_bytes(), now) {
+        let claimant = Claimant {
+            channel,
+            source: [0; 8],
+        };
+        match Admission::new(tokens, None).authenticate(claimant, credential.as_bytes(), now) {
             Verdict::Judged(Err(denied)) => (denied.status, denied.code),
             other => panic!("{other:?}"),
         }

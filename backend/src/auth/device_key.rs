@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use holdfast_proto::DeviceId;
 use holdfast_proto::secure::{Credential, DeviceKey, Identity, SecureChannel, Verified, render_challenge};
-use holdfast_proto::throttle::Throttle;
+use holdfast_proto::throttle::{Source, Throttle};
 use tracing::error;
 
 use super::{Challenge, Denied, DenyList, Grant, KeyAnswer, MasterKeys, Principal, Verdict};
@@ -23,14 +24,6 @@ use crate::dispatch::Now;
 /// Places in which devices' attempts are counted: 8 MiB. Devices that share one share its attempts, so there are so many that
 /// millions of devices which all come back at once do not use up each other's.
 const ATTEMPT_SLOTS: usize = 1 << 20;
-/// The same for message 1 of each attempt: 512 KiB. Who shares a place for once makes a new message 1 and gets another.
-const REPEAT_SLOTS: usize = 1 << 16;
-/// How often one message 1 is answered: a frontend asks again when a backend is slow or was lost. Who recorded a device's message
-/// and says it again takes so many of its attempts, not all.
-const REPEATS: u32 = 3;
-/// Time after which one message 1 is answered once more.
-const REPEAT_INTERVAL_MS: u64 = 60_000;
-
 /// What the configuration and its files say, and randomness of our own.
 pub struct DeviceKeySettings {
     pub keys: Arc<ArcSwap<MasterKeys>>,
@@ -72,7 +65,6 @@ impl DeviceKeySettings {
 pub struct DeviceAuthenticator {
     settings: DeviceKeySettings,
     attempts: Throttle,
-    repeats: Throttle,
     /// Stands in for the key of a device that the endpoint does not know.
     decoy: DeviceKey,
 }
@@ -81,6 +73,7 @@ pub struct DeviceAuthenticator {
 #[derive(Debug)]
 pub struct Inquiry {
     credential: Credential,
+    source: Source,
 }
 
 impl Inquiry {
@@ -106,22 +99,18 @@ const UNKNOWN_KEY: Refusal = Refusal {
 
 impl DeviceAuthenticator {
     pub fn new(settings: DeviceKeySettings) -> Self {
-        let (low, high) = settings.seed.split_at(16);
-        let number = |half: &[u8]| {
-            half.iter()
-                .fold(0, |number, byte| number << 8 | u128::from(*byte))
-        };
+        let half = settings.seed[..16].iter();
+        let seed = half.fold(0, |number, byte| number << 8 | u128::from(*byte));
         let interval = settings.attempt_interval_ms;
         Self {
-            attempts: Throttle::new(number(low), ATTEMPT_SLOTS, interval, settings.attempt_burst),
-            repeats: Throttle::new(number(high), REPEAT_SLOTS, REPEAT_INTERVAL_MS, REPEATS),
+            attempts: Throttle::new(seed, ATTEMPT_SLOTS, interval, settings.attempt_burst),
             decoy: DeviceKey::from_bytes(&settings.seed).expect("a key has as many bytes as the seed"),
             settings,
         }
     }
 
     /// `credential` is the text of a [`Credential`].
-    pub fn authenticate(&self, credential: &[u8], now: Now) -> Verdict {
+    pub fn authenticate(&self, source: Source, credential: &[u8], now: Now) -> Verdict {
         if credential.is_empty() {
             let message = "a credential made with a device key is required";
             return Verdict::Judged(Err(Denied::new(401, "credential_missing", message)));
@@ -133,8 +122,8 @@ impl DeviceAuthenticator {
             }
         };
         match self.settings.keys.load().device_key(&credential.identity) {
-            Some(key) => Verdict::Judged(self.judge(&credential, &key, &WRONG_KEY, now)),
-            None if self.settings.has_endpoint => Verdict::Ask(Box::new(Inquiry { credential })),
+            Some(key) => Verdict::Judged(self.judge((&credential, source), &key, &WRONG_KEY, now)),
+            None if self.settings.has_endpoint => Verdict::Ask(Box::new(Inquiry { credential, source })),
             None => Verdict::Judged(Err(refused(&UNKNOWN_KEY))),
         }
     }
@@ -146,12 +135,12 @@ impl DeviceAuthenticator {
             return Err(Denied::new(503, "unavailable", message));
         };
         let key = known.as_ref().unwrap_or(&self.decoy);
-        self.judge(&inquiry.credential, key, &UNKNOWN_KEY, now)
+        self.judge((&inquiry.credential, inquiry.source), key, &UNKNOWN_KEY, now)
     }
 
     fn judge(
         &self,
-        credential: &Credential,
+        (credential, source): (&Credential, Source),
         key: &DeviceKey,
         refusal: &Refusal,
         now: Now,
@@ -171,7 +160,7 @@ impl DeviceAuthenticator {
             ));
         }
         self.check_time(verified.timestamp_ms(), now.unix_ms)?;
-        self.count_attempt(credential, now)?;
+        self.count_attempt(&credential.identity.device, source, now)?;
         let (message, keys) = verified.answer().map_err(|error| {
             error!(%error, "a handshake cannot be answered");
             Denied::new(503, "unavailable", "the handshake cannot be answered now")
@@ -203,13 +192,12 @@ impl DeviceAuthenticator {
         }
     }
 
-    fn count_attempt(&self, credential: &Credential, now: Now) -> Result<(), Denied> {
+    /// By device and source: who says again elsewhere what a device once said takes nothing from it.
+    fn count_attempt(&self, device: &DeviceId, source: Source, now: Now) -> Result<(), Denied> {
         let since = now.instant.saturating_duration_since(self.settings.started);
-        let now_ms = since.as_millis() as u64;
-        let device = credential.identity.device.as_bytes();
-        self.repeats
-            .check(credential.message1(), now_ms)
-            .and_then(|()| self.attempts.check(device, now_ms))
+        let who = [&source, device.as_bytes().as_ref()].concat();
+        self.attempts
+            .check(&who, since.as_millis() as u64)
             .map_err(|wait_ms| Denied {
                 retry_after_ms: Some(u32::try_from(wait_ms).unwrap_or(u32::MAX)),
                 ..Denied::new(429, "too_many_attempts", "this device connects too often")

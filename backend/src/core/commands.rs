@@ -75,12 +75,12 @@ impl Backend {
         match self.lifecycle.handle_bind(link, bind)? {
             BindStep::Authenticate {
                 bind,
-                channel,
+                claimant,
                 credential,
             } => {
                 self.actions.push_back(Action::Authenticate {
                     bind,
-                    channel,
+                    claimant,
                     credential,
                 });
             }

@@ -1,5 +1,6 @@
 //! Admission, login and logout.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,13 +10,14 @@ use holdfast_proto::link::frames::{
     Ping, SessionInfo, Welcomed, bound, close, logged_in,
 };
 use holdfast_proto::link::session_id;
+use holdfast_proto::throttle::{self, Source};
 use holdfast_proto::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, DeviceId, SessionId};
 use rustc_hash::FxHashMap;
 use serde_json::{Map, Value};
 
 use super::control::split_control;
 use super::{LastSeen, Malformed};
-use crate::auth::{Denied, Grant};
+use crate::auth::{Claimant, Denied, Grant};
 use crate::link::{Frontend, Jitter, LinkIndex};
 
 /// Credentials being checked, at most: more wait than the workers can check in the time that a device waits.
@@ -57,7 +59,7 @@ pub const ADMITTED: &str = "admitted";
 pub enum BindStep {
     Authenticate {
         bind: BindId,
-        channel: Channel,
+        claimant: Claimant,
         credential: Bytes,
     },
     /// A refusal; `code` for metrics.
@@ -132,7 +134,10 @@ impl Lifecycle {
         self.binds.insert(bind_id, Binding { link, id, channel });
         Ok(BindStep::Authenticate {
             bind: bind_id,
-            channel,
+            claimant: Claimant {
+                channel,
+                source: source_of(&bind.address),
+            },
             credential: Bytes::copy_from_slice(&bind.credential),
         })
     }
@@ -279,6 +284,12 @@ impl Lifecycle {
             replace: None,
         }
     }
+}
+
+/// Addresses that cannot be read are one source.
+fn source_of(address: &str) -> Source {
+    let address: Option<SocketAddr> = address.parse().ok();
+    address.map_or([0; 8], |address| throttle::source_of(address.ip()))
 }
 
 fn wrong_channel(id: SessionId) -> BindStep {

@@ -123,9 +123,9 @@ fn bind_on(lifecycle: &mut Lifecycle, channel: Channel) -> BindId {
     };
     match lifecycle.handle_bind(LINK, bind) {
         Ok(BindStep::Authenticate {
-            bind, channel: told, ..
+            bind, claimant: told, ..
         }) => {
-            assert_eq!(told, channel);
+            assert_eq!(told.channel, channel);
             bind
         }
         other => panic!("{other:?}"),

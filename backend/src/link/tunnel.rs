@@ -253,7 +253,7 @@ mod tests {
         let path = endpoints[1].strip_prefix("ipc://").unwrap().to_owned();
         let mut local = UnixStream::connect(&path).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
-        let (name, keys) = tunnel::accept(&mut stream, &DeviceKey::from_bytes(&[1; 32]).unwrap())
+        let (name, keys) = tunnel::accept(&mut stream, &[DeviceKey::from_bytes(&[1; 32]).unwrap()])
             .await
             .unwrap();
         assert_eq!(name.as_str(), "backend");

@@ -214,9 +214,9 @@ impl<S: Sockets> Hub<S> {
             match action {
                 Action::Authenticate {
                     bind,
-                    channel,
+                    claimant,
                     credential,
-                } => self.workers.authenticate(bind, channel, credential)?,
+                } => self.workers.authenticate(bind, claimant, credential)?,
                 Action::Call { call, request } => self.workers.call(call, request)?,
                 Action::CancelCall(call) => self.workers.cancel(call)?,
                 Action::ApiDone { ticket, result } => self.waiters.finish(ticket, result),

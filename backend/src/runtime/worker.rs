@@ -11,12 +11,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use holdfast_proto::SessionId;
-use holdfast_proto::link::frames::Channel;
 use holdfast_proto::secure::SecureChannel;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet};
 
-use crate::auth::{Authenticator, Denied, Grant, Inquiry, KeyUnavailable, Verdict};
+use crate::auth::{Authenticator, Claimant, Denied, Grant, Inquiry, KeyUnavailable, Verdict};
 use crate::dispatch::{BindId, CallId, MAX_AUTHENTICATIONS, Now};
 use crate::service::{Called, KeyEndpoint, ServiceClient, ServiceRequest, ServiceSettings};
 
@@ -35,7 +34,7 @@ const JOBS_PER_TURN: usize = 32;
 pub enum Job {
     Authenticate {
         bind: BindId,
-        channel: Channel,
+        claimant: Claimant,
         credential: Bytes,
     },
     Call {
@@ -127,13 +126,13 @@ impl Workers {
     pub fn authenticate(
         &mut self,
         bind: BindId,
-        channel: Channel,
+        claimant: Claimant,
         credential: Bytes,
     ) -> Result<(), WorkerStuck> {
         self.turn = (self.turn + 1) % self.workers.len();
         let job = Job::Authenticate {
             bind,
-            channel,
+            claimant,
             credential,
         };
         self.send(self.turn, job)
@@ -253,10 +252,10 @@ async fn work(
             None => return,
             Some(Job::Authenticate {
                 bind,
-                channel,
+                claimant,
                 credential,
             }) => {
-                desk.authenticate(bind, channel, &credential).await;
+                desk.authenticate(bind, claimant, &credential).await;
             }
             Some(Job::Call { call, request }) => {
                 let task = run_call(client.clone(), (call, request), results.clone(), running.clone());
@@ -286,8 +285,8 @@ struct Desk {
 }
 
 impl Desk {
-    async fn authenticate(&self, bind: BindId, channel: Channel, credential: &[u8]) {
-        match self.authenticator.authenticate(channel, credential, now()) {
+    async fn authenticate(&self, bind: BindId, claimant: Claimant, credential: &[u8]) {
+        match self.authenticator.authenticate(claimant, credential, now()) {
             Verdict::Judged(result) => self.answer(bind, result).await,
             // Tasks of this kind are bounded by the endpoint's places: who finds none is answered at once.
             Verdict::Ask(inquiry) => {

@@ -9,7 +9,7 @@ use holdfast_proto::secure::{
 };
 use http::header::{AUTHORIZATION, HeaderValue};
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;

@@ -51,6 +51,14 @@ impl Refusal {
         }
     }
 
+    /// The credential is longer than any is.
+    pub fn credential_too_long(kind: ChannelKind) -> Self {
+        match kind {
+            ChannelKind::Wss => Self::bad_upgrade(431, "the bearer token is longer than 4096 bytes"),
+            ChannelKind::Ws => Self::new(400, "bad_credential", "the credential is longer than 1024 bytes"),
+        }
+    }
+
     /// The credential is of a kind that another channel takes.
     pub fn wrong_channel(kind: ChannelKind) -> Self {
         match kind {

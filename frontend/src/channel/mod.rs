@@ -29,6 +29,8 @@ use bytes::Bytes;
 
 mod answer;
 mod any;
+#[cfg(test)]
+mod autobahn;
 mod budget;
 mod error;
 pub mod frame;

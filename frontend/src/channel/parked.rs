@@ -15,19 +15,22 @@ pub struct Parked {
 }
 
 impl Parked {
-    /// Copies what is left of the input out of the scratch, if anything is.
-    pub(super) fn take(scratch: &mut Scratch) -> Result<Option<Box<Self>>, ChannelError> {
+    /// Copies what is left of the input out of the scratch, if anything is. Whoever `is_open` has been let in, and does not share
+    /// its room with strangers.
+    pub(super) fn take(scratch: &mut Scratch, is_open: bool) -> Result<Option<Box<Self>>, ChannelError> {
         let Scratch {
             cipher,
             plain,
             limits,
+            strangers,
             ..
         } = scratch;
         let size = cipher.len() + plain.len();
         if size == 0 {
             return Ok(None);
         }
-        let charge = Charge::new(&limits.budget, size + size_of::<Self>())?;
+        let budget = if is_open { &limits.budget } else { strangers };
+        let charge = Charge::new(budget, size + size_of::<Self>())?;
         let bytes = [&*cipher.bytes(), &*plain.bytes()].concat().into_boxed_slice();
         Ok(Some(Box::new(Self {
             bytes,

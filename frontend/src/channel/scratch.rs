@@ -25,6 +25,9 @@ pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Default of [`ScratchLimits::budget_bytes`].
 pub const DEFAULT_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 
+/// Which part of the budget those get who have not been let in.
+const STRANGERS_PART: usize = 4;
+
 /// An output buffer that grew beyond this is given back when it is empty again.
 const KEPT_BYTES: usize = 256 * 1024;
 
@@ -34,7 +37,8 @@ pub struct ScratchLimits {
     /// Longest message from a device, in bytes.
     pub max_message_bytes: usize,
     /// Bytes of input that all connections of the shard may have waiting: messages that are still arriving, and what
-    /// was read but could not be decoded yet.
+    /// was read but could not be decoded yet. Those that have not been let in have a quarter of it and no more, so that no number
+    /// of strangers takes what sessions need.
     pub budget_bytes: usize,
 }
 
@@ -60,6 +64,8 @@ pub struct Scratch {
     pub(super) limits: ReadLimits,
     /// The same, for messages that hold one record each: longer ones are no records.
     pub(super) record_limits: ReadLimits,
+    /// For the input of connections that have not been let in.
+    pub(super) strangers: Arc<Budget>,
     owner: Token,
     last_token: usize,
 }
@@ -70,7 +76,8 @@ pub struct Token(pub(super) usize);
 
 impl Scratch {
     pub fn new(limits: ScratchLimits) -> Self {
-        let budget = Budget::new(limits.budget_bytes);
+        let strangers = Budget::new(limits.budget_bytes / STRANGERS_PART);
+        let budget = Budget::new(limits.budget_bytes - strangers.cap());
         Self {
             cipher: Window::new(),
             plain: Plain::default(),
@@ -87,6 +94,7 @@ impl Scratch {
                 max_frames_bytes: MAX_RECORD,
                 budget,
             },
+            strangers,
             owner: Token(0),
             last_token: 0,
         }

@@ -234,19 +234,12 @@ impl<'a> Fields<'a> {
             return Err(Refusal::credential_missing(kind));
         }
         if credential.len() > longest {
-            return Err(Refusal::bad_upgrade(431, too_long(kind)));
+            return Err(Refusal::credential_too_long(kind));
         }
         if !is_token68(credential) {
             return Err(Refusal::credential_invalid(kind));
         }
         Ok(credential)
-    }
-}
-
-fn too_long(kind: ChannelKind) -> &'static str {
-    match kind {
-        ChannelKind::Wss => "the bearer token is longer than 4096 bytes",
-        ChannelKind::Ws => "the credential is longer than 1024 bytes",
     }
 }
 

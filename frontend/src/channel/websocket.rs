@@ -2,7 +2,7 @@
 
 use super::answer::{Refusal, write_acceptance, write_refusal};
 use super::error::{ChannelError, PeerFault};
-use super::frame::{Frame, FrameReader, ReadLimits};
+use super::frame::{Frame, FrameReader, ReadLimits, is_close_code, write_close};
 use super::parked::Parked;
 use super::scratch::{Scratch, Token};
 use super::upgrade::{self, Acceptance};
@@ -217,7 +217,7 @@ impl<L: Layer> Channel for WebSocket<L> {
         if !self.in_turn {
             return flushed;
         }
-        let result = match flushed.and_then(|()| Parked::take(scratch)) {
+        let result = match flushed.and_then(|()| Parked::take(scratch, self.is_open())) {
             Ok(parked) => {
                 self.parked = parked;
                 Ok(())
@@ -256,6 +256,8 @@ impl<L: Layer> Channel for WebSocket<L> {
     }
 
     fn send(&mut self, scratch: &mut Scratch, kind: MessageKind, payload: &[u8]) -> Result<(), ChannelError> {
+        // Not behind it: a pong is due as soon as is practical (section 5.5.2).
+        self.answer_pings(scratch)?;
         self.queue(scratch, |layer, out| layer.write_message(out, kind, payload))
     }
 
@@ -273,13 +275,7 @@ impl<L: Layer> Channel for WebSocket<L> {
     }
 
     fn flush(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
-        if self.in_turn && self.is_open() && (scratch.pong.is_some() || self.layer.owes_pong()) {
-            let clear = scratch.pong.take();
-            let clear = clear.as_ref().map(|payload| payload.as_slice());
-            scratch.claim(self.layer.token())?;
-            let out = L::writable(scratch);
-            self.layer.write_pongs(out, clear)?;
-        }
+        self.answer_pings(scratch)?;
         self.seal(scratch)
     }
 }
@@ -364,15 +360,17 @@ impl<L: Layer> WebSocket<L> {
         Ok(frame)
     }
 
-    /// The peer's close is answered in kind (RFC 6455 section 5.5.1), but what need not be the peer's is not repeated in our name:
-    /// it would come back to the device as our own word.
+    /// The peer's close is answered with a close frame (RFC 6455 section 5.5.1). What need not be the peer's is not repeated in our
+    /// name: it would come back to the device as our own word.
     fn answer_close(
         &mut self,
         scratch: &mut Scratch,
         code: Option<u16>,
         authentic: bool,
     ) -> Result<Option<ChannelEvent>, ChannelError> {
-        self.queue_close(scratch, code.filter(|_| authentic), "")?;
+        scratch.claim(self.layer.token())?;
+        let legal = code.filter(|code| authentic && is_close_code(*code));
+        write_close(L::writable(scratch), legal, "");
         self.end(scratch)?;
         Ok(Some(ChannelEvent::Closed { code, authentic }))
     }
@@ -402,6 +400,18 @@ impl<L: Layer> WebSocket<L> {
             scratch.reset_input();
         }
         result
+    }
+
+    /// Writes what this turn's pings are owed.
+    fn answer_pings(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
+        if !self.in_turn || !self.is_open() || (scratch.pong.is_none() && !self.layer.owes_pong()) {
+            return Ok(());
+        }
+        let clear = scratch.pong.take();
+        let clear = clear.as_ref().map(|payload| payload.as_slice());
+        scratch.claim(self.layer.token())?;
+        let out = L::writable(scratch);
+        self.layer.write_pongs(out, clear)
     }
 
     fn seal(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {

@@ -281,6 +281,38 @@ fn every_disturbance_ends_the_session_with_its_own_code_and_nothing_after_it_is_
     }
 }
 
+/// Whoever has not been let in has room of a kind of its own.
+#[test]
+fn strangers_fill_their_part_of_the_budget_and_no_sessions() {
+    let limits = ScratchLimits {
+        budget_bytes: 64 * 1024,
+        ..ScratchLimits::default()
+    };
+    let mut pair = Pair::open_with(limits);
+    let head = [b'x'; 8_000];
+    let mut strangers = Vec::new();
+    let refused = loop {
+        let mut stranger = WsChannel::new(&mut pair.scratch);
+        pair.scratch.read_target()[..head.len()].copy_from_slice(&head);
+        stranger.handle_input(&mut pair.scratch, head.len()).unwrap();
+        assert_eq!(stranger.poll_event(&mut pair.scratch).unwrap(), None);
+        match stranger.park(&mut pair.scratch) {
+            Ok(()) => strangers.push(stranger),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.close_code(), CloseCode::TryAgainLater);
+    assert!(!strangers.is_empty() && strangers.len() * head.len() <= 16 * 1024);
+    let wire = pair.message(RecordKind::Text, &[b'm'; 30_000]);
+    let (first, rest) = wire.split_at(20_000);
+    assert_eq!(pair.turn(first).unwrap(), []);
+    assert_eq!(
+        pair.turn(rest).unwrap().len(),
+        1,
+        "a session's split message has its room"
+    );
+}
+
 #[test]
 fn clear_text_after_the_challenge_ends_the_session() {
     let mut pair = Pair::open();
@@ -340,7 +372,9 @@ fn a_close_counts_as_the_devices_only_in_a_record() {
     let (code, authentic) = (Some(1000), true);
     assert_eq!(closed, [ChannelEvent::Closed { code, authentic }]);
     let wire = pair.take();
-    assert_eq!(pair.read(&wire), [(RecordKind::Control, close.encode())]);
+    let mut clear = Vec::new();
+    write_close(&mut clear, Some(1000), "");
+    assert_eq!(wire, clear, "a close record is not answered with another");
     assert!(
         pair.channel
             .send(&mut pair.scratch, MessageKind::Text, b"x")

@@ -78,6 +78,25 @@ fn large_messages_cross_records_both_ways() {
 }
 
 #[test]
+fn a_pong_goes_before_what_is_said_later() {
+    let mut pair = Pair::open(&TLS13);
+    pair.write(&[masked(0x89, b"ping"), masked(0x81, b"request")].concat());
+    let wire = pair.wire();
+    pair.begin(&wire).unwrap();
+    assert_eq!(
+        pair.channel.poll_event(&mut pair.scratch).unwrap(),
+        Some(text("request"))
+    );
+    pair.channel
+        .send(&mut pair.scratch, MessageKind::Text, b"reply")
+        .unwrap();
+    pair.channel.park(&mut pair.scratch).unwrap();
+    pair.deliver();
+    let expected = [unmasked(OpCode::Pong, b"ping"), unmasked(OpCode::Text, b"reply")];
+    assert_eq!(pair.read(), expected.concat());
+}
+
+#[test]
 fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
     for version in VERSIONS {
         let mut pair = Pair::open(version);

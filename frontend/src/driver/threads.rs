@@ -22,7 +22,7 @@ use crate::config::{Config, TunnelConfig, WsConfig};
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
-use crate::link::tunnel::{Tunnel, TunnelMetrics, load_key};
+use crate::link::tunnel::{LinkKeys, Tunnel, TunnelMetrics};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
 use crate::session::{ShardConfig, ShardMetrics, Unfinished};
 
@@ -357,7 +357,7 @@ fn start_tunnel(config: &Config, registry: &mut Registry) -> Result<(), StartErr
     let Some(TunnelConfig { listen: address, key }) = &config.tunnel else {
         return Ok(());
     };
-    let key = load_key(key).map_err(|error| StartError::LinkKey {
+    let keys = LinkKeys::load(key).map_err(|error| StartError::LinkKey {
         path: key.clone(),
         error,
     })?;
@@ -374,7 +374,7 @@ fn start_tunnel(config: &Config, registry: &mut Registry) -> Result<(), StartErr
         match listening {
             Ok((runtime, listener)) => {
                 drop(started.send(Ok(())));
-                runtime.block_on(Tunnel::new(key, link, metrics).serve(listener));
+                runtime.block_on(Tunnel::new(keys, link, metrics).serve(listener));
             }
             Err(error) => drop(started.send(Err(StartError::Thread(error)))),
         }

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use holdfast_proto::secure::DeviceKey;
-use holdfast_proto::throttle::Throttle;
+use holdfast_proto::throttle::{Source, Throttle, source_of};
 use holdfast_proto::tunnel::{self, TunnelError, TunnelKeys};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,8 +24,8 @@ use zeroize::Zeroizing;
 
 use super::metrics::CauseLabel;
 
-/// Connections that may be proving themselves at a time, in all and from one address.
-pub const MAX_HANDSHAKES: usize = 32;
+/// Connections that may be proving themselves at a time, in all and from one source.
+pub const MAX_HANDSHAKES: usize = 256;
 pub const MAX_HANDSHAKES_PER_SOURCE: usize = 4;
 /// How long that may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,25 +74,93 @@ impl TunnelMetrics {
     }
 }
 
-/// Reads the link key: one line of base64url, 32 bytes.
-///
-/// # Errors
-/// One line that says what is wrong, without the key.
-pub fn load_key(path: &Path) -> io::Result<DeviceKey> {
+/// The link keys of a file, read again when it changes: so that a key can be replaced while both are good for a time.
+pub struct LinkKeys {
+    path: PathBuf,
+    loaded: Mutex<Loaded>,
+}
+
+struct Loaded {
+    keys: Arc<[DeviceKey]>,
+    changed: Option<SystemTime>,
+    looked: Instant,
+}
+
+/// Link keys that are good at a time: an old one and its successor.
+pub const MAX_LINK_KEYS: usize = 2;
+/// How often the file is looked at, at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+impl LinkKeys {
+    /// Reads the file: one or two lines of base64url, 32 bytes each.
+    ///
+    /// # Errors
+    /// One line that says what is wrong, without the keys.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        let loaded = Loaded {
+            keys: read_keys(path)?,
+            changed: changed(path),
+            looked: Instant::now(),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            loaded: Mutex::new(loaded),
+        })
+    }
+
+    /// The keys as the file has them, or had them when it last could be used.
+    fn current(&self) -> Arc<[DeviceKey]> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.looked.elapsed() >= LOOK_INTERVAL {
+            loaded.looked = Instant::now();
+            self.look(&mut loaded);
+        }
+        loaded.keys.clone()
+    }
+
+    fn look(&self, loaded: &mut Loaded) {
+        let now = changed(&self.path);
+        if now == loaded.changed {
+            return;
+        }
+        loaded.changed = now;
+        match read_keys(&self.path) {
+            Ok(keys) => {
+                tracing::info!(keys = keys.len(), "the link keys were read again");
+                loaded.keys = keys;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the file of link keys cannot be used; the keys stay as they were");
+            }
+        }
+    }
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|file| file.modified()).ok()
+}
+
+fn read_keys(path: &Path) -> io::Result<Arc<[DeviceKey]>> {
     /// A key has 43 characters; whatever is much longer is another file.
     const MAX_FILE_BYTES: u64 = 4096;
     if std::fs::metadata(path)?.len() > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));
     }
     let text = Zeroizing::new(std::fs::read_to_string(path)?);
-    text.trim()
-        .parse()
-        .map_err(|error| io::Error::other(format!("not a link key: {error}")))
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Result<Vec<DeviceKey>, _> = lines.map(str::parse).collect();
+    let keys = keys.map_err(|error| io::Error::other(format!("not a link key: {error}")))?;
+    match keys.len() {
+        1..=MAX_LINK_KEYS => Ok(keys.into()),
+        count => Err(io::Error::other(format!(
+            "{count} link keys; allowed are 1 to {MAX_LINK_KEYS}"
+        ))),
+    }
 }
 
 /// The tunnel's listener, and what is behind it.
 pub struct Tunnel {
-    key: DeviceKey,
+    keys: LinkKeys,
     /// The link's socket file.
     link: PathBuf,
     metrics: TunnelMetrics,
@@ -100,13 +168,13 @@ pub struct Tunnel {
     started: Instant,
     handshakes: Semaphore,
     tunnels: Semaphore,
-    trying: Mutex<HashMap<IpAddr, usize>>,
+    trying: Mutex<HashMap<Source, usize>>,
 }
 
 impl Tunnel {
-    pub fn new(key: DeviceKey, link: PathBuf, metrics: TunnelMetrics) -> Arc<Self> {
+    pub fn new(keys: LinkKeys, link: PathBuf, metrics: TunnelMetrics) -> Arc<Self> {
         Arc::new(Self {
-            key,
+            keys,
             link,
             metrics,
             sources: Throttle::new(rand::random(), SOURCE_SLOTS, SOURCE_INTERVAL_MS, SOURCE_BURST),
@@ -162,17 +230,13 @@ impl Tunnel {
 
     /// Finds out whether the peer holds the key.
     async fn admit(&self, mut stream: TcpStream, address: SocketAddr) -> Option<(TcpStream, TunnelKeys)> {
-        let ip = address.ip().to_canonical();
+        let source = source_of(address.ip());
         let since_start = self.started.elapsed().as_millis() as u64;
-        if self
-            .sources
-            .check(ip.to_string().as_bytes(), since_start)
-            .is_err()
-        {
+        if self.sources.check(&source, since_start).is_err() {
             self.metrics.refuse("throttled");
             return None;
         }
-        let Some(_trying) = Trying::enter(&self.trying, ip) else {
+        let Some(_trying) = Trying::enter(&self.trying, source) else {
             self.metrics.refuse("busy");
             return None;
         };
@@ -180,9 +244,10 @@ impl Tunnel {
             self.metrics.refuse("busy");
             return None;
         };
+        let keys = self.keys.current();
         let accepted = async {
             prepare(&stream)?;
-            tunnel::accept(&mut stream, &self.key).await
+            tunnel::accept(&mut stream, &keys).await
         };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
             Ok(Ok((backend, keys))) => {
@@ -215,29 +280,29 @@ fn prepare(stream: &TcpStream) -> Result<(), TunnelError> {
 
 /// One source's place among those that are proving themselves.
 struct Trying<'a> {
-    all: &'a Mutex<HashMap<IpAddr, usize>>,
-    ip: IpAddr,
+    all: &'a Mutex<HashMap<Source, usize>>,
+    source: Source,
 }
 
 impl<'a> Trying<'a> {
-    fn enter(all: &'a Mutex<HashMap<IpAddr, usize>>, ip: IpAddr) -> Option<Self> {
+    fn enter(all: &'a Mutex<HashMap<Source, usize>>, source: Source) -> Option<Self> {
         let mut map = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = map.entry(ip).or_default();
+        let count = map.entry(source).or_default();
         if *count >= MAX_HANDSHAKES_PER_SOURCE {
             return None;
         }
         *count += 1;
-        Some(Self { all, ip })
+        Some(Self { all, source })
     }
 }
 
 impl Drop for Trying<'_> {
     fn drop(&mut self) {
         let mut map = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = map.get_mut(&self.ip) {
+        if let Some(count) = map.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
-                map.remove(&self.ip);
+                map.remove(&self.source);
             }
         }
     }

@@ -25,7 +25,10 @@ async fn place() -> Place {
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let tunnel = Tunnel::new(key(1), link, TunnelMetrics::default());
+    let path = directory.path().join("link.key");
+    std::fs::write(&path, key(1).to_text()).unwrap();
+    let keys = LinkKeys::load(&path).unwrap();
+    let tunnel = Tunnel::new(keys, link, TunnelMetrics::default());
     tokio::spawn(tunnel.clone().serve(listener));
     Place {
         tunnel,
@@ -126,13 +129,40 @@ fn a_key_file_is_read_whole_or_refused_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("link.key");
     std::fs::write(&path, format!("{}\n", key(3).to_text())).unwrap();
-    assert_eq!(load_key(&path).unwrap().as_bytes(), &[3; 32]);
+    let keys = LinkKeys::load(&path).unwrap();
+    assert_eq!(keys.current()[0].as_bytes(), &[3; 32]);
     std::fs::write(&path, "short").unwrap();
-    let error = load_key(&path).unwrap_err().to_string();
+    let error = read_keys(&path).unwrap_err().to_string();
     assert!(
         error.contains("not a link key") && !error.contains("short"),
         "{error}"
     );
     std::fs::write(&path, vec![b'x'; 5000]).unwrap();
-    assert!(load_key(&path).unwrap_err().to_string().contains("longer than"));
+    assert!(read_keys(&path).unwrap_err().to_string().contains("longer than"));
+    let three = [key(1), key(2), key(3)].map(|key| key.to_text()).join("\n");
+    std::fs::write(&path, three).unwrap();
+    let error = read_keys(&path).unwrap_err().to_string();
+    assert!(error.contains("3 link keys; allowed are 1 to 2"), "{error}");
+}
+
+#[test]
+fn a_key_is_replaced_while_the_old_one_is_good_and_a_bad_file_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("link.key");
+    std::fs::write(&path, key(1).to_text()).unwrap();
+    let keys = LinkKeys::load(&path).unwrap();
+    let look = |text: String, seconds: u64| {
+        std::fs::write(&path, text).unwrap();
+        let file = std::fs::File::options().append(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+            .unwrap();
+        let mut loaded = keys.loaded.lock().unwrap();
+        keys.look(&mut loaded);
+        let first = loaded.keys.iter().map(|key| key.as_bytes()[0]);
+        first.collect::<Vec<_>>()
+    };
+    let both = format!("{}\n{}\n", key(1).to_text(), key(2).to_text());
+    assert_eq!(look(both, 1), [1, 2]);
+    assert_eq!(look("nonsense".to_owned(), 2), [1, 2]);
+    assert_eq!(look(key(2).to_text().clone(), 3), [2]);
 }

@@ -1,13 +1,15 @@
-//! How many handshakes a device has begun and not finished, over all shards.
+//! How many handshakes have begun in a device's name and not finished, from one source, over all shards.
 
 use std::hash::Hasher;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use holdfast_proto::DeviceId;
+use holdfast_proto::throttle::Source;
 use siphasher::sip::SipHasher13;
 
-/// Handshakes of one device that may wait for their proof at a time. A device needs one, and a few more when its network fails while
-/// it connects; who replays a recorded first message gets no more than these.
+/// Handshakes of one device, from one source, that may wait for their proof at a time. A device needs one, and a few more when its
+/// network fails while it connects; who replays a recorded first message gets no more than these, and takes none from the device
+/// unless it sits where the device does.
 pub const MAX_UNFINISHED: u8 = 4;
 
 /// Places in the table, one byte each. Devices that fall into one place share its limit: with 1,000 handshakes under way a device has a
@@ -33,9 +35,10 @@ impl Unfinished {
         }
     }
 
-    /// Counts one more for the device, unless it has [`MAX_UNFINISHED`].
-    pub fn enter(&self, device: &DeviceId) -> Option<UnfinishedPlace> {
+    /// Counts one more for the device and source, unless it has [`MAX_UNFINISHED`].
+    pub fn enter(&self, device: &DeviceId, source: Source) -> Option<UnfinishedPlace> {
         let mut hasher = SipHasher13::new_with_keys(self.seed, !self.seed);
+        hasher.write(&source);
         hasher.write(device.as_bytes());
         let place = hasher.finish() as u16;
         let room = |count: u8| (count < MAX_UNFINISHED).then(|| count + 1);
@@ -62,15 +65,21 @@ impl std::fmt::Debug for Unfinished {
 mod tests {
     use super::*;
 
+    const HERE: Source = [1; 8];
+
     #[test]
     fn a_device_has_four_places_and_gets_them_back() {
         let unfinished = Unfinished::new(7);
         let device: DeviceId = "lamp".parse().unwrap();
-        let mut places: Vec<_> = (0..4).map(|_| unfinished.enter(&device).unwrap()).collect();
-        assert_eq!(unfinished.enter(&device), None);
-        assert!(unfinished.enter(&"speaker".parse().unwrap()).is_some());
+        let mut places: Vec<_> = (0..4).map(|_| unfinished.enter(&device, HERE).unwrap()).collect();
+        assert_eq!(unfinished.enter(&device, HERE), None);
+        assert!(unfinished.enter(&"speaker".parse().unwrap(), HERE).is_some());
+        assert!(
+            unfinished.enter(&device, [9; 8]).is_some(),
+            "another source takes nothing from it"
+        );
         unfinished.leave(places.pop().unwrap());
-        assert!(unfinished.enter(&device).is_some());
-        assert_eq!(unfinished.enter(&device), None);
+        assert!(unfinished.enter(&device, HERE).is_some());
+        assert_eq!(unfinished.enter(&device, HERE), None);
     }
 }

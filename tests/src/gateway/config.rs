@@ -61,6 +61,13 @@ impl Route {
 /// Settings beyond the generated ones, by dotted path.
 pub(super) type Settings = Vec<(String, Value)>;
 
+/// Where a frontend listens.
+pub(super) struct Listen {
+    pub(super) wss: SocketAddr,
+    pub(super) ws: SocketAddr,
+    pub(super) admin: SocketAddr,
+}
+
 /// A gateway's directory.
 pub(super) struct Layout {
     pub(super) dir: PathBuf,
@@ -113,21 +120,16 @@ impl Layout {
         path.display().to_string()
     }
 
-    pub(super) fn write_frontend(
-        &self,
-        number: usize,
-        [wss, ws, admin]: [SocketAddr; 3],
-        settings: &Settings,
-    ) -> PathBuf {
+    pub(super) fn write_frontend(&self, number: usize, listen: &Listen, settings: &Settings) -> PathBuf {
         let data = self.dir.join(format!("frontend{number}"));
         fs::create_dir_all(&data).expect("a directory in our own directory");
         let mut config = Table::new();
         set(&mut config, "frontend_id", (number as i64).into());
         set(&mut config, "data_dir", text(&data));
         set(&mut config, "link", self.link(number).into());
-        set(&mut config, "admin", admin.to_string().into());
-        set(&mut config, "ws.listen", ws.to_string().into());
-        set(&mut config, "wss.listen", wss.to_string().into());
+        set(&mut config, "admin", listen.admin.to_string().into());
+        set(&mut config, "ws.listen", listen.ws.to_string().into());
+        set(&mut config, "wss.listen", listen.wss.to_string().into());
         set(&mut config, "wss.certificate", text(&self.dir.join("cert.pem")));
         set(&mut config, "wss.key", text(&self.dir.join("key.pem")));
         self.write_config(&format!("frontend{number}.toml"), config, settings)
@@ -217,11 +219,16 @@ mod tests {
             dir: dir.path().to_owned(),
         };
         let any: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let listen = Listen {
+            wss: any,
+            ws: any,
+            admin: any,
+        };
         let settings = vec![
             ("wss.key".to_owned(), "k".into()),
             ("limits.window".to_owned(), 3.into()),
         ];
-        let path = layout.write_frontend(7, [any; 3], &settings);
+        let path = layout.write_frontend(7, &listen, &settings);
         let config: Table = fs::read_to_string(path).unwrap().parse().unwrap();
         assert_eq!(config["frontend_id"].as_integer(), Some(7));
         assert_eq!(config["wss"]["key"].as_str(), Some("k"));

@@ -9,4 +9,5 @@ mod reader;
 
 pub use header::OpCode;
 pub(crate) use header::{write_close, write_frame, write_header};
+pub(crate) use reader::is_close_code;
 pub use reader::{Control, Frame, FrameReader, ReadLimits};

@@ -194,6 +194,12 @@ fn read_control(header: Header, payload: &mut [u8]) -> Result<Frame, PeerFault> 
     }
 }
 
+/// Whether a close may carry this code. 7.4: 1004 to 1006 and 1015 never travel, and 1016 to 2999 are not defined; 1012 to 1014
+/// are registered.
+pub(crate) fn is_close_code(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
 /// 5.5.1: empty, or a code and a reason in UTF-8.
 fn read_close(payload: &[u8]) -> Result<Option<u16>, PeerFault> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
@@ -204,8 +210,7 @@ fn read_close(payload: &[u8]) -> Result<Option<u16>, PeerFault> {
         };
     };
     let code = u16::from_be_bytes(*code);
-    // 7.4: 1004 to 1006 and 1015 never travel, and 1016 to 2999 are not defined; 1012 to 1014 are registered.
-    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+    if !is_close_code(code) {
         return Err(PeerFault::BadClose);
     }
     match std::str::from_utf8(reason) {

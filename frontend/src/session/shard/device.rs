@@ -1,9 +1,9 @@
 //! What comes from a session's channel.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::throttle::source_of;
 use holdfast_proto::{CloseCode, MessageKind, Sequence};
 
 use super::{Goodbye, Output, Refusal, Shard, Stalled};
@@ -289,16 +289,6 @@ impl Shard {
         });
         self.end(now, key, CloseReason::Closed(code));
     }
-}
-
-/// What counts as one source: an IPv4 address, or an IPv6 network of 64 bits, which is what one customer has.
-fn source_of(address: IpAddr) -> [u8; 8] {
-    let mut source = [0; 8];
-    match address.to_canonical() {
-        IpAddr::V4(v4) => source[..4].copy_from_slice(&v4.octets()),
-        IpAddr::V6(v6) => source.copy_from_slice(&v6.octets()[..8]),
-    }
-    source
 }
 
 /// Whether a control message's word is this one: it ends with the message or at a space.

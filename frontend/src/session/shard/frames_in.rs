@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use holdfast_proto::link::frames::{self, bound, logged_in};
 use holdfast_proto::secure::{TrafficKey, TrafficKeys};
+use holdfast_proto::throttle::source_of;
 use holdfast_proto::{CloseCode, DeviceId, Sequence};
 
 use super::{Challenge, Goodbye, Output, Refusal, Shard};
@@ -36,7 +37,7 @@ impl Shard {
     }
 
     fn on_admitted(&mut self, now: Instant, key: SessionKey, admitted: frames::Admitted) {
-        let Some(kind) = self.get(key).map(|session| session.kind) else {
+        let Some((kind, ip)) = self.get(key).map(|s| (s.kind, s.address.ip())) else {
             return;
         };
         let device = DeviceId::from_bytes(Bytes::copy_from_slice(&admitted.device));
@@ -49,7 +50,7 @@ impl Shard {
                 let Some(challenge) = admitted.challenge.and_then(read_challenge) else {
                     return self.refuse_malformed(now, key);
                 };
-                let Some(place) = self.config.unfinished.enter(&device) else {
+                let Some(place) = self.config.unfinished.enter(&device, source_of(ip)) else {
                     return self.refuse_unfinished(now, key);
                 };
                 (Some(challenge), Some(place))
