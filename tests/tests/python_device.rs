@@ -44,7 +44,9 @@ async fn an_independent_device_gets_all_that_the_protocol_promises(kind: Channel
         .start()
         .await;
     let arguments = arguments(&gateway, kind);
-    let python = tokio::task::spawn_blocking(python).await.expect("it does not panic");
+    let python = tokio::task::spawn_blocking(python)
+        .await
+        .expect("it does not panic");
     let mut device = tokio::process::Command::new(python);
     device
         .arg(manifest("python/device.py"))
