@@ -34,9 +34,9 @@ pub enum CloseCode {
     BackendFailed = 4006,
     /// A record that does not decrypt: changed, doubled, lost or out of its place on the way.
     RecordRejected = 4007,
-    /// A WebSocket message in the clear where only records are taken.
+    /// A WebSocket text message in the clear where only records are taken.
     ClearText = 4008,
-    /// The device did not prove in time, by its first record, that it holds its key.
+    /// The device did not prove in time, by its first message, that it holds its key.
     ChallengeFailed = 4009,
 }
 

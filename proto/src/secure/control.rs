@@ -11,7 +11,8 @@ const CLOSE: u8 = 2;
 pub enum ControlRecord {
     Ping,
     Pong,
-    /// Nothing follows it in this direction.
+    /// Nothing follows it in this direction. `code` is one that a close frame may carry (RFC 6455 section 7.4): 1000 to 1003,
+    /// 1007 to 1014, or 3000 to 4999.
     Close {
         code: u16,
         reason: String,
@@ -23,6 +24,8 @@ pub enum ControlRecord {
 pub enum ControlError {
     #[error("a control record of an unknown kind, or of the wrong length")]
     Form,
+    #[error("a close code that never travels")]
+    Code,
     #[error("a close reason that is not UTF-8 or over {MAX_REASON_BYTES} bytes")]
     Reason,
 }
@@ -54,18 +57,27 @@ impl ControlRecord {
             [PING] => Ok(Self::Ping),
             [PONG] => Ok(Self::Pong),
             [CLOSE, high, low, reason @ ..] => {
+                let code = u16::from_be_bytes([*high, *low]);
+                if !travels(code) {
+                    return Err(ControlError::Code);
+                }
                 if reason.len() > MAX_REASON_BYTES {
                     return Err(ControlError::Reason);
                 }
                 let reason = std::str::from_utf8(reason).map_err(|_| ControlError::Reason)?;
                 Ok(Self::Close {
-                    code: u16::from_be_bytes([*high, *low]),
+                    code,
                     reason: reason.to_owned(),
                 })
             }
             _ => Err(ControlError::Form),
         }
     }
+}
+
+/// 1004 to 1006 and 1015 are for programs to talk to themselves, and 1016 to 2999 are not defined.
+fn travels(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
 #[cfg(test)]
@@ -113,6 +125,23 @@ mod tests {
     }
 
     #[test]
+    fn only_codes_that_travel_are_taken() {
+        let decode = |code: u16| {
+            let reason = String::new();
+            ControlRecord::decode(&ControlRecord::Close { code, reason }.encode())
+        };
+        for bad in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX] {
+            assert_eq!(decode(bad), Err(ControlError::Code), "{bad}");
+        }
+        for good in [1000, 1003, 1007, 1014, 3000, 4999] {
+            assert!(decode(good).is_ok(), "{good}");
+        }
+        for ours in crate::CloseCode::ALL {
+            assert!(decode(ours as u16).is_ok(), "{ours:?}");
+        }
+    }
+
+    #[test]
     fn a_long_reason_is_cut_at_a_character() {
         let encoded = close(&"é".repeat(100)).encode();
         assert_eq!(ControlRecord::decode(&encoded), Ok(close(&"é".repeat(61))));
@@ -130,7 +159,7 @@ mod tests {
         }
 
         #[test]
-        fn closes_round_trip(code: u16, reason in "\\PC{0,30}") {
+        fn closes_round_trip(code in prop_oneof![1000u16..=1003, 1007u16..=1014, 3000u16..=4999], reason in "\\PC{0,30}") {
             let record = ControlRecord::Close { code, reason };
             prop_assert_eq!(ControlRecord::decode(&record.encode()), Ok(record));
         }

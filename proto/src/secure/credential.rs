@@ -77,8 +77,8 @@ pub fn render_challenge(message2: &[u8]) -> String {
     text
 }
 
-/// The handshake's message 2 out of the server's first message: any JSON object after the word, with a `noise` of the right
-/// length in it.
+/// The handshake's message 2 out of the server's first message: after the word white space, then any JSON object with a `noise`
+/// of the right length in it.
 pub fn parse_challenge(text: &str) -> Option<Vec<u8>> {
     /// The frontend passes on at most 1 KiB of it; a longer one is nobody's we know.
     const LONGEST: usize = 1024;
@@ -88,8 +88,8 @@ pub fn parse_challenge(text: &str) -> Option<Vec<u8>> {
         noise: std::borrow::Cow<'a, str>,
     }
     let json = text
-        .strip_prefix("@challenge ")
-        .filter(|_| text.len() <= LONGEST)?;
+        .strip_prefix("@challenge")
+        .filter(|rest| text.len() <= LONGEST && rest.starts_with([' ', '\t', '\r', '\n']))?;
     let body: Body<'_> = serde_json::from_str(json).ok()?;
     let message = URL_SAFE_NO_PAD.decode(body.noise.as_bytes()).ok()?;
     (message.len() == MESSAGE_2_BYTES).then_some(message)
@@ -166,9 +166,21 @@ mod tests {
         assert_eq!(parse_challenge(&text), Some(vec![0xff; MESSAGE_2_BYTES]));
         let later = text.replace('{', "{ \"new\": [1], ");
         assert_eq!(parse_challenge(&later), Some(vec![0xff; MESSAGE_2_BYTES]));
+        for space in ["  ", "\t", "\r\n", " \t \n"] {
+            let spaced = format!("@challenge{space}{}{space}", &text[11..]);
+            assert_eq!(
+                parse_challenge(&spaced),
+                Some(vec![0xff; MESSAGE_2_BYTES]),
+                "{spaced:?}"
+            );
+        }
         for bad in [
             "",
             "@challenge",
+            &text.replacen(' ', "", 1),
+            &text.replacen(' ', "\u{a0}", 1),
+            &text.replacen(' ', "\u{b}", 1),
+            &format!(" {text}"),
             "@challenge {}",
             "@challenge []",
             r#"@challenge {"noise":7}"#,
