@@ -8,7 +8,7 @@ from websockets.exceptions import ConnectionClosed
 
 import secure
 from channels import Ws, soon
-from checks import Device, handshake, hello, login
+from checks import Device, expect_no_word, handshake, hello, login
 from events import encode_text
 from secure import BINARY, CONTROL, MORE, PING, TEXT
 
@@ -179,6 +179,13 @@ async def ping_in_the_clear(socket):
         pass
 
 
+async def a_close_in_the_clear_gets_no_word_that_may_be_believed(gateway):
+    async with login(gateway) as device:
+        await soon(device.channel.socket.close(4000))
+        assert device.channel.socket.close_code != 4000, "repeated"
+        await expect_no_word(device)
+
+
 async def nothing_is_done_after_a_close_record(gateway):
     async with login(gateway) as device:
         await device.channel.send_record(CONTROL, secure.encode_close(1000))
@@ -203,5 +210,6 @@ CHECKS = [
     text_that_is_not_utf_8_is_closed_with_1007,
     records_may_be_fragmented_and_pings_may_stand_between_chunks,
     pings_in_the_clear_are_no_life,
+    a_close_in_the_clear_gets_no_word_that_may_be_believed,
     nothing_is_done_after_a_close_record,
 ]
