@@ -13,8 +13,8 @@ use holdfast_proto::codes::CloseCode;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
-pub(crate) use self::end::End;
 use self::end::{ABNORMAL_CLOSURE, closed_by_server};
+pub(crate) use self::end::{End, LastLoss};
 use crate::builder::Builder;
 use crate::channel::Channel;
 use crate::driver::{CloseSignal, Observer};

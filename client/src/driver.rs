@@ -4,12 +4,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::builder::{Builder, Credentials, Target};
-use crate::connection::{Connection, End};
+use crate::connection::{Connection, End, LastLoss};
 use crate::dial::dial;
 use crate::outbox::Outbox;
 use crate::state::Counters;
@@ -118,8 +118,10 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
+        let mut last_loss = LastLoss::default();
         let error = loop {
-            let (end, online_for) = self.connect_once().await;
+            let (mut end, online_for) = self.connect_once().await;
+            last_loss.judge(&mut end, Instant::now());
             tracing::debug!(error = %end.error, ?online_for, "disconnected");
             if matches!(end.error, Error::Disturbed(_)) {
                 Counters::add(&self.observer.counters.disturbed);

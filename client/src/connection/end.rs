@@ -1,6 +1,6 @@
 //! How connections end. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_proto::codes::CloseCode;
 
@@ -40,12 +40,56 @@ pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodby
     }
 }
 
+/// When a connection or an attempt was last lost without the server's word.
+///
+/// Its server may not know that it was, and its login may come through late and replace the session that came after it: then
+/// `replaced` is not about a rival, and the device comes back.
+#[derive(Debug, Default)]
+pub(crate) struct LastLoss(Option<Instant>);
+
+/// How long what was lost may still come through: the server gives up a login that is not there after some ten seconds.
+const LATE: Duration = Duration::from_secs(60);
+
+impl LastLoss {
+    /// Notes how a connection ended, and corrects what follows from it. A loss excuses one replacement.
+    pub(crate) fn judge(&mut self, end: &mut End, now: Instant) {
+        match end.error {
+            Error::ClosedByServer { code, .. } if code == CloseCode::Replaced as u16 => {
+                let late = self
+                    .0
+                    .take()
+                    .is_some_and(|at| now.saturating_duration_since(at) < LATE);
+                end.may_reconnect |= late;
+            }
+            Error::ClosedByServer { code, .. } if code != ABNORMAL_CLOSURE => {}
+            Error::Refused(_) | Error::Config(_) | Error::Closed => {}
+            _ => self.0 = Some(now),
+        }
+    }
+}
+
 /// RFC 6455 section 7.4.1: no close frame at all.
 pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn being_replaced_after_a_loss_is_no_last_word_and_otherwise_is() {
+        let (mut last, start) = (LastLoss::default(), Instant::now());
+        let mut replaced = |seconds: u64, last: &mut LastLoss| {
+            let mut end = closed_by_server(4000, String::new(), None);
+            last.judge(&mut end, start + Duration::from_secs(seconds));
+            end.may_reconnect
+        };
+        assert!(!replaced(0, &mut last));
+        last.judge(&mut End::broken(Error::Connect("lost".into())), start);
+        assert!(replaced(59, &mut last));
+        assert!(!replaced(59, &mut last), "one loss, one replacement");
+        last.judge(&mut End::broken(Error::Connect("lost".into())), start);
+        assert!(!replaced(60, &mut last));
+    }
 
     #[test]
     fn codes_and_goodbyes_say_whether_to_come_back() {
