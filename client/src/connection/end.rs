@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn being_replaced_after_a_loss_is_no_last_word_and_otherwise_is() {
         let (mut last, start) = (LastLoss::default(), Instant::now());
-        let mut replaced = |seconds: u64, last: &mut LastLoss| {
+        let replaced = |seconds: u64, last: &mut LastLoss| {
             let mut end = closed_by_server(4000, String::new(), None);
             last.judge(&mut end, start + Duration::from_secs(seconds));
             end.may_reconnect
