@@ -166,6 +166,19 @@ def check_handshake(v):
         assert side.split() == [unhex(v["to_server"]), unhex(v["to_device"])]
 
 
+def finish_handshake(v):
+    """The device's side, which made message 1 and is given `challenge`."""
+    prologue = b"holdfast/1 " + v["channel"].encode() + b"\0" + identity(v)
+    assert unhex(v["prologue"]) == prologue
+    device = Noise(prologue, unb64(v["device_key"]), unhex(v["device_ephemeral_private"]))
+    device.mix_key_and_hash(unb64(v["device_key"]))
+    device.write_e()
+    device.encrypt(b"" if v["now_ms"] is None else v["now_ms"].to_bytes(8, "big"))
+    rest = device.read_e(read_challenge(v["challenge"]))
+    device.ee()
+    assert device.decrypt(rest) == b""
+
+
 def read_credential(text):
     if len(text) > 1024:
         raise Rejected("too_long")
@@ -202,10 +215,11 @@ def read_credential(text):
 
 
 def read_challenge(text):
-    if not text.startswith("@challenge "):
+    parts = re.fullmatch(r"@challenge[ \t\r\n]+(.*)", text, re.DOTALL)
+    if not parts:
         raise Rejected("challenge")
     try:
-        message = unb64(json.loads(text.removeprefix("@challenge "))["noise"])
+        message = unb64(json.loads(parts[1])["noise"])
     except (ValueError, KeyError, TypeError):
         raise Rejected("challenge") from None
     if len(message) != 48:
@@ -223,11 +237,17 @@ class Direction:
             self.key = AESGCM(self.key).encrypt(nonce(2**64 - 1), bytes(32), b"")[:32]
 
     def seal(self, kind, more, data):
+        self.check_end()
         record = AESGCM(self.key).encrypt(nonce(self.counter), bytes([kind | more << 7]) + data, b"")
         self.advance()
         return record
 
+    def check_end(self):
+        if self.counter == 2**64 - 1:
+            raise Rejected("ended")
+
     def open(self, record):
+        self.check_end()
         if not 17 <= len(record) <= CHUNK + 17:
             raise Rejected("not_authentic")
         try:
@@ -249,6 +269,9 @@ def check_sequence(s):
         record = unhex(v["record"])
         assert sender.seal(KINDS[v["kind"]], 0, unhex(v["data"])) == record
         assert receiver.open(record) == (KINDS[v["kind"]], 0, unhex(v["data"]))
+    if s.get("ended"):
+        rejected(lambda: sender.seal(0, 0, b""), "ended")
+        rejected(lambda: receiver.open(bytes(17)), "ended")
 
 
 def check_messages(s):
@@ -261,13 +284,69 @@ def check_messages(s):
         assert made == m["records"], m["length"]
 
 
+CLOSES = {"form": 1002, "interleaved": 1002, "empty_chunk": 1002, "too_big": 1009, "too_long": 1009, "not_utf8": 1007}
+
+
+class Receiver:
+    """Records to messages."""
+
+    def __init__(self, key, max_message):
+        self.direction, self.max_message = Direction(key), max_message
+        self.kind, self.data = None, b""
+
+    def take(self, record):
+        if len(record) > CHUNK + 17:
+            raise Rejected("too_long")
+        kind, more, data = self.direction.open(record)
+        if kind == KINDS["control"]:
+            return "control", None
+        if self.kind not in (None, kind):
+            raise Rejected("interleaved")
+        if self.kind is not None and not data:
+            raise Rejected("empty_chunk")
+        self.kind, self.data = kind, self.data + data
+        if len(self.data) > self.max_message:
+            raise Rejected("too_big")
+        if more:
+            return "part", None
+        whole, self.kind, self.data = (kind, self.data), None, b""
+        if kind == KINDS["text"]:
+            try:
+                whole[1].decode()
+            except UnicodeDecodeError:
+                raise Rejected("not_utf8") from None
+        return "message", whole
+
+
+def check_received(s):
+    receiver = Receiver(unhex(s["key"]), s["max_message"])
+    for counter, v in enumerate(s["records"]):
+        unit = unhex(v["unit"])
+        data = (unit * (v["length"] // max(len(unit), 1) + 1))[: v["length"]]
+        record = AESGCM(unhex(s["key"])).encrypt(nonce(counter), unhex(v["kind"]) + data, b"")
+        assert (len(record), hashlib.sha256(record).hexdigest()) == (v["record_length"], v["record_sha256"])
+        if "close" in v:
+            assert v is s["records"][-1] and CLOSES[v["result"]] == v["close"]
+            rejected(lambda: receiver.take(record), v["result"])
+            continue
+        result, whole = receiver.take(record)
+        assert result == v["result"], s["about"]
+        if whole is not None:
+            made = {"length": len(whole[1]), "sha256": hashlib.sha256(whole[1]).hexdigest()}
+            kind = next(name for name, value in KINDS.items() if value == whole[0])
+            assert v["message"] == {"kind": kind, **made}, s["about"]
+
+
 def read_control(data):
     if data in (b"\0", b"\1"):
         return {"type": "pong" if data[0] else "ping"}
     if len(data) < 3 or data[0] != 2 or len(data) > 3 + 123:
         raise Rejected("control")
+    code = int.from_bytes(data[1:3], "big")
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise Rejected("control")
     try:
-        return {"type": "close", "code": int.from_bytes(data[1:3], "big"), "reason": data[3:].decode()}
+        return {"type": "close", "code": code, "reason": data[3:].decode()}
     except UnicodeDecodeError:
         raise Rejected("control") from None
 
@@ -300,10 +379,18 @@ def main():
         rejected(lambda: read_message_1(prologue, unb64(v["device_key"]), message1), "not_authentic")
     for v in vectors["rejected_challenges"]:
         rejected(lambda: read_challenge(v["challenge"]))
+    for v in vectors["accepted_challenges"]:
+        assert read_challenge(v["challenge"]) == unhex(v["message_2"]), v["why"]
+    for v in vectors["handshakes"]:
+        finish_handshake(v)
+    for v in vectors["unverified_challenges"]:
+        rejected(lambda: finish_handshake(v), "not_authentic")
     for s in vectors["record_sequences"]:
         check_sequence(s)
     for s in vectors["message_sequences"]:
         check_messages(s)
+    for s in vectors["received_sequences"]:
+        check_received(s)
     for v in vectors["rejected_records"]:
         rejected(lambda: Direction(unhex(v["key"]), v["counter"]).open(unhex(v["record"])), v["reason"])
     for v in vectors["control_records"]:

@@ -3,13 +3,16 @@
 //!
 //! `cargo test -p holdfast-proto --lib rewrite_the_vectors -- --ignored` writes the file anew.
 
+mod challenges;
 mod generate;
+mod received;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use super::*;
+use crate::codes::CloseCode;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/vectors/ws.json");
 
@@ -69,6 +72,11 @@ fn data(value: &Value) -> Vec<u8> {
     }
 }
 
+/// `unit` again and again, cut to `length` bytes.
+fn repeated(unit: &[u8], length: usize) -> Vec<u8> {
+    unit.iter().copied().cycle().take(length).collect()
+}
+
 #[test]
 #[ignore = "writes the file"]
 fn rewrite_the_vectors() {
@@ -126,12 +134,46 @@ fn what_is_no_credential_is_refused() {
     }
 }
 
+#[test]
+fn a_device_takes_the_answer_to_its_own_message_and_no_other() {
+    let vectors = load();
+    for vector in list(&vectors, "accepted_challenges") {
+        let message2 = parse_challenge(text(vector, "challenge"));
+        assert_eq!(message2, Some(hex(vector, "message_2")), "{vector}");
+    }
+    let finish = |vector: &Value| {
+        let ephemeral = generate::DEVICE_EPHEMERAL;
+        assert_eq!(hex(vector, "device_ephemeral_private"), ephemeral);
+        let device = (ephemeral, vector["now_ms"].as_u64());
+        let identity = hex(vector, "identity");
+        let (initiator, _) =
+            handshake::fixed::initiator(channel(vector), &identity, &device_key(vector), device);
+        initiator.finish(&parse_challenge(text(vector, "challenge")).unwrap())
+    };
+    for vector in list(&vectors, "handshakes") {
+        let keys = TrafficKeys {
+            to_server: traffic_key(vector, "to_server"),
+            to_device: traffic_key(vector, "to_device"),
+        };
+        assert_eq!(finish(vector), Ok(keys), "{vector}");
+    }
+    for vector in list(&vectors, "unverified_challenges") {
+        assert_eq!(finish(vector), Err(HandshakeError::NotAuthentic), "{vector}");
+    }
+}
+
 fn record_kind(value: &Value) -> RecordKind {
-    match text(value, "kind") {
-        "text" => RecordKind::Text,
-        "binary" => RecordKind::Binary,
-        "control" => RecordKind::Control,
-        other => panic!("{other}"),
+    let all = [RecordKind::Text, RecordKind::Binary, RecordKind::Control];
+    all.into_iter()
+        .find(|kind| label(*kind) == text(value, "kind"))
+        .unwrap()
+}
+
+fn label(kind: RecordKind) -> &'static str {
+    match kind {
+        RecordKind::Text => "text",
+        RecordKind::Binary => "binary",
+        RecordKind::Control => "control",
     }
 }
 
@@ -147,6 +189,9 @@ fn records_open() {
             assert!(!opened.more);
             assert_eq!(record[1..record.len() - 16], hex(vector, "data"));
         }
+        let next = opener.open(&mut generate::raw(&traffic_key(sequence, "key"), u64::MAX, b"\0"));
+        let ended = sequence["ended"].as_bool().unwrap_or(false);
+        assert_eq!(next == Err(RecordError::Ended), ended, "{next:?}");
     }
 }
 
@@ -178,17 +223,96 @@ fn messages_are_cut_into_these_records() {
 }
 
 #[test]
+fn records_are_put_together_or_refused() {
+    for sequence in list(&load(), "received_sequences") {
+        let key = traffic_key(sequence, "key");
+        let mut receiver = Receiver {
+            opener: Opener::new(key.clone()),
+            assembler: Assembler::new(sequence["max_message"].as_u64().unwrap() as usize),
+        };
+        for (counter, vector) in list(sequence, "records").iter().enumerate() {
+            let data = repeated(&hex(vector, "unit"), vector["length"].as_u64().unwrap() as usize);
+            let mut record = generate::raw(&key, counter as u64, &[hex(vector, "kind"), data].concat());
+            assert_eq!(generate::digest(&record), text(vector, "record_sha256"));
+            assert_eq!(Some(record.len() as u64), vector["record_length"].as_u64());
+            assert_eq!(receiver.take(&mut record), expected(vector), "{vector}");
+        }
+    }
+}
+
+/// What a record leads to: its name, and a message or a close code.
+#[derive(Debug, PartialEq)]
+struct Received(String, Option<(RecordKind, u64, String)>, Option<u64>);
+
+fn expected(vector: &Value) -> Received {
+    let message = vector.get("message").map(|message| {
+        let length = message["length"].as_u64().unwrap();
+        (record_kind(message), length, text(message, "sha256").to_owned())
+    });
+    Received(
+        text(vector, "result").to_owned(),
+        message,
+        vector["close"].as_u64(),
+    )
+}
+
+struct Receiver {
+    opener: Opener,
+    assembler: Assembler,
+}
+
+impl Receiver {
+    fn take(&mut self, record: &mut [u8]) -> Received {
+        let refused = |reason: &str, close: CloseCode| Received(reason.into(), None, Some(close as u64));
+        if record.len() > MAX_RECORD_BYTES {
+            // Whoever reads frames refuses it before it gets here; if it does get here, it is not opened either.
+            assert_eq!(self.opener.open(record), Err(RecordError::NotAuthentic));
+            return refused("too_long", CloseCode::TooBig);
+        }
+        let opened = match self.opener.open(record) {
+            Ok(opened) => opened,
+            Err(error) => return refused(record_error(error), error.close_code()),
+        };
+        match self.assembler.push(opened, &record[1..record.len() - 16]) {
+            Ok(None) => Received("part".into(), None, None),
+            Ok(Some(whole)) if whole.kind == RecordKind::Control => Received("control".into(), None, None),
+            Ok(Some(whole))
+                if whole.kind == RecordKind::Text && std::str::from_utf8(&whole.data).is_err() =>
+            {
+                refused("not_utf8", CloseCode::InvalidPayload)
+            }
+            Ok(Some(whole)) => {
+                let message = (whole.kind, whole.data.len() as u64, generate::digest(&whole.data));
+                Received("message".into(), Some(message), None)
+            }
+            Err(error) => refused(assemble_error(error), error.close_code()),
+        }
+    }
+}
+
+fn record_error(error: RecordError) -> &'static str {
+    match error {
+        RecordError::Form => "form",
+        RecordError::NotAuthentic => "not_authentic",
+        RecordError::Ended => "ended",
+    }
+}
+
+fn assemble_error(error: AssembleError) -> &'static str {
+    match error {
+        AssembleError::TooBig => "too_big",
+        AssembleError::Interleaved => "interleaved",
+        AssembleError::EmptyChunk => "empty_chunk",
+    }
+}
+
+#[test]
 fn what_is_no_record_is_refused() {
     for vector in list(&load(), "rejected_records") {
         let counter = vector["counter"].as_u64().unwrap();
         let mut opener = Opener::at(traffic_key(vector, "key"), counter);
         let error = opener.open(&mut hex(vector, "record")).unwrap_err();
-        let reason = match error {
-            RecordError::Form => "form",
-            RecordError::NotAuthentic => "not_authentic",
-            RecordError::Ended => "ended",
-        };
-        assert_eq!(reason, text(vector, "reason"), "{vector}");
+        assert_eq!(record_error(error), text(vector, "reason"), "{vector}");
     }
 }
 

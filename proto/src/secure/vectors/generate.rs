@@ -2,22 +2,22 @@
 
 use std::fmt::Write as _;
 
+use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInPlace, KeyInit};
-use aes_gcm::{Aes256Gcm, Nonce};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::super::handshake::{fixed, prologue};
+use super::super::records::nonce;
 use super::super::*;
-use super::{URL_SAFE_NO_PAD, data};
-use base64::Engine;
+use super::{challenges, data, label, received};
 
-const DEVICE_EPHEMERAL: fixed::Ephemeral = &counting(0x20);
-const SERVER_EPHEMERAL: fixed::Ephemeral = &counting(0x60);
-const NOW_MS: u64 = 1_750_000_000_123;
+pub(super) const DEVICE_EPHEMERAL: fixed::Ephemeral = &counting(0x20);
+pub(super) const SERVER_EPHEMERAL: fixed::Ephemeral = &counting(0x60);
+pub(super) const NOW_MS: u64 = 1_750_000_000_123;
 
 /// 32 bytes that count up.
-const fn counting(first: u8) -> [u8; 32] {
+pub(super) const fn counting(first: u8) -> [u8; 32] {
     let mut bytes = [0; 32];
     let mut i = 0;
     while i < 32 {
@@ -35,9 +35,12 @@ pub(super) fn vectors() -> Value {
         "handshakes": handshakes(),
         "rejected_credentials": rejected_credentials(),
         "rejected_handshakes": rejected_handshakes(),
-        "rejected_challenges": rejected_challenges(),
-        "record_sequences": [few_records(), around_a_rekey(), around_the_second_rekey()],
+        "accepted_challenges": challenges::accepted(),
+        "rejected_challenges": challenges::rejected(),
+        "unverified_challenges": challenges::unverified(),
+        "record_sequences": [few_records(), around_a_rekey(), around_the_second_rekey(), at_the_end()],
         "message_sequences": [messages()],
+        "received_sequences": received::sequences(),
         "rejected_records": rejected_records(),
         "control_records": control_records(),
         "rejected_control_records": rejected_control_records(),
@@ -70,11 +73,11 @@ pub(super) fn reason(error: &CredentialError) -> &'static str {
     }
 }
 
-fn master() -> MasterKey {
+pub(super) fn master() -> MasterKey {
     MasterKey::from_bytes(&counting(0)).unwrap()
 }
 
-fn identities() -> [Identity; 3] {
+pub(super) fn identities() -> [Identity; 3] {
     let identity = |key_id: &str, product: &str, class: &str, device: &str, key_version| Identity {
         key_id: key_id.into(),
         product: product.into(),
@@ -95,7 +98,7 @@ fn identities() -> [Identity; 3] {
     ]
 }
 
-fn fields(identity: &Identity) -> Value {
+pub(super) fn fields(identity: &Identity) -> Value {
     json!({
         "key_id": identity.key_id,
         "product": identity.product,
@@ -108,7 +111,7 @@ fn fields(identity: &Identity) -> Value {
 }
 
 /// `fields` with more in it.
-fn with(mut fields: Value, more: Value) -> Value {
+pub(super) fn with(mut fields: Value, more: Value) -> Value {
     if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
         fields.extend(more);
     }
@@ -157,7 +160,7 @@ fn handshake(channel: SecureChannel, identity: &Identity, now_ms: Option<u64>) -
 }
 
 /// The traffic keys of the first handshake.
-fn keys() -> TrafficKeys {
+pub(super) fn keys() -> TrafficKeys {
     handshake(SecureChannel::Ws, &identities()[0], Some(NOW_MS)).1
 }
 
@@ -260,26 +263,6 @@ fn rejected_handshakes() -> Vec<Value> {
     ]
 }
 
-fn rejected_challenges() -> Vec<Value> {
-    let message = URL_SAFE_NO_PAD.encode([7; MESSAGE_2_BYTES]);
-    let texts = [
-        "@challenge".to_owned(),
-        "@challenge {}".to_owned(),
-        r#"@challenge {"noise":null}"#.to_owned(),
-        r#"@challenge {"noise":""}"#.to_owned(),
-        format!(r#"@challenge {{"noise":"{}"}}"#, &message[4..]),
-        format!(r#"@challenge {{"noise":"{message}AAAA"}}"#),
-        format!(r#"@challenge {{"noise":"{}+"}}"#, &message[1..]),
-        format!(r#"@challenges {{"noise":"{message}"}}"#),
-        format!(r#"@challenge {{"noise":"{message}"}} more"#),
-        r#"@goodbye {"code":"try_again_later"}"#.to_owned(),
-    ];
-    texts
-        .into_iter()
-        .map(|text| json!({ "challenge": text }))
-        .collect()
-}
-
 fn few_records() -> Value {
     let control = |record: ControlRecord| (RecordKind::Control, record.encode());
     let records = [
@@ -321,6 +304,14 @@ fn around_the_second_rekey() -> Value {
     sequence("around the second rekey", key, first, &numbered())
 }
 
+fn at_the_end() -> Value {
+    let [one, two, ..] = numbered();
+    let about = "the last records of a direction";
+    let mut sequence = sequence(about, keys().to_server, u64::MAX - 2, &[one, two]);
+    sequence["ended"] = true.into();
+    sequence
+}
+
 fn numbered() -> [(RecordKind, Vec<u8>); 4] {
     ["one", "two", "three", "four"].map(|word| (RecordKind::Text, word.into()))
 }
@@ -341,14 +332,6 @@ fn sequence(about: &str, key: TrafficKey, first: u64, plain: &[(RecordKind, Vec<
         }));
     }
     json!({ "about": about, "key": hex(key.as_bytes()), "first_counter": first, "records": records })
-}
-
-fn label(kind: RecordKind) -> &'static str {
-    match kind {
-        RecordKind::Text => "text",
-        RecordKind::Binary => "binary",
-        RecordKind::Control => "control",
-    }
 }
 
 fn messages() -> Value {
@@ -386,7 +369,7 @@ fn rejected_records() -> Vec<Value> {
         record[at] ^= 1;
         record
     };
-    let raw = |plain: &[u8]| raw(&key, plain);
+    let raw = |plain: &[u8]| raw(&key, 0, plain);
     let cases = [
         ("a bit of the kind", 0, changed(0), "not_authentic"),
         ("a bit of the data", 0, changed(3), "not_authentic"),
@@ -414,6 +397,7 @@ fn rejected_records() -> Vec<Value> {
         ("no room for a kind", 0, good[..16].to_vec(), "not_authentic"),
         ("no kind within", 0, raw(b""), "not_authentic"),
         ("an unknown kind", 0, raw(b"\x03data"), "form"),
+        ("an unknown kind with more to follow", 0, raw(b"\x83data"), "form"),
         ("a reserved bit", 0, raw(b"\x40data"), "form"),
         ("more to follow, but not full", 0, raw(b"\x80data"), "form"),
         (
@@ -427,11 +411,11 @@ fn rejected_records() -> Vec<Value> {
     cases.into_iter().map(entry).collect()
 }
 
-/// A record number 0 that authenticates, whatever is in it.
-fn raw(key: &TrafficKey, plain: &[u8]) -> Vec<u8> {
+/// A record that authenticates, whatever is in it.
+pub(super) fn raw(key: &TrafficKey, counter: u64, plain: &[u8]) -> Vec<u8> {
     let mut record = plain.to_vec();
     let tag = Aes256Gcm::new(key.as_bytes().into())
-        .encrypt_in_place_detached(&Nonce::default(), &[], &mut record)
+        .encrypt_in_place_detached(&nonce(counter), &[], &mut record)
         .unwrap();
     record.extend_from_slice(&tag);
     record
@@ -449,19 +433,33 @@ fn control_records() -> Vec<Value> {
         json!({ "type": "ping", "data": hex(&ControlRecord::Ping.encode()) }),
         json!({ "type": "pong", "data": hex(&ControlRecord::Pong.encode()) }),
         close(1000, ""),
+        close(1003, ""),
+        close(1007, ""),
+        close(1014, ""),
+        close(3000, ""),
         close(4000, "replaced"),
+        close(4999, ""),
         close(4007, &"é".repeat(61)),
     ]
 }
 
 fn rejected_control_records() -> Vec<Value> {
     let long = [&[2, 0x0f, 0xa0][..], &[b'x'; MAX_REASON_BYTES + 1]].concat();
-    let cases: [(&str, &[u8]); 8] = [
+    let cases: [(&str, &[u8]); 17] = [
         ("empty", b""),
         ("a ping with data", b"\0x"),
         ("a pong with data", b"\x01x"),
         ("a close without a code", b"\x02"),
         ("a close with half a code", b"\x02\x03"),
+        ("close code 0", b"\x02\0\0"),
+        ("close code 999", b"\x02\x03\xe7"),
+        ("close code 1004", b"\x02\x03\xec"),
+        ("close code 1005", b"\x02\x03\xed"),
+        ("close code 1006", b"\x02\x03\xee"),
+        ("close code 1015", b"\x02\x03\xf7"),
+        ("close code 1016", b"\x02\x03\xf8"),
+        ("close code 2999", b"\x02\x0b\xb7"),
+        ("close code 5000", b"\x02\x13\x88"),
         ("a reason that is not UTF-8", b"\x02\x03\xe8\xff"),
         ("a reason of 124 bytes", &long),
         ("an unknown kind", b"\x03"),
