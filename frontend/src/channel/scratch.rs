@@ -14,7 +14,7 @@ use holdfast_proto::secure::MAX_RECORD_BYTES as MAX_RECORD;
 
 use super::budget::Budget;
 use super::error::ChannelError;
-use super::frame::{Control, ReadLimits};
+use super::frame::ReadLimits;
 
 /// What one read from a socket takes at most.
 pub const READ_BYTES: usize = 64 * 1024;
@@ -59,8 +59,8 @@ pub struct Scratch {
     /// What to encrypt for the connection in `owner`.
     pub(super) unsealed: Vec<u8>,
     pub(super) outbound: Vec<u8>,
-    /// The answer to the last ping of this turn; earlier ones need none (RFC 6455 section 5.5.3).
-    pub(super) pong: Option<Control>,
+    /// Pongs that answer this turn's pings, as frames. They are no longer than what came.
+    pub(super) pongs: Vec<u8>,
     pub(super) limits: ReadLimits,
     /// The same, for messages that hold one record each: longer ones are no records.
     pub(super) record_limits: ReadLimits,
@@ -83,7 +83,7 @@ impl Scratch {
             plain: Plain::default(),
             unsealed: Vec::new(),
             outbound: Vec::new(),
-            pong: None,
+            pongs: Vec::new(),
             limits: ReadLimits {
                 max_message_bytes: limits.max_message_bytes,
                 max_frames_bytes: limits.max_message_bytes,
@@ -147,7 +147,7 @@ impl Scratch {
     pub(super) fn reset_input(&mut self) {
         self.cipher.clear();
         self.plain.clear();
-        self.pong = None;
+        self.pongs.clear();
     }
 
     /// A token for a connection whose own address cannot be one. They are odd, and addresses are even.

@@ -2,7 +2,7 @@
 
 use super::answer::{Refusal, write_acceptance, write_refusal};
 use super::error::{ChannelError, PeerFault};
-use super::frame::{Frame, FrameReader, ReadLimits, is_close_code, write_close};
+use super::frame::{Frame, FrameReader, OpCode, ReadLimits, is_close_code, write_close, write_frame};
 use super::parked::Parked;
 use super::scratch::{Scratch, Token};
 use super::upgrade::{self, Acceptance};
@@ -78,8 +78,8 @@ pub trait Layer {
     /// Whether a ping came that only the layer knows of.
     fn owes_pong(&self) -> bool;
 
-    /// What is due in answer to this turn's pings; `clear` is the payload of the last clear one.
-    fn write_pongs(&mut self, out: &mut Vec<u8>, clear: Option<&[u8]>) -> Result<(), ChannelError>;
+    /// What is due in answer to this turn's pings; `clear` are the frames that answer the clear ones.
+    fn write_pongs(&mut self, out: &mut Vec<u8>, clear: &[u8]) -> Result<(), ChannelError>;
 
     fn write_close(&mut self, out: &mut Vec<u8>, code: Option<u16>, reason: &str)
     -> Result<(), ChannelError>;
@@ -319,7 +319,7 @@ impl<L: Layer> WebSocket<L> {
                         return self.answer_close(scratch, code, authentic);
                     }
                     Some(Frame::Ping(payload)) => {
-                        scratch.pong = Some(payload);
+                        write_frame(&mut scratch.pongs, OpCode::Pong, payload.as_slice());
                         alive |= self.layer.takes_clear_life();
                         continue;
                     }
@@ -404,14 +404,15 @@ impl<L: Layer> WebSocket<L> {
 
     /// Writes what this turn's pings are owed.
     fn answer_pings(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
-        if !self.in_turn || !self.is_open() || (scratch.pong.is_none() && !self.layer.owes_pong()) {
+        if !self.in_turn || !self.is_open() || (scratch.pongs.is_empty() && !self.layer.owes_pong()) {
             return Ok(());
         }
-        let clear = scratch.pong.take();
-        let clear = clear.as_ref().map(|payload| payload.as_slice());
-        scratch.claim(self.layer.token())?;
-        let out = L::writable(scratch);
-        self.layer.write_pongs(out, clear)
+        let mut clear = std::mem::take(&mut scratch.pongs);
+        let claimed = scratch.claim(self.layer.token());
+        let written = claimed.and_then(|()| self.layer.write_pongs(L::writable(scratch), &clear));
+        clear.clear();
+        scratch.pongs = clear;
+        written
     }
 
     fn seal(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {

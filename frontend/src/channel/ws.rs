@@ -178,10 +178,8 @@ impl Layer for RecordLayer {
         self.records.as_ref().is_some_and(|records| records.owes_pong)
     }
 
-    fn write_pongs(&mut self, out: &mut Vec<u8>, clear: Option<&[u8]>) -> Result<(), ChannelError> {
-        if let Some(payload) = clear {
-            write_frame(out, OpCode::Pong, payload);
-        }
+    fn write_pongs(&mut self, out: &mut Vec<u8>, clear: &[u8]) -> Result<(), ChannelError> {
+        out.extend_from_slice(clear);
         let records = self.open_records()?;
         match std::mem::take(&mut records.owes_pong) {
             true => records.write_control(out, &ControlRecord::Pong),

@@ -446,6 +446,17 @@ fn an_idle_channel_stays_small() {
     assert!(size_of::<Records>() <= 96);
 }
 
+/// What a request of 128 bytes and its like cost on the wire, beside `wss`.
+#[test]
+fn a_small_message_weighs_so_much_on_the_wire() {
+    let mut pair = Pair::open();
+    assert_eq!(pair.message(RecordKind::Binary, &[7; 128]).len(), 153);
+    pair.channel
+        .send(&mut pair.scratch, MessageKind::Binary, &[7; 128])
+        .unwrap();
+    assert_eq!(pair.take().len(), 149);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

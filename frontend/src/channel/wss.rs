@@ -129,10 +129,8 @@ impl Layer for TlsSession {
         false
     }
 
-    fn write_pongs(&mut self, out: &mut Vec<u8>, clear: Option<&[u8]>) -> Result<(), ChannelError> {
-        if let Some(payload) = clear {
-            write_frame(out, OpCode::Pong, payload);
-        }
+    fn write_pongs(&mut self, out: &mut Vec<u8>, clear: &[u8]) -> Result<(), ChannelError> {
+        out.extend_from_slice(clear);
         Ok(())
     }
 

@@ -224,7 +224,7 @@ fn a_refusal_is_an_http_answer() {
 }
 
 #[test]
-fn of_many_pings_the_last_is_answered() {
+fn each_ping_is_answered_and_before_what_is_said_later() {
     let mut pair = Pair::open(&TLS13);
     pair.write(
         &[
@@ -236,7 +236,8 @@ fn of_many_pings_the_last_is_answered() {
         .concat(),
     );
     assert_eq!(pair.run().unwrap(), [text("x"), ChannelEvent::Alive]);
-    assert_eq!(pair.read(), unmasked(OpCode::Pong, b"two"));
+    let pongs = [unmasked(OpCode::Pong, b"one"), unmasked(OpCode::Pong, b"two")].concat();
+    assert_eq!(pair.read(), pongs);
     pair.channel.ping(&mut pair.scratch).unwrap();
     pair.flush();
     assert_eq!(pair.read(), unmasked(OpCode::Ping, b""));
@@ -527,4 +528,17 @@ proptest! {
         prop_assert_eq!(seen, expected);
         prop_assert_eq!(pair.scratch.budget().used(), 0);
     }
+}
+
+/// What a request of 128 bytes and its like cost on the wire, beside `ws`.
+#[test]
+fn a_small_message_weighs_so_much_on_the_wire() {
+    let mut pair = Pair::open(&TLS13);
+    pair.write(&masked(0x82, &[7; 128]));
+    assert_eq!(pair.wire().len(), 158);
+    pair.channel
+        .send(&mut pair.scratch, MessageKind::Binary, &[7; 128])
+        .unwrap();
+    pair.channel.flush(&mut pair.scratch).unwrap();
+    assert_eq!(pair.scratch.outbound().len(), 154);
 }

@@ -26,15 +26,15 @@ impl Report {
         self.0.get(agent).map_or(0, BTreeMap::len)
     }
 
-    /// Whatever failed, in its behaviour or in its close, but for these cases.
-    pub(super) fn faults(&self, allowed: &[&str]) -> Vec<String> {
-        self.list(|case, outcome| !outcome.is_good() && !allowed.contains(&case))
+    /// Whatever failed, in its behaviour or in its close.
+    pub(super) fn faults(&self) -> Vec<String> {
+        self.list(|outcome| !outcome.is_good())
     }
 
-    fn list(&self, wanted: impl Fn(&str, &Outcome) -> bool) -> Vec<String> {
+    fn list(&self, wanted: impl Fn(&Outcome) -> bool) -> Vec<String> {
         let mut list = Vec::new();
         for (agent, cases) in &self.0 {
-            for (case, outcome) in cases.iter().filter(|(case, outcome)| wanted(case, outcome)) {
+            for (case, outcome) in cases.iter().filter(|(_, outcome)| wanted(outcome)) {
                 let Outcome { behavior, close } = outcome;
                 list.push(format!("{agent} {case}: {behavior}, close {close}"));
             }
@@ -63,7 +63,7 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        for line in self.list(|_, outcome| outcome.behavior != "OK" || !outcome.is_good()) {
+        for line in self.list(|outcome| outcome.behavior != "OK" || !outcome.is_good()) {
             writeln!(f, "  {line}")?;
         }
         Ok(())
