@@ -24,6 +24,7 @@ use crate::dispatch::Now;
 /// Places in which devices' attempts are counted: 8 MiB. Devices that share one share its attempts, so there are so many that
 /// millions of devices which all come back at once do not use up each other's.
 const ATTEMPT_SLOTS: usize = 1 << 20;
+
 /// What the configuration and its files say, and randomness of our own.
 pub struct DeviceKeySettings {
     pub keys: Arc<ArcSwap<MasterKeys>>,
@@ -32,7 +33,7 @@ pub struct DeviceKeySettings {
     pub has_endpoint: bool,
     pub max_clock_skew_ms: u64,
     pub require_timestamp: bool,
-    /// One attempt of a device each so many milliseconds in the long run.
+    /// One attempt of a device from one source each so many milliseconds in the long run.
     pub attempt_interval_ms: u64,
     pub attempt_burst: u32,
     /// Secret; keeps others from choosing whose place in the tables they share.

@@ -36,7 +36,7 @@ pub struct DeviceKeysConfig {
     /// File of devices and key versions that are not admitted; watched. Default none.
     #[serde(default)]
     pub deny: Option<PathBuf>,
-    /// How often one device may connect, in the long run. Default 10; 1 to 60,000.
+    /// How often one device may connect from one address (IPv6: one /64), in the long run. Default 10; 1 to 60,000.
     #[serde(default = "default_attempts_per_minute")]
     pub attempts_per_minute: usize,
     /// How often it may do so at once after a pause. Default 20; 1 to 10,000.
