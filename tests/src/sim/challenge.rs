@@ -320,6 +320,8 @@ impl World {
         let waited = self.now.saturating_sub(c.proof.admitted.unwrap_or(self.now));
         if *hello != said {
             Err("LOGIN has another hello than was said")
+        } else if c.stranger.is_some() {
+            Err("a stranger logs in")
         } else if c.kind.secure().is_some() && said.is_empty() {
             Err("it logs in without an answer to its challenge")
         } else if c.proof.first == First::None && waited < patience {
