@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_backend::auth::{Denied, Grant, Principal};
+use holdfast_backend::auth::Claimant;
 use holdfast_backend::core::{Action, Backend, CoreMetrics};
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::link::LinkIndex;
 use holdfast_backend::service::CallOutcome;
-use holdfast_proto::{DeviceId, Share};
+use holdfast_proto::Share;
 
 use super::nodes::{BackendLife, BackendNode, JobResult, News, NewsEvent, Pace};
 use super::pipe::{Direction, PipeId};
@@ -18,8 +18,6 @@ use super::world::{Actor, Event, World};
 const INPUTS_PER_TURN: usize = 256;
 /// The longest sleep of the driver.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
-/// Credentials that begin with this are refused.
-pub(super) const BAD_CREDENTIAL: &str = "bad.";
 
 impl World {
     pub(super) fn start_backend(&mut self, slot: usize) {
@@ -205,13 +203,18 @@ impl World {
         {
             moved = true;
             match action {
-                Action::Authenticate { bind, credential, .. } => {
+                Action::Authenticate {
+                    bind,
+                    claimant,
+                    credential,
+                } => {
                     let at = self.now + self.rng.micros(10..=600);
                     self.queue.push(
                         at,
                         Event::Authenticated {
                             backend: index,
                             bind,
+                            claimant,
                             credential,
                         },
                     );
@@ -261,7 +264,12 @@ impl World {
         (until > self.now).then_some(until)
     }
 
-    pub(super) fn on_authenticated(&mut self, backend: usize, bind: BindId, credential: &Bytes) {
+    pub(super) fn on_authenticated(
+        &mut self,
+        (backend, bind): (usize, BindId),
+        claimant: Claimant,
+        credential: &Bytes,
+    ) {
         if let Some(until) = self.stuck_until(backend) {
             let credential = credential.clone();
             return self.queue.push(
@@ -269,11 +277,15 @@ impl World {
                 Event::Authenticated {
                     backend,
                     bind,
+                    claimant,
                     credential,
                 },
             );
         }
-        let result = judge(credential);
+        if self.life_of_backend(backend).is_none() {
+            return;
+        }
+        let result = self.authenticate(claimant, credential);
         if let Some(life) = self.life_of_backend(backend) {
             life.results.push_back(JobResult::Authenticated { bind, result });
             self.wake_soon(Actor::Backend(backend));
@@ -298,24 +310,5 @@ impl World {
             life.results.push_back(JobResult::CallDone { call, outcome });
             self.wake_soon(Actor::Backend(backend));
         }
-    }
-}
-
-/// The simulated authenticator: the credential is the device's name.
-fn judge(credential: &Bytes) -> Result<Grant, Denied> {
-    let device = DeviceId::from_bytes(credential.clone());
-    match device {
-        Ok(device) if !device.as_str().starts_with(BAD_CREDENTIAL) => {
-            let principal = Principal::Token {
-                expires_at: u64::MAX,
-                token_id: None,
-            };
-            Ok(Grant {
-                device,
-                principal: principal.encode(),
-                challenge: None,
-            })
-        }
-        _ => Err(Denied::new(401, "token_invalid", "simulated")),
     }
 }

@@ -29,6 +29,8 @@ impl World {
             self.note_bound(checked);
         }
         self.check_binding();
+        self.check_challenging();
+        self.check_unfinished();
     }
 
     fn note_bound(&mut self, checked: Result<(), String>) {

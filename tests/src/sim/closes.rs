@@ -8,12 +8,15 @@ use holdfast_proto::CloseCode;
 use holdfast_proto::link::{Command, session_id};
 
 use super::Promise;
+use super::challenge::refusal_code;
 use super::conn::{ConnId, Phase};
 use super::shard::Place;
 use super::world::World;
 
 /// What a timer may be late: the wheel's tick, and a turn that comes when it can.
 const SLACK: Duration = Duration::from_millis(80);
+/// A hint that is none at all is shorter.
+const SHORTEST_HINT: Duration = Duration::from_millis(1);
 
 impl World {
     /// P6: whoever connects is admitted or refused within a bound. Each backend that is lost on the way begins the wait
@@ -36,12 +39,18 @@ impl World {
     }
 
     pub(super) fn check_refusal(&mut self, conn: ConnId, refusal: &Refusal) {
-        let hinted = refusal.retry_after.is_some_and(|after| after > Duration::ZERO);
+        let (c, too_many) = (&self.conns[conn.0], refusal.status == 429);
+        let least = if too_many {
+            self.scenario.shard.retry_hint
+        } else {
+            SHORTEST_HINT
+        };
+        let hinted = refusal.retry_after.is_some_and(|after| after >= least);
         let known = matches!(
             (refusal.status, refusal.code.as_str()),
-            (401, "token_invalid") | (503, "unavailable" | "overloaded" | "backend_failed")
-        );
-        if !known || hinted != (refusal.status == 503) {
+            (429, "too_many_attempts") | (503, "unavailable" | "overloaded" | "backend_failed")
+        ) || (refusal.status, refusal.code.as_str()) == (401, refusal_code(c.kind));
+        if !known || hinted != (refusal.status != 401) || too_many != c.proof.turned_away.is_some() {
             self.fail(Promise::Arriving, format!("{conn:?} is refused with {refusal:?}"));
         }
     }
@@ -73,14 +82,13 @@ impl World {
             CloseCode::Protocol => {
                 c.phase == Phase::Connecting && (c.inbox.is_empty() || held > c.held_before)
             }
+            CloseCode::ChallengeFailed => self.failed_challenge(conn).is_some(),
+            CloseCode::RecordRejected | CloseCode::ClearText => !c.online && c.proof.fault == Some(code),
             CloseCode::Normal
             | CloseCode::Unsupported
             | CloseCode::InvalidPayload
             | CloseCode::TooBig
-            | CloseCode::ControlFlood
-            | CloseCode::RecordRejected
-            | CloseCode::ClearText
-            | CloseCode::ChallengeFailed => false,
+            | CloseCode::ControlFlood => false,
         };
         if !allowed {
             let online = c.online;
@@ -92,14 +100,14 @@ impl World {
         }
     }
 
-    /// Another connection of the same device got as far as to log in.
+    /// Another connection of the same device got as far as to log in. Who only says that he is the device replaces nobody.
     fn has_rival(&self, conn: ConnId) -> bool {
         let device = self.conns[conn.0].device;
         let others = self
             .conns
             .iter()
             .enumerate()
-            .filter(|(index, c)| *index != conn.0 && c.device == device);
+            .filter(|(index, c)| *index != conn.0 && c.device == device && c.stranger.is_none());
         others.into_iter().any(|(_, c)| c.online || c.key.is_some())
     }
 
@@ -130,6 +138,7 @@ impl World {
 
     /// A frame that a shard gives the hub. LOGOUT says why the session ended, and the same each time.
     pub(super) fn note_work(&mut self, command: &Command) {
+        self.note_claim(command);
         let Command::Logout(logout) = command else { return };
         let id = session_id(logout.session.as_ref().and_then(|s| s.id));
         let conn = id.ok().and_then(|id| self.sessions.get(&id.as_u128()).copied());

@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use holdfast_frontend::session::{Refusal, SessionKey};
-use holdfast_proto::{CloseCode, MessageKind, SessionId};
+use holdfast_proto::{ChannelKind, CloseCode, MessageKind, SessionId};
 
+use super::attempts::Origin;
+use super::challenge::{Proof, Seal};
 use super::queue::Time;
 use super::request::Request;
 
@@ -21,8 +23,10 @@ pub(super) struct ConnId(pub usize);
 #[derive(Debug, Clone, Hash)]
 pub(super) enum FromDevice {
     Upgrade(Bytes),
+    /// In the clear, as far as records of ours go.
     Message(MessageKind, Bytes),
-    /// A WebSocket ping or pong.
+    Record(Seal, MessageKind, Bytes),
+    /// A ping or pong that counts: of the WebSocket on `wss`, in a record on `ws`.
     Alive,
     /// A close frame and the end of the stream.
     Close,
@@ -33,7 +37,8 @@ pub(super) enum FromDevice {
 /// What the frontend writes to it.
 #[derive(Debug, Clone)]
 pub(super) enum ToDevice {
-    Admitted,
+    /// On `ws` with the challenge.
+    Admitted(Option<Bytes>),
     Refused(Refusal),
     Message(MessageKind, Bytes),
     Ping,
@@ -62,9 +67,30 @@ pub(super) enum Phase {
     Ended,
 }
 
+/// Who connects, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) device: usize,
+    /// Somebody who only says that he is the device.
+    pub(super) stranger: Option<usize>,
+    pub(super) kind: ChannelKind,
+    pub(super) origin: Origin,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) frontend: usize,
+    pub(super) incarnation: u32,
+    pub(super) shard: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) device: usize,
+    pub(super) stranger: Option<usize>,
+    pub(super) kind: ChannelKind,
+    pub(super) origin: Origin,
     pub(super) frontend: usize,
     pub(super) incarnation: u32,
     pub(super) shard: usize,
@@ -75,6 +101,7 @@ pub(super) struct Conn {
     pub(super) key: Option<SessionKey>,
     pub(super) session: Option<SessionId>,
     pub(super) stage: Stage,
+    pub(super) proof: Proof,
     pub(super) stalled: Option<(MessageKind, Bytes)>,
     pub(super) inbox: VecDeque<FromDevice>,
     /// When the device's latest bytes reached the frontend's socket.
@@ -109,6 +136,49 @@ pub(super) struct Conn {
 }
 
 impl Conn {
+    /// `capacity` is the kernel's buffer towards the device, in bytes.
+    pub(super) fn new(
+        caller: Caller,
+        target: Target,
+        (now, address, capacity): (Time, SocketAddr, u64),
+    ) -> Self {
+        Self {
+            device: caller.device,
+            stranger: caller.stranger,
+            kind: caller.kind,
+            origin: caller.origin,
+            frontend: target.frontend,
+            incarnation: target.incarnation,
+            shard: target.shard,
+            address,
+            opened: now,
+            held_before: Time::ZERO,
+            key: None,
+            session: None,
+            stage: Stage::Queued,
+            proof: Proof::default(),
+            stalled: None,
+            inbox: VecDeque::new(),
+            heard: now,
+            pinged: None,
+            welcomed: false,
+            online: false,
+            end_reason: None,
+            logout_reason: None,
+            out: Stream::new(capacity),
+            phase: Phase::Connecting,
+            vanished: false,
+            last_arrival: now,
+            read_due: false,
+            reading: true,
+            said_hello: false,
+            requests: Vec::new(),
+            overtaken: Vec::new(),
+            updated: 0,
+            controls: 0,
+        }
+    }
+
     /// Requests whose final reply the device waits for.
     pub(super) fn outstanding(&self) -> usize {
         self.requests
@@ -149,7 +219,9 @@ impl Stream {
     pub(super) fn put(&mut self, item: ToDevice) {
         self.queued += match &item {
             ToDevice::Message(_, payload) => payload.len() as u64 + FRAME_BYTES,
-            ToDevice::Admitted | ToDevice::Refused(_) | ToDevice::Ping | ToDevice::Closed(_) => SMALL_BYTES,
+            ToDevice::Admitted(_) | ToDevice::Refused(_) | ToDevice::Ping | ToDevice::Closed(_) => {
+                SMALL_BYTES
+            }
         };
         self.items.push_back((self.queued, item));
     }

@@ -1,13 +1,14 @@
 //! Devices: they connect, ask, read slowly, vanish and come back.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_proto::{CloseCode, MessageKind};
+use holdfast_proto::{ChannelKind, CloseCode, DeviceId, MessageKind};
 
-use super::backend::BAD_CREDENTIAL;
-use super::conn::{Conn, ConnId, FromDevice, Phase, Stage, Stream, ToDevice};
+use super::attempts::Origin;
+use super::challenge::Recorded;
+use super::conn::{Caller, Conn, ConnId, FromDevice, Phase, Stage, Target, ToDevice};
 use super::message;
 use super::queue::Time;
 use super::world::{Actor, Event, World};
@@ -15,6 +16,14 @@ use super::world::{Actor, Event, World};
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) name: String,
+    pub(super) id: DeviceId,
+    /// It never changes it.
+    pub(super) kind: ChannelKind,
+    pub(super) origin: Origin,
+    /// The stand-in for its key.
+    pub(super) secret: u64,
+    /// What its latest handshake has told whoever listens.
+    pub(super) recorded: Option<Recorded>,
     pub(super) conn: Option<ConnId>,
     /// It does not connect before.
     pub(super) not_before: Time,
@@ -37,8 +46,16 @@ impl World {
             let next_mark = (index as u64 + 1) << 32;
             // Its own in each world: what a canary gets hangs on the names.
             let name = format!("device-{index}-{:x}", self.rng.next());
+            let id = name.parse().expect("a name of letters, digits and hyphens");
+            // Some share an address with others.
+            let origin = Origin(if self.rng.chance(300) { 0 } else { index });
             self.devices.push(Device {
                 name,
+                id,
+                kind: self.rng.pick(&ChannelKind::ALL),
+                origin,
+                secret: self.rng.next(),
+                recorded: None,
                 conn: None,
                 not_before: Time::ZERO,
                 quiet_until: Time::ZERO,
@@ -58,6 +75,7 @@ impl World {
         match self.devices[index].conn {
             None if self.now >= self.devices[index].not_before => self.connect(index),
             None => {}
+            Some(conn) if self.conns[conn.0].proof.is_mute => {}
             Some(conn) if self.conns[conn.0].phase == Phase::Admitted => self.behave(index, conn),
             Some(conn) if self.now > self.conns[conn.0].opened + CONNECT_TIMEOUT => self.vanish(conn),
             Some(_) => {}
@@ -77,43 +95,32 @@ impl World {
             self.devices[index].not_before = self.now + self.rng.millis(20..=200);
             return;
         }
+        let device = &self.devices[index];
+        let caller = Caller {
+            device: index,
+            stranger: None,
+            kind: device.kind,
+            origin: device.origin,
+        };
+        self.devices[index].conn = Some(self.dial(caller, frontend));
+    }
+
+    /// Opens a connection to some shard of a frontend that runs.
+    pub(super) fn dial(&mut self, caller: Caller, frontend: usize) -> ConnId {
         let id = ConnId(self.conns.len());
         let port = 1024 + (id.0 % 60_000) as u16;
-        self.conns.push(Conn {
-            device: index,
+        let address = SocketAddr::new(caller.origin.address(&mut self.rng), port);
+        let target = Target {
             frontend,
             incarnation: self.frontends[frontend].incarnation,
             shard: self.rng.below(usize::from(self.scenario.shards)),
-            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
-            opened: self.now,
-            held_before: Time::ZERO,
-            key: None,
-            session: None,
-            stage: Stage::Queued,
-            stalled: None,
-            inbox: Default::default(),
-            heard: self.now,
-            pinged: None,
-            welcomed: false,
-            online: false,
-            end_reason: None,
-            logout_reason: None,
-            out: Stream::new(self.scenario.socket_bytes),
-            phase: Phase::Connecting,
-            vanished: false,
-            last_arrival: self.now,
-            read_due: false,
-            reading: true,
-            said_hello: false,
-            requests: Vec::new(),
-            overtaken: Vec::new(),
-            updated: 0,
-            controls: 0,
-        });
+        };
+        let about = (self.now, address, self.scenario.socket_bytes);
+        self.conns.push(Conn::new(caller, target, about));
         self.summary.connections += 1;
-        self.devices[index].conn = Some(id);
         let at = self.now + self.latency();
         self.queue.push(at, Event::Arrive(id));
+        id
     }
 
     /// From a device to its frontend or back.
@@ -127,7 +134,7 @@ impl World {
 
     pub(super) fn on_arrive(&mut self, conn: ConnId) {
         let c = &self.conns[conn.0];
-        let (frontend, shard, incarnation, device) = (c.frontend, c.shard, c.incarnation, c.device);
+        let (frontend, shard, incarnation) = (c.frontend, c.shard, c.incarnation);
         let now = self.now;
         let Some(life) = self.life_of(frontend, incarnation) else {
             return self.on_lost(conn);
@@ -136,20 +143,16 @@ impl World {
         let held = life.shards[shard].pace.held(now);
         self.conns[conn.0].held_before = held;
         self.wake_soon(Actor::Shard(frontend, shard));
-        let name = &self.devices[device].name;
-        let credential = if self.rng.chance(30) {
-            format!("{BAD_CREDENTIAL}{name}")
-        } else {
-            name.clone()
-        };
+        let credential = self.draw_credential(conn);
         // Some say nothing at all after they have connected.
         if self.healed.is_some() || !self.rng.chance(10) {
-            self.put(conn, FromDevice::Upgrade(credential.into()));
+            self.put(conn, FromDevice::Upgrade(credential));
         }
     }
 
     /// Puts something on the connection's wire.
-    fn put(&mut self, conn: ConnId, what: FromDevice) {
+    pub(super) fn put(&mut self, conn: ConnId, what: FromDevice) {
+        let what = self.conns[conn.0].proof.seal(what);
         let at = (self.now + self.latency()).max(self.conns[conn.0].last_arrival);
         self.conns[conn.0].last_arrival = at;
         self.queue.push(at, Event::FromDevice(conn, what));
@@ -314,22 +317,7 @@ impl World {
 
     fn on_item(&mut self, conn: ConnId, item: ToDevice) {
         match item {
-            ToDevice::Admitted => {
-                self.conns[conn.0].phase = Phase::Admitted;
-                if self.rng.chance(700) {
-                    self.conns[conn.0].said_hello = true;
-                    let bad = self.healed.is_none() && self.rng.chance(20);
-                    let hello: &'static [u8] = if bad {
-                        b"@hello {\"ticket\":7}"
-                    } else {
-                        b"@hello {}"
-                    };
-                    self.put(
-                        conn,
-                        FromDevice::Message(MessageKind::Text, Bytes::from_static(hello)),
-                    );
-                }
-            }
+            ToDevice::Admitted(challenge) => self.on_admitted(conn, challenge.as_ref()),
             ToDevice::Refused(refusal) => {
                 let pause = refusal.retry_after.unwrap_or(Duration::from_millis(100));
                 self.end_for_device(conn, pause);

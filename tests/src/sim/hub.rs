@@ -28,7 +28,8 @@ struct Effects {
 
 impl World {
     pub(super) fn start_frontend(&mut self, index: usize) {
-        let now = self.instant();
+        let (now, began) = (self.instant(), self.now);
+        let guards = self.draw_guards();
         let (boot, scenario) = (self.rng.uuid(), &self.scenario);
         let node = &mut self.frontends[index];
         node.incarnation += 1;
@@ -38,8 +39,9 @@ impl World {
         let shards = (0..scenario.shards).map(|shard| {
             let metrics = ShardMetrics::default();
             let config = scenario.shard(index, epoch, (shard, boot as u64 ^ u64::from(shard)));
-            ShardNode::new(Shard::new(config, metrics.clone(), now), metrics)
+            ShardNode::new(Shard::new(guards.config(config), metrics.clone(), now), metrics)
         });
+        let shards = shards.collect();
         node.life = Some(FrontendLife {
             hub,
             metrics,
@@ -51,7 +53,9 @@ impl World {
             stop: false,
             stopping: None,
             sockets: Default::default(),
-            shards: shards.collect(),
+            shards,
+            guards,
+            began,
         });
         self.trace.note(self.now, ("frontend starts", index, epoch));
         self.wake_soon(Actor::Hub(index));

@@ -6,14 +6,19 @@
 //! each step the promises (design P1 to P9) are checked as far as a world can see them; in the end all faults heal, and
 //! everything that was owed must come within a bounded time.
 //!
+//! Each device keeps to one kind of channel, `ws` or `wss`; beside those on `ws` strangers repeat what they said.
+//!
 //! Each end of a link is also judged by what it puts on the link, for the other end would hide most of its mistakes.
 //!
-//! Not simulated: bytes on sockets (TLS, WebSocket framing, ZeroMQ itself), threads within one turn, memory, a backend's
+//! Not simulated: bytes on sockets (TLS, WebSocket framing, ZeroMQ itself), cryptography (keys and records have stand-ins), threads within one turn, memory, a backend's
 //! HTTP client, API server and control socket, reloads of its routes, other versions of the protocol, wall clocks that
 //! disagree, who supervises processes and decides about upgrades.
 
+mod attempts;
 mod backend;
 mod bounds;
+mod challenge;
+mod channel;
 mod closes;
 mod conn;
 mod device;
@@ -36,6 +41,7 @@ mod service;
 mod settle;
 mod shard;
 mod shares;
+mod strangers;
 mod trace;
 mod world;
 
@@ -83,6 +89,8 @@ pub enum Promise {
     Fenced,
     /// A backend gets no more than the share that it asked for.
     Shared,
+    /// On `ws` only who has answered his challenge logs in (P8), and on `wss` nobody need.
+    Proven,
     /// No core's own assertion fails.
     Sound,
     /// A core asked its channel for what is not legal.

@@ -13,6 +13,7 @@ use holdfast_frontend::link::{Hub, LinkMetrics};
 use holdfast_frontend::session::{SessionKey, Shard, ShardMetrics};
 use holdfast_proto::{ShardId, Share};
 
+use super::attempts::Guards;
 use super::conn::ConnId;
 use super::pipe::PipeId;
 use super::queue::Time;
@@ -80,6 +81,8 @@ pub(super) struct FrontendNode {
 #[derive(Debug)]
 pub(super) struct FrontendLife {
     pub(super) hub: Hub,
+    pub(super) guards: Guards,
+    pub(super) began: Time,
     pub(super) metrics: LinkMetrics,
     pub(super) pace: Pace,
     pub(super) received: VecDeque<(Bytes, Bytes)>,

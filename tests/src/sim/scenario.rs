@@ -12,6 +12,7 @@ use holdfast_proto::link::{Grant, Grants, HEADER_DELAY, LaneConfig};
 use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
 
 use super::rng::Rng;
+use super::strangers;
 
 /// Which faults a run has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,6 +56,12 @@ pub(super) struct Scenario {
     pub(super) pace: Duration,
     /// Requests that a device has outstanding at most: it may send more than its window takes.
     pub(super) eagerness: usize,
+    /// Those who say again what devices on `ws` said.
+    pub(super) strangers: usize,
+    /// What they wait between two visits.
+    pub(super) stranger_pace: Duration,
+    /// How often one source may ask for a handshake: one each so many milliseconds, and so many at once.
+    pub(super) sources: Option<(u64, u32)>,
 }
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -99,6 +106,9 @@ impl Scenario {
             user_timeout: rng.pick(&[Duration::from_secs(6), Duration::from_secs(20)]),
             pace: rng.millis(5..=250),
             eagerness: rng.range(1..=14) as usize,
+            strangers: rng.pick(&[0, 0, 1, 1, 2]),
+            stranger_pace: rng.pick(&strangers::PACES),
+            sources: rng.pick(&[None, Some((100, 4)), Some((30, 12))]),
         }
     }
 
@@ -186,6 +196,11 @@ fn shard_config(rng: &mut Rng) -> ShardConfig {
         backend_timeout: rng.millis(2000..=4000),
         wait_limit: rng.millis(500..=1500),
         hello_timeout: Duration::from_millis(200),
+        challenge_timeout: rng.pick(&[
+            Duration::from_millis(600),
+            Duration::from_secs(2),
+            Duration::from_secs(10),
+        ]),
         ping_after: Duration::from_secs(2),
         close_after: Duration::from_secs(5),
         request_deadline: rng.pick(&[Duration::from_secs(4), Duration::from_secs(30)]),

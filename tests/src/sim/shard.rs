@@ -5,20 +5,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_frontend::exchange::{ToHub, ToShard};
 use holdfast_frontend::link::Hub;
-use holdfast_frontend::session::{Goodbye, Output, Refusal, SessionKey, Stalled};
+use holdfast_frontend::session::{Challenge, Goodbye, Output, Refusal, SessionKey, Stalled};
 use holdfast_proto::link::{Command, Incoming, session_id};
-use holdfast_proto::{ChannelKind, CloseCode, MessageKind, ShardId};
+use holdfast_proto::{CloseCode, MessageKind, ShardId};
 
 use super::Promise;
-use super::conn::{ConnId, FromDevice, Phase, Stage, ToDevice};
+use super::conn::{ConnId, Phase, Stage, ToDevice};
 use super::nodes::ShardNode;
 use super::queue::Time;
 use super::world::{Actor, Event, World};
 
 /// How long a connection that was told to go may take to read the rest.
 const LINGER: Duration = Duration::from_secs(2);
-/// Messages that one read may hold.
-const MESSAGES_PER_READ: usize = 8;
 
 /// A shard of a frontend.
 pub(super) type Place = (usize, usize);
@@ -109,8 +107,12 @@ impl World {
             _ => None,
         };
         self.note_peer(place, &message);
+        let foreseen = self.foresee(place, &message);
         let Some(shard) = self.shard(place) else { return };
         shard.core.handle_hub(now, message);
+        if let Some(foreseen) = foreseen {
+            self.check_foreseen(place, foreseen);
+        }
         let Some(conn) = logged_in.and_then(|id| self.sessions.get(&id.as_u128()).copied()) else {
             return;
         };
@@ -122,6 +124,8 @@ impl World {
         if state == Some("online") && !self.conns[conn.0].online {
             self.trace.note(at, ("online", conn));
             self.conns[conn.0].online = true;
+            let kind = self.conns[conn.0].kind;
+            self.saw("online on", kind.label());
         }
     }
 
@@ -149,9 +153,13 @@ impl World {
     }
 
     fn accept(&mut self, place: Place, conn: ConnId) {
-        let (now, address) = (self.instant(), self.conns[conn.0].address);
+        let (now, kind, address) = (
+            self.instant(),
+            self.conns[conn.0].kind,
+            self.conns[conn.0].address,
+        );
         let Some(shard) = self.shard(place) else { return };
-        let Some(key) = shard.core.accept(now, ChannelKind::Wss, address) else {
+        let Some(key) = shard.core.accept(now, kind, address) else {
             self.conns[conn.0].stage = Stage::Over;
             return self.queue.push(self.now, Event::Lost(conn));
         };
@@ -165,107 +173,13 @@ impl World {
         self.trace.note(self.now, ("accepted", conn, place, key));
     }
 
-    /// What the connection's task does when it runs: writes what waits, then reads, if it may.
-    fn serve(&mut self, place: Place, conn: ConnId) {
-        self.write_on(place, conn);
-        self.pump(place);
-        let c = &mut self.conns[conn.0];
-        let Some(key) = c.key.filter(|_| matches!(c.stage, Stage::Open | Stage::Binding)) else {
-            return;
-        };
-        let broke = c.inbox.iter().any(|item| matches!(item, FromDevice::Reset));
-        let closed = c.inbox.iter().any(|item| matches!(item, FromDevice::Close));
-        // A write to a socket whose other end is closed breaks it; reading comes only after all is written.
-        if c.out.is_blocked() && (broke || closed) || c.stage == Stage::Open && broke {
-            return self.lose_conn(place, (conn, key), false);
-        }
-        if c.out.is_blocked() || c.stage == Stage::Binding || c.stalled.is_some() {
-            return;
-        }
-        for _ in 0..1 + self.rng.below(MESSAGES_PER_READ) {
-            let Some(item) = self.conns[conn.0].inbox.pop_front() else {
-                return;
-            };
-            if !self.take_item(place, (conn, key), item) {
-                break;
-            }
-        }
-        if !self.conns[conn.0].inbox.is_empty()
-            && let Some(shard) = self.shard(place)
-        {
-            shard.ready.insert(conn);
-        }
-    }
-
-    /// Whether the next item may be taken in the same turn.
-    fn take_item(&mut self, place: Place, (conn, key): (ConnId, SessionKey), item: FromDevice) -> bool {
-        let now = self.instant();
-        let Some(shard) = self.shard(place) else {
-            return false;
-        };
-        match item {
-            FromDevice::Upgrade(credential) => {
-                shard.core.handle_upgrade(now, key, credential);
-                self.conns[conn.0].stage = Stage::Binding;
-                false
-            }
-            FromDevice::Message(kind, payload) => match shard.core.handle_message(now, key, kind, payload) {
-                Ok(()) => true,
-                Err(Stalled(payload)) => {
-                    self.conns[conn.0].stalled = Some((kind, payload));
-                    self.saw("stall", "");
-                    false
-                }
-            },
-            FromDevice::Alive => {
-                shard.core.handle_alive(now, key);
-                true
-            }
-            FromDevice::Close | FromDevice::Reset => {
-                self.lose_conn(place, (conn, key), matches!(item, FromDevice::Close));
-                false
-            }
-        }
-    }
-
-    fn lose_conn(&mut self, place: Place, (conn, key): (ConnId, SessionKey), by_device: bool) {
-        let now = self.instant();
-        let Some(shard) = self.shard(place) else { return };
-        shard.set_conn(key, None);
-        shard.core.handle_closed(now, key, by_device);
-        shard.lost.push((key, conn));
-        let c = &mut self.conns[conn.0];
-        c.stage = Stage::Over;
-        c.end_reason = Some(if by_device {
-            "closed_by_device"
-        } else {
-            "connection_lost"
-        });
-        c.out.cut();
-        self.trace.note(self.now, ("session ends", conn, key, by_device));
-    }
-
-    /// Moves bytes to the kernel and tells the session what went out with them.
-    fn write_on(&mut self, place: Place, conn: ConnId) {
-        let now = self.instant();
-        let c = &mut self.conns[conn.0];
-        let written = c.out.advance();
-        let (key, open) = (c.key, matches!(c.stage, Stage::Open | Stage::Binding));
-        if let (Some(key), true) = (key, open && written > 0)
-            && let Some(shard) = self.shard(place)
-        {
-            shard.core.handle_written(now, key, written);
-        }
-        self.schedule_read(conn);
-    }
-
     /// Carries out everything that the sessions want.
-    fn pump(&mut self, place: Place) {
+    pub(super) fn pump(&mut self, place: Place) {
         let mut next = self.poll_output(place);
         while let Some(output) = next.take() {
             match output {
                 Output::Send { key, kind, payload } => next = self.on_send(place, key, (kind, payload)),
-                Output::Admit { key, .. } => self.on_admit(place, key),
+                Output::Admit { key, challenge } => self.on_admit(place, key, challenge),
                 Output::Refuse { key, refusal } => self.on_refuse(place, key, refusal),
                 Output::Ping { key } => self.on_ping(place, key),
                 Output::Close { key, code, goodbye } => self.on_close(place, key, (code, goodbye)),
@@ -337,13 +251,14 @@ impl World {
         }
     }
 
-    fn on_admit(&mut self, place: Place, key: SessionKey) {
+    fn on_admit(&mut self, place: Place, key: SessionKey, challenge: Option<Box<Challenge>>) {
         let Some(conn) = self.conn_of(place, key, "an admission") else {
             return;
         };
         self.check_admission(place, conn);
         self.conns[conn.0].stage = Stage::Open;
-        self.say(place, conn, ToDevice::Admitted);
+        let challenge = self.note_admitted(conn, challenge);
+        self.say(place, conn, ToDevice::Admitted(challenge));
         self.trace.note(self.now, ("admitted", conn));
     }
 
@@ -356,6 +271,9 @@ impl World {
         self.check_admission(place, conn);
         self.check_refusal(conn, &refusal);
         self.saw("refusal", &refusal.code);
+        if let Some(whose) = self.conns[conn.0].proof.turned_away {
+            self.saw("turned away", whose);
+        }
         self.conns[conn.0].end_reason = Some("refused");
         self.say(place, conn, ToDevice::Refused(refusal));
         self.linger(place, conn, key);
@@ -381,6 +299,11 @@ impl World {
         self.trace.note(self.now, ("closed", conn, key, code.label()));
         self.check_close(place, conn, (code, goodbye.as_ref()));
         self.saw("close", code.label());
+        if code == CloseCode::ChallengeFailed
+            && let Some(why) = self.failed_challenge(conn)
+        {
+            self.saw("challenge", why);
+        }
         self.conns[conn.0].end_reason = Some(code.label());
         if let Some(goodbye) = goodbye {
             let text = Bytes::from(goodbye.render());
@@ -468,6 +391,21 @@ impl World {
             | ToHub::Stopped => {}
         }
         self.lets_pass(message)
+    }
+
+    /// The state of a session that lives.
+    pub(super) fn state_of(&self, (frontend, index): Place, key: SessionKey) -> Option<&'static str> {
+        let shard = &self.frontends[frontend].life.as_ref()?.shards[index];
+        shard.core.session_usage(key).map(|usage| usage.state)
+    }
+
+    /// Every shard of every frontend, whether it runs or not.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let shards = usize::from(self.scenario.shards);
+        let frontends = 0..self.frontends.len();
+        frontends
+            .flat_map(|frontend| (0..shards).map(move |shard| (frontend, shard)))
+            .collect()
     }
 
     pub(super) fn held_of(&mut self, place: Place) -> Time {

@@ -6,6 +6,7 @@ use holdfast_proto::link::{Command, session_id};
 
 use super::Promise;
 use super::faults::Fault;
+use super::queue::Time;
 use super::shard::Place;
 use super::world::{Actor, Event, World};
 
@@ -26,8 +27,19 @@ impl World {
             _ => (Share::NONE, successor),
         };
         self.queue.push(at, Event::Fault(Fault::Share(successor, last)));
+        if self.rng.chance(300) {
+            self.miss_changes_of_share(at);
+        }
         at += self.rng.millis(0..=150);
         self.queue.push(at, Event::Fault(Fault::StopBackend(leaving)));
+    }
+
+    /// A shard hears of no change before the last one has come, which is then told in place of all the others.
+    fn miss_changes_of_share(&mut self, last: Time) {
+        let frontend = self.rng.below(self.scenario.frontends);
+        let shard = self.rng.below(usize::from(self.scenario.shards));
+        let until = last + self.rng.millis(1..=100);
+        self.on_fault(Fault::HoldShard(frontend, shard, until));
     }
 
     pub(super) fn draw_share(&mut self) -> Share {

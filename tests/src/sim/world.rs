@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_backend::auth::Claimant;
 use holdfast_backend::core::Now;
 use holdfast_backend::dispatch::{BindId, CallId};
 use holdfast_backend::route::RouteTable;
@@ -23,6 +24,7 @@ use super::queue::{Queue, Time};
 use super::rng::Rng;
 use super::scenario::Scenario;
 use super::service::{self, Mood};
+use super::strangers::Stranger;
 use super::trace::Trace;
 use super::{Failure, Options, Promise, Summary};
 
@@ -71,6 +73,7 @@ pub(super) enum Event {
     Authenticated {
         backend: usize,
         bind: BindId,
+        claimant: Claimant,
         credential: Bytes,
     },
     CallDone {
@@ -79,6 +82,8 @@ pub(super) enum Event {
         outcome: CallOutcome,
     },
     Act(usize),
+    /// A stranger connects.
+    Intrude(usize),
     Resume(ConnId),
     Arrive(ConnId),
     FromDevice(ConnId, FromDevice),
@@ -111,6 +116,7 @@ pub(super) struct World {
     pub(super) pipes: Vec<Pipe>,
     pub(super) conns: Vec<Conn>,
     pub(super) devices: Vec<Device>,
+    pub(super) strangers: Vec<Stranger>,
     pub(super) sessions: BTreeMap<u128, ConnId>,
     /// Sessions of which a backend has said LOGGED_OUT.
     pub(super) logged_out: BTreeSet<u128>,
@@ -148,6 +154,7 @@ impl World {
             pipes: Vec::new(),
             conns: Vec::new(),
             devices: Vec::new(),
+            strangers: Vec::new(),
             sessions: BTreeMap::new(),
             logged_out: BTreeSet::new(),
             drawn: BTreeSet::new(),
@@ -219,13 +226,14 @@ impl World {
     fn begin(&mut self) {
         let about = format!("{:?}", self.scenario);
         self.trace.note(Time::ZERO, about);
+        self.add_devices();
+        self.add_strangers();
         for frontend in 0..self.scenario.frontends {
             self.start_frontend(frontend);
         }
         for slot in 0..self.scenario.backends {
             self.start_backend(slot);
         }
-        self.add_devices();
         if self.options.crash.is_none() {
             self.queue.push(self.scenario.fault_every, Event::Chaos);
         }
@@ -278,14 +286,16 @@ impl World {
             Event::Authenticated {
                 backend,
                 bind,
+                claimant,
                 credential,
-            } => self.on_authenticated(backend, bind, &credential),
+            } => self.on_authenticated((backend, bind), claimant, &credential),
             Event::CallDone {
                 backend,
                 call,
                 outcome,
             } => self.on_call_done(backend, call, outcome),
             Event::Act(device) => self.act(device),
+            Event::Intrude(stranger) => self.intrude(stranger),
             Event::Resume(conn) => self.resume_reading(conn),
             Event::Arrive(conn) => self.on_arrive(conn),
             Event::FromDevice(conn, what) => self.on_from_device(conn, what),
