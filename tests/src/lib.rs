@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod history;
 pub mod http;
 pub mod keys;
+pub mod lossy;
 pub mod metrics;
 pub mod peer;
 pub mod service;
