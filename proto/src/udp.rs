@@ -7,6 +7,7 @@
 pub mod connection;
 pub mod cookie;
 pub mod datagram;
+pub mod dial;
 mod ids;
 mod parameters;
 mod reset;
@@ -17,6 +18,7 @@ pub use connection::{
 };
 pub use cookie::Cookies;
 pub use datagram::{Datagram, Malformed, parse};
+pub use dial::{Dial, DialStats, Dialed, Dialing, Refusal};
 pub use ids::{ConnectionId, RESET_TOKEN_BYTES, ResetToken};
 pub use parameters::{
     MAX_RECEIVE_BYTES, MAX_RECEIVE_MESSAGES, MIN_MAX_DATAGRAM, MIN_RECEIVE_BYTES, MIN_RECEIVE_MESSAGES,
