@@ -20,6 +20,19 @@ use tokio::time::sleep;
 /// Longer than any datagram on the loopback.
 const MAX_DATAGRAM: usize = 65_536;
 
+/// Sets the seed of what happens to datagrams; a test that fails says its own.
+pub const SEED: &str = "HOLDFAST_TEST_SEED";
+
+/// That of the environment, else a new one.
+pub fn seed() -> u64 {
+    match std::env::var(SEED) {
+        Ok(seed) => seed
+            .parse()
+            .unwrap_or_else(|_| panic!("{SEED}={seed} is not a number")),
+        Err(_) => rand::random::<u32>().into(),
+    }
+}
+
 /// Which way something goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
@@ -169,7 +182,9 @@ impl Relay {
 
     /// Nothing gets through any more, either way.
     pub fn black_hole(&self) {
-        Way::BOTH.map(|way| self.set(way, Weather::BLACK_HOLE));
+        for way in Way::BOTH {
+            self.set(way, Weather::BLACK_HOLE);
+        }
     }
 
     /// From now on the frontend sees each device at another port. What it sends to the old one is lost, as when a router forgets.
