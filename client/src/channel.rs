@@ -93,12 +93,9 @@ impl Channel {
         }
     }
 
-    /// Whether the channel itself has something to send or a deadline to keep: then [`Self::poll_flush`] is due in this turn.
+    /// Whether the channel has things to send and deadlines to keep of its own: then [`Self::poll_flush`] is due in each turn.
     pub(crate) fn wants_flush(&self) -> bool {
-        match self {
-            Self::WebSocket(_) => false,
-            Self::Udp(channel) => channel.wants_flush(),
-        }
+        matches!(self, Self::Udp(_))
     }
 
     /// Has the server show that it lives by the channel's own means; false where that takes a message.

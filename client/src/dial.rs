@@ -5,7 +5,7 @@ mod web_socket;
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_proto::secure::HandshakeError;
 use tokio::net::lookup_host;
@@ -44,31 +44,22 @@ async fn attempt(settings: &Builder, target: &Target) -> Result<Channel, Error> 
     }
 }
 
-/// Tries the addresses of the target's name one after the other. An address that answers nothing must leave time for those behind it.
-///
-/// # Errors
-/// The last address's.
-async fn first_that_answers<T, E: From<io::Error>>(
-    settings: &Builder,
-    target: &Target,
-    mut connect: impl AsyncFnMut(SocketAddr) -> Result<T, E>,
-) -> Result<T, E> {
+/// The addresses of the target's name, to be tried one after the other, and how long each may take: one that answers nothing must
+/// leave time for those behind it.
+async fn candidates(settings: &Builder, target: &Target) -> io::Result<Vec<(SocketAddr, Duration)>> {
     let fits = |address: &SocketAddr| {
         let local = settings.local_address;
         local.is_none_or(|local| local.is_ipv4() == address.is_ipv4())
     };
     let found = lookup_host((target.host.as_str(), target.port)).await?;
     let addresses: Vec<SocketAddr> = found.filter(fits).take(MAX_ADDRESSES).collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address").into();
-    for (index, address) in addresses.iter().enumerate() {
-        let share = settings.connect_timeout / (addresses.len() - index) as u32;
-        match tokio::time::timeout(share, connect(*address)).await {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = silent(*address).into(),
-        }
-    }
-    Err(last)
+    let left = (1..=addresses.len() as u32).rev();
+    let shares = left.map(|left| settings.connect_timeout / left);
+    Ok(addresses.into_iter().zip(shares).collect())
+}
+
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the name has no address")
 }
 
 fn silent(address: SocketAddr) -> io::Error {

@@ -127,8 +127,7 @@ impl UdpChannel {
     pub(super) fn start_close(&mut self, code: CloseCode) {
         let _ = self.poll_ready();
         self.held = None;
-        self.connection
-            .close(Instant::now(), code as u16, code.label());
+        self.connection.close(Instant::now(), code as u16, code.label());
     }
 
     pub(super) fn ping(&mut self) {
@@ -147,9 +146,7 @@ impl UdpChannel {
     }
 
     fn put(&mut self, kind: MessageKind, payload: Bytes) -> Result<(), Fault> {
-        let sent = self
-            .connection
-            .send(&self.config, Instant::now(), kind, payload);
+        let sent = self.connection.send(&self.config, Instant::now(), kind, payload);
         match sent {
             Ok(()) => Ok(()),
             Err(SendError::Full(payload)) => {
@@ -166,7 +163,9 @@ impl UdpChannel {
         let mut bytes = [0; MAX_DATAGRAM_BYTES + 1];
         let mut datagram = ReadBuf::new(&mut bytes);
         match ready!(self.socket.poll_recv_from(cx, &mut datagram)) {
-            Ok(from) if from == self.server => Poll::Ready(self.handle_datagram(datagram.filled_mut())),
+            Ok(from) if (from.ip(), from.port()) == (self.server.ip(), self.server.port()) => {
+                Poll::Ready(self.handle_datagram(datagram.filled_mut()))
+            }
             Ok(_) => Poll::Ready(Ok(())),
             Err(error) => {
                 // Anybody can have brought it about. It is the transport that judges silence.
@@ -277,8 +276,7 @@ impl UdpChannel {
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
             self.armed = None;
-            self.connection
-                .handle_timeout(&self.config, Instant::now());
+            self.connection.handle_timeout(&self.config, Instant::now());
             // What follows from it is for another turn.
             cx.waker().wake_by_ref();
         }

@@ -17,8 +17,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use super::{bad_key, clock, first_that_answers};
-use crate::builder::{Builder, DeviceIdentity, Target};
+use super::{bad_key, candidates, clock, no_address, silent};
+use crate::builder::{Builder, DeviceIdentity, Scheme, Target};
 use crate::channel::{Socket, Stream, WebSocketChannel};
 use crate::{Disturbance, Error, Refusal, Tls};
 
@@ -70,12 +70,10 @@ async fn upgrade(
     request.headers_mut().insert(AUTHORIZATION, authorization);
 
     let failed = |e: io::Error| Error::Connect(format!("{}:{}: {e}", target.host, target.port));
-    let tcp = first_that_answers(settings, target, |address| connect_to(settings, address))
-        .await
-        .map_err(failed)?;
-    let stream = match &target.tls {
-        Some(tls) => Stream::Tls(Box::new(encrypt(target, tls, tcp).await?)),
-        None => Stream::Tcp(tcp),
+    let tcp = connect_tcp(settings, target).await.map_err(failed)?;
+    let stream = match &target.scheme {
+        Scheme::Wss(tls) => Stream::Tls(Box::new(encrypt(target, tls, tcp).await?)),
+        Scheme::Ws | Scheme::Udp => Stream::Tcp(tcp),
     };
     match client_async_with_config(request, stream, Some(web_socket_config(longest))).await {
         Ok((socket, _)) => Ok(socket),
@@ -113,6 +111,18 @@ async fn await_challenge(socket: &mut Socket, initiator: Initiator) -> Result<Tr
         let keys = challenge.and_then(|message2| initiator.finish(&message2).ok());
         return keys.ok_or(Error::Disturbed(Disturbance::Challenge));
     }
+}
+
+async fn connect_tcp(settings: &Builder, target: &Target) -> io::Result<TcpStream> {
+    let mut last = no_address();
+    for (address, share) in candidates(settings, target).await? {
+        match tokio::time::timeout(share, connect_to(settings, address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = silent(address),
+        }
+    }
+    Err(last)
 }
 
 async fn connect_to(settings: &Builder, address: SocketAddr) -> io::Result<TcpStream> {
