@@ -17,7 +17,7 @@ mod wheel;
 mod window;
 
 pub use config::{ShardConfig, Sources};
-pub use metrics::ShardMetrics;
+pub use metrics::{ReasonLabel, ShardMetrics};
 pub use session::{
     MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey,
 };

@@ -194,8 +194,8 @@ impl Connection {
         datagram: &mut [u8],
         entropy: u64,
     ) -> Received {
-        self.receive_run()
-            .handle_datagram(config, now, from, datagram, entropy)
+        self.receive_run(config, now)
+            .handle_datagram(from, datagram, entropy)
     }
 
     /// For several datagrams in a row: the key is expanded once.
