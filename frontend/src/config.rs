@@ -530,7 +530,10 @@ key = "k"
                 format!("{GOOD}{UDP}max_datagram = 1473"),
                 "udp.max_datagram is 1473; allowed is 512 to 1472",
             ),
-            (format!("{GOOD}{UDP}cookie = \"never\""), "unknown variant `never`"),
+            (
+                format!("{GOOD}{UDP}cookie = \"never\""),
+                "unknown variant `never`",
+            ),
             (format!("{GOOD}{UDP}cookie_above = 100001"), "udp.cookie_above is"),
             (
                 format!("{GOOD}{UDP}give_up = \"1s\""),

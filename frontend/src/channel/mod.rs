@@ -65,6 +65,7 @@ pub use scratch::{
 };
 pub use tls_config::{TlsConfigError, load_server_config};
 pub use udp::{UdpChannel, UdpShared};
+pub(crate) use udp::{canonical, write_refused};
 pub use upgrade::UpgradeRequest;
 pub use ws::WsChannel;
 pub use wss::WssChannel;

@@ -218,8 +218,8 @@ impl UdpChannel {
         }
     }
 
-    /// Appends the datagrams that are due to `out`, at most `most`, and tells where each goes and with which byte of `out` it begins.
-    /// True when there may be more.
+    /// Appends the datagrams that are due to `out`, at most `most`, and tells where each goes and how long it is. True when there may
+    /// be more.
     pub fn transmit(
         &mut self,
         shared: &UdpShared,
@@ -237,7 +237,7 @@ impl UdpChannel {
         for _ in 0..most {
             let begin = out.len();
             match run.poll(out) {
-                Some(to) => tell(to, begin),
+                Some(to) => tell(to, out.len() - begin),
                 None => return false,
             }
         }

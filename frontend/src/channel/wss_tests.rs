@@ -46,7 +46,11 @@ fn a_device_gets_in_and_talks_byte_by_byte() {
         pair.write(&masked(0x81, b"hello"));
         assert_eq!(pair.run().unwrap(), [text("hello")]);
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Binary, &Bytes::from_static(b"welcome"))
+            .send(
+                &mut pair.scratch,
+                MessageKind::Binary,
+                &Bytes::from_static(b"welcome"),
+            )
             .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Binary, b"welcome"));
@@ -70,7 +74,11 @@ fn large_messages_cross_records_both_ways() {
             )]
         );
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Binary, &Bytes::copy_from_slice(&payload))
+            .send(
+                &mut pair.scratch,
+                MessageKind::Binary,
+                &Bytes::copy_from_slice(&payload),
+            )
             .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Binary, &payload));
@@ -88,7 +96,11 @@ fn a_pong_goes_before_what_is_said_later() {
         Some(text("request"))
     );
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Text, &Bytes::from_static(b"reply"))
+        .send(
+            &mut pair.scratch,
+            MessageKind::Text,
+            &Bytes::from_static(b"reply"),
+        )
         .unwrap();
     pair.channel.park(&mut pair.scratch).unwrap();
     pair.deliver();
@@ -115,7 +127,11 @@ fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
         assert!(pair.scratch.budget().used() > 0);
         // While it waits, the gateway can still send.
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Text, &Bytes::from_static(b"reply"))
+            .send(
+                &mut pair.scratch,
+                MessageKind::Text,
+                &Bytes::from_static(b"reply"),
+            )
             .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Text, b"reply"));
@@ -125,7 +141,11 @@ fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
             Some(text("two"))
         );
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Text, &Bytes::from_static(b"again"))
+            .send(
+                &mut pair.scratch,
+                MessageKind::Text,
+                &Bytes::from_static(b"again"),
+            )
             .unwrap();
         assert_eq!(
             pair.channel.poll_event(&mut pair.scratch).unwrap(),
@@ -381,7 +401,9 @@ fn half_a_handshake_message_does_not_stop_the_output() {
     channel.handle_input(&mut scratch, record.len()).unwrap();
     assert_eq!(channel.poll_event(&mut scratch).unwrap(), None);
     for in_turn in [true, false] {
-        channel.send(&mut scratch, MessageKind::Text, &Bytes::from_static(b"x")).unwrap();
+        channel
+            .send(&mut scratch, MessageKind::Text, &Bytes::from_static(b"x"))
+            .unwrap();
         channel.flush(&mut scratch).unwrap();
         assert!(!scratch.outbound().is_empty());
         scratch.clear_outbound();
@@ -407,9 +429,15 @@ fn half_a_handshake_message_does_not_stop_the_output() {
 fn one_connections_output_never_reaches_another() {
     let (mut one, mut other) = (Pair::open(&TLS13), Pair::open(&TLS13));
     one.channel
-        .send(&mut one.scratch, MessageKind::Text, &Bytes::from_static(b"secret"))
+        .send(
+            &mut one.scratch,
+            MessageKind::Text,
+            &Bytes::from_static(b"secret"),
+        )
         .unwrap();
-    let refused = other.channel.send(&mut one.scratch, MessageKind::Text, &Bytes::from_static(b"x"));
+    let refused = other
+        .channel
+        .send(&mut one.scratch, MessageKind::Text, &Bytes::from_static(b"x"));
     assert!(matches!(refused, Err(ChannelError::State(_))));
     one.flush();
     other
@@ -537,7 +565,11 @@ fn a_small_message_weighs_so_much_on_the_wire() {
     pair.write(&masked(0x82, &[7; 128]));
     assert_eq!(pair.wire().len(), 158);
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Binary, &Bytes::from_static(&[7; 128]))
+        .send(
+            &mut pair.scratch,
+            MessageKind::Binary,
+            &Bytes::from_static(&[7; 128]),
+        )
         .unwrap();
     pair.channel.flush(&mut pair.scratch).unwrap();
     assert_eq!(pair.scratch.outbound().len(), 154);

@@ -43,6 +43,9 @@ pub struct Wheel {
 }
 
 impl Wheel {
+    /// What one more slot costs.
+    pub const TIMER_BYTES: usize = size_of::<Links>();
+
     /// A wheel that rounds deadlines up to multiples of `tick` after `start`.
     pub fn new(start: Instant, tick: Duration) -> Self {
         Self {

@@ -64,8 +64,8 @@ fn turn<C: StreamChannel>(scratch: &mut Scratch, channel: &mut C, n: usize) -> R
         match event {
             ChannelEvent::Upgrade(_) => channel.accept(scratch, None)?,
             ChannelEvent::Message(kind, payload) => channel.send(scratch, kind, &payload)?,
-            ChannelEvent::Alive => {}
-            ChannelEvent::Closed { .. } => over = true,
+            ChannelEvent::Alive | ChannelEvent::Delivered(_) | ChannelEvent::Moved(_) => {}
+            ChannelEvent::Closed { .. } | ChannelEvent::Lost => over = true,
         }
     }
     channel.park(scratch)?;

@@ -74,10 +74,7 @@ impl Attempts {
     pub(super) fn find(&self, key: AttemptKey, number: u64) -> Known<'_> {
         match self.attempts.get(&key).filter(|a| a.number == number) {
             None => Known::No,
-            Some(attempt) => attempt
-                .answer
-                .as_deref()
-                .map_or(Known::UnderWay, Known::Answered),
+            Some(attempt) => attempt.answer.as_deref().map_or(Known::UnderWay, Known::Answered),
         }
     }
 

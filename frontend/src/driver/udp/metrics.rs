@@ -88,7 +88,11 @@ impl UdpMetrics {
     fn register_datagrams(&self, r: &mut Registry) {
         let counters = [
             ("datagrams_received", "Datagrams received", &self.received),
-            ("bytes_received", "Bytes of datagrams received", &self.received_bytes),
+            (
+                "bytes_received",
+                "Bytes of datagrams received",
+                &self.received_bytes,
+            ),
             (
                 "batches_received",
                 "System calls that received some",

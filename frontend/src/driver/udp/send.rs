@@ -98,9 +98,7 @@ impl Headers {
         }
         // Only now do these stay where they are.
         let parts = self.addresses.iter().zip(&mut self.controls);
-        for (((address, control), vector), control_bytes) in
-            parts.zip(&mut self.vectors).zip(control_bytes)
-        {
+        for (((address, control), vector), control_bytes) in parts.zip(&mut self.vectors).zip(control_bytes) {
             // SAFETY: all zeros is a valid `mmsghdr`: null pointers and lengths of 0.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
             header.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
@@ -128,7 +126,7 @@ impl Message {
 /// Puts together what goes to one device in a row: datagrams of one length, of which the last may be shorter. Tells how many messages
 /// there are.
 fn group(batch: &[Outgoing], segments: usize, messages: &mut [Message; MAX_MESSAGES]) -> usize {
-    let (mut used, mut begin) = (0, 0);
+    let (mut used, mut begin) = (0_usize, 0);
     let mut closed = true;
     for (at, datagram) in batch.iter().enumerate() {
         let bytes = usize::from(datagram.bytes);

@@ -32,11 +32,7 @@ fn one_call_reaches_many_and_each_from_the_address_it_wrote_to() {
     let (one, two) = (receiver(), receiver());
     let mut headers = Headers::default();
     let from = [None, Some([127, 0, 0, 5].into())];
-    let batch = [
-        to(&one, from[0], 3),
-        to(&two, from[1], 2),
-        to(&one, from[1], 1),
-    ];
+    let batch = [to(&one, from[0], 3), to(&two, from[1], 2), to(&one, from[1], 1)];
     assert_eq!(headers.send(sender.as_fd(), &batch, b"abcdef", 64).unwrap(), 3);
     assert_eq!(receive(&one).0, b"abc");
     let (bytes, source) = receive(&two);
@@ -78,12 +74,19 @@ fn a_row_for_one_device_is_cut_by_the_kernel() {
     let bytes: Vec<u8> = (0..3608).map(|n| n as u8).collect();
     let mut messages = [Message::NONE; MAX_MESSAGES];
     assert_eq!(group(&batch, 64, &mut messages), 3);
-    assert_eq!(messages[..3].iter().map(|m| m.count).collect::<Vec<_>>(), [3, 1, 1]);
+    assert_eq!(
+        messages[..3].iter().map(|m| m.count).collect::<Vec<_>>(),
+        [3, 1, 1]
+    );
     let sent = Headers::default().send(sender.as_fd(), &batch, &bytes, 64);
     assert_eq!(sent.unwrap(), 5);
     let mut at = 0;
     for datagram in &batch {
-        let socket = if datagram.to == one.local_addr().unwrap() { &one } else { &two };
+        let socket = if datagram.to == one.local_addr().unwrap() {
+            &one
+        } else {
+            &two
+        };
         let length = usize::from(datagram.bytes);
         assert_eq!(receive(socket).0, &bytes[at..at + length]);
         at += length;
@@ -96,7 +99,9 @@ fn more_than_a_call_takes_is_left_over() {
     let receivers: Vec<_> = (0..=MAX_MESSAGES).map(|_| receiver()).collect();
     let batch: Vec<_> = receivers.iter().map(|socket| to(socket, None, 1)).collect();
     let bytes = vec![7; batch.len()];
-    let sent = Headers::default().send(sender.as_fd(), &batch, &bytes, 64).unwrap();
+    let sent = Headers::default()
+        .send(sender.as_fd(), &batch, &bytes, 64)
+        .unwrap();
     assert_eq!(sent, MAX_MESSAGES);
 }
 
@@ -107,7 +112,11 @@ fn without_segments_each_datagram_is_a_message() {
     let mut messages = [Message::NONE; MAX_MESSAGES];
     assert_eq!(group(&batch, 1, &mut messages), 2);
     let long = [to(&one, None, 1472); 50];
-    assert_eq!(group(&long, 64, &mut messages), 2, "a message is at most 65507 bytes");
+    assert_eq!(
+        group(&long, 64, &mut messages),
+        2,
+        "a message is at most 65507 bytes"
+    );
     assert_eq!((messages[0].count, messages[1].count), (44, 6));
     assert_eq!(messages[1].begin, 44 * 1472);
 }

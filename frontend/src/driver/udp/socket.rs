@@ -29,11 +29,7 @@ pub struct SocketBuffers {
 ///
 /// # Errors
 /// What the system says; also when another process has the port.
-pub fn bind_group(
-    address: SocketAddr,
-    shards: usize,
-    buffers: SocketBuffers,
-) -> io::Result<Vec<UdpSocket>> {
+pub fn bind_group(address: SocketAddr, shards: usize, buffers: SocketBuffers) -> io::Result<Vec<UdpSocket>> {
     // Without sharing it: a stranger's socket in the group would get a part of what is ours.
     let address = UdpSocket::bind(address)?.local_addr()?;
     let sockets: Vec<UdpSocket> = (0..shards)
@@ -56,7 +52,7 @@ fn bind(address: SocketAddr, buffers: SocketBuffers) -> io::Result<UdpSocket> {
 }
 
 /// What the kernel really holds, which its own limits may have made less; it says twice what one may use (socket(7)).
-pub fn granted(socket: &UdpSocket) -> io::Result<SocketBuffers> {
+pub(in super::super) fn granted(socket: &UdpSocket) -> io::Result<SocketBuffers> {
     let socket = SockRef::from(socket);
     Ok(SocketBuffers {
         receive: socket.recv_buffer_size()? / 2,
@@ -128,12 +124,7 @@ impl DatagramSocket {
     ///
     /// # Errors
     /// `WouldBlock`, after which [`writable`](Self::writable) waits; else what the kernel says of the first datagram.
-    pub(super) fn send(
-        &self,
-        headers: &mut Headers,
-        batch: &[Outgoing],
-        bytes: &[u8],
-    ) -> io::Result<usize> {
+    pub(super) fn send(&self, headers: &mut Headers, batch: &[Outgoing], bytes: &[u8]) -> io::Result<usize> {
         let mut send = |segments| {
             self.io.try_io(Interest::WRITABLE, || {
                 headers.send(self.io.as_fd(), batch, bytes, segments)
@@ -158,10 +149,15 @@ impl DatagramSocket {
         let mut filled = 0;
         let result = self.io.try_io(Interest::READABLE, || {
             let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
-            for (slice, buffer) in slices.iter_mut().zip(buffers.bytes.chunks_exact_mut(BUFFER_BYTES)) {
+            for (slice, buffer) in slices
+                .iter_mut()
+                .zip(buffers.bytes.chunks_exact_mut(BUFFER_BYTES))
+            {
                 *slice = IoSliceMut::new(buffer);
             }
-            filled = self.state.recv((&self.io).into(), &mut slices, &mut buffers.metas)?;
+            filled = self
+                .state
+                .recv((&self.io).into(), &mut slices, &mut buffers.metas)?;
             // The runtime need not ask the kernel once more to learn that there is nothing.
             if filled < BATCH_SIZE {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -257,7 +253,11 @@ mod tests {
             device.send_to(&[1; 300], address).unwrap();
             let first = arrives(&sockets, &[1; 300]);
             device.send_to(&[1; 300], address).unwrap();
-            assert_eq!(arrives(&sockets, &[1; 300]), first, "the same device, the same shard");
+            assert_eq!(
+                arrives(&sockets, &[1; 300]),
+                first,
+                "the same device, the same shard"
+            );
             by_hash[first] += 1;
             device.send_to(&data_for(77), address).unwrap();
             strangers[arrives(&sockets, &data_for(77))] += 1;
@@ -294,7 +294,7 @@ mod tests {
         );
         for n in 0..BATCH_SIZE + 1 {
             device
-                .send_to(&vec![7; n + 1], ([127, 0, 0, 9], port))
+                .send_to(&vec![7; n + 1], SocketAddr::from(([127, 0, 0, 9], port)))
                 .unwrap();
         }
         let mut lengths = Vec::new();

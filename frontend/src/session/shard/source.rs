@@ -30,12 +30,7 @@ impl Shard {
         let since_start = now.saturating_duration_since(self.born).as_millis() as u64;
         let session = self.get(key).filter(|s| s.proven)?;
         let (source, kind) = (source_of(session.address.ip()), session.kind);
-        let wait_ms = self
-            .config
-            .sources
-            .of(kind)?
-            .check(&source, since_start)
-            .err()?;
+        let wait_ms = self.config.sources.of(kind)?.check(&source, since_start).err()?;
         Some(Duration::from_millis(wait_ms) + self.retry_hint())
     }
 
