@@ -40,7 +40,9 @@ fn check_descriptors(devices: u32, limit: u64) -> Result<()> {
     let kinds = Channel::ALL.len() as u64;
     // They take turns, so the first kinds may have one more.
     let of = |turn: u64| (u64::from(devices) + kinds - 1 - turn) / kinds;
-    let taken = (0..).zip(Channel::ALL).map(|(turn, channel)| of(turn) * channel.descriptors());
+    let taken = (0..)
+        .zip(Channel::ALL)
+        .map(|(turn, channel)| of(turn) * channel.descriptors());
     let needed = OTHER_DESCRIPTORS + taken.sum::<u64>();
     if needed > limit {
         bail!(

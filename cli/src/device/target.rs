@@ -45,7 +45,9 @@ fn channel(args: &DeviceArgs) -> Result<DeviceChannel> {
         .or(by_options)
         .unwrap_or(DeviceChannel::Wss);
     match (channel, given(&by_key), given(&on_wss)) {
-        (DeviceChannel::Wss, Some(option), _) => bail!("{option} is for ws and udp; on wss a device shows a token"),
+        (DeviceChannel::Wss, Some(option), _) => {
+            bail!("{option} is for ws and udp; on wss a device shows a token")
+        }
         (DeviceChannel::Ws | DeviceChannel::Udp, _, Some(option)) => {
             bail!("{option} is for wss; on ws and udp a device proves that it holds its key")
         }
