@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use holdfast_proto::config::Interval;
 use serde::Deserialize;
@@ -28,10 +29,12 @@ pub struct Config {
     /// Threads that own sessions: 1 to 255. As many as cores by default.
     #[serde(default = "default_shards")]
     pub shards: u16,
-    /// Devices over TLS, which bring a bearer token. At least one of `[wss]` and `[ws]` is there.
+    /// Devices over TLS, which bring a bearer token. At least one of `[wss]`, `[ws]` and `[udp]` is there.
     pub wss: Option<WssConfig>,
     /// Devices over plain TCP, which bring a device key and encrypt by themselves.
     pub ws: Option<WsConfig>,
+    /// Devices over datagrams, which bring a device key and encrypt by themselves.
+    pub udp: Option<UdpConfig>,
     /// Where backends on other machines come in. None by default: only local ones attach.
     pub tunnel: Option<TunnelConfig>,
     #[serde(default)]
@@ -65,6 +68,50 @@ pub struct WsConfig {
     /// The same at once. 2,000 by default; 1 to 1,000,000.
     #[serde(default = "default_source_attempts_burst")]
     pub source_attempts_burst: u32,
+}
+
+/// Devices over datagrams.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UdpConfig {
+    pub listen: SocketAddr,
+    /// Longest UDP payload that devices are sent, in bytes: 512 to 1472. 1200 by default, which every path takes that QUIC uses; what a
+    /// device asked for bounds it too.
+    #[serde(default = "default_max_datagram")]
+    pub max_datagram: u16,
+    /// When a device must first show that it gets what is sent to its address: `"load"` (by default: when many handshakes are
+    /// unfinished, or many come from its address) or `"always"`. It costs a round trip.
+    #[serde(default)]
+    pub cookie: CookieRule,
+    /// Unfinished handshakes of one shard above which that is asked of everybody: 0 to 100,000. 64 by default.
+    #[serde(default = "default_cookie_above")]
+    pub cookie_above: u32,
+    /// Handshakes that one source (an IPv4 address, or a /64 of IPv6) which has shown that it is there may ask for, in the long run.
+    /// 6,000 by default; 0: no limit.
+    #[serde(default = "default_source_attempts_per_minute")]
+    pub source_attempts_per_minute: u32,
+    /// The same at once. 2,000 by default; 1 to 1,000,000.
+    #[serde(default = "default_source_attempts_burst")]
+    pub source_attempts_burst: u32,
+    /// How long a message may stay unacknowledged before its device is given up. 60s by default; 5s to 10m.
+    #[serde(default = "default_give_up")]
+    pub give_up: Interval,
+    /// What the kernel holds for each shard of datagrams that came and were not read: 64 KiB to 256 MiB, 4 MiB by default. The
+    /// kernel's own limit (`net.core.rmem_max`) may make it less.
+    #[serde(default = "default_socket_buffer_bytes")]
+    pub receive_buffer_bytes: usize,
+    /// The same of datagrams that go out (`net.core.wmem_max`).
+    #[serde(default = "default_socket_buffer_bytes")]
+    pub send_buffer_bytes: usize,
+}
+
+/// When a cookie is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CookieRule {
+    #[default]
+    Load,
+    Always,
 }
 
 /// Backends on other machines, under a key of the link.
@@ -215,6 +262,22 @@ fn default_source_attempts_burst() -> u32 {
     2_000
 }
 
+fn default_max_datagram() -> u16 {
+    1200
+}
+
+fn default_cookie_above() -> u32 {
+    64
+}
+
+fn default_give_up() -> Interval {
+    Interval::from_secs(60)
+}
+
+fn default_socket_buffer_bytes() -> usize {
+    4 * MIB
+}
+
 fn default_shards() -> u16 {
     std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(255).min(255))
 }
@@ -326,15 +389,16 @@ impl Config {
     }
 
     fn check_listeners(&self) -> Result<(), Fault> {
-        if self.wss.is_none() && self.ws.is_none() {
-            return Err(("listeners", "none".into(), "a section [wss], [ws] or both".into()));
+        if self.wss.is_none() && self.ws.is_none() && self.udp.is_none() {
+            let allowed = "a section [wss], [ws] or [udp], or several";
+            return Err(("listeners", "none".into(), allowed.into()));
         }
         if let Some(ws) = &self.ws {
             let (rate, burst) = (ws.source_attempts_per_minute, ws.source_attempts_burst);
             within("ws.source_attempts_per_minute", rate as usize, 0, 60_000)?;
             within("ws.source_attempts_burst", burst as usize, 1, 1_000_000)?;
         }
-        Ok(())
+        self.udp.as_ref().map_or(Ok(()), UdpConfig::check)
     }
 
     /// The socket file of the link; a Unix socket's path has at most 108 bytes, of which we need some for a suffix.
@@ -374,6 +438,25 @@ impl Config {
     }
 }
 
+impl UdpConfig {
+    fn check(&self) -> Result<(), Fault> {
+        let (rate, burst) = (self.source_attempts_per_minute, self.source_attempts_burst);
+        within("udp.max_datagram", self.max_datagram.into(), 512, 1472)?;
+        within("udp.cookie_above", self.cookie_above as usize, 0, 100_000)?;
+        within("udp.source_attempts_per_minute", rate as usize, 0, 60_000)?;
+        within("udp.source_attempts_burst", burst as usize, 1, 1_000_000)?;
+        let buffers = 64 * 1024..=256 * MIB;
+        let (low, high) = (*buffers.start(), *buffers.end());
+        within("udp.receive_buffer_bytes", self.receive_buffer_bytes, low, high)?;
+        within("udp.send_buffer_bytes", self.send_buffer_bytes, low, high)?;
+        let give_up = self.give_up.get();
+        if give_up < Duration::from_secs(5) || give_up > Duration::from_secs(600) {
+            return Err(("udp.give_up", self.give_up.to_string(), "5s to 10m".into()));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,6 +471,17 @@ listen = "127.0.0.1:0"
 certificate = "c"
 key = "k"
 "#;
+
+    const UDP: &str = "[udp]\nlisten = \"127.0.0.1:0\"\n";
+
+    #[test]
+    fn udp_may_be_the_only_channel() {
+        let alone = format!("{}{UDP}cookie = \"always\"", &GOOD[..GOOD.find("[wss]").unwrap()]);
+        let udp = load(&alone).unwrap().udp.unwrap();
+        assert_eq!((udp.max_datagram, udp.cookie_above), (1200, 64));
+        assert_eq!(udp.cookie, CookieRule::Always);
+        assert_eq!(udp.give_up.get(), Duration::from_secs(60));
+    }
 
     fn load(text: &str) -> Result<Config, String> {
         let directory = tempfile::tempdir().unwrap();
@@ -437,6 +531,35 @@ key = "k"
             (
                 format!("{GOOD}[ws]\nlisten = \"127.0.0.1:0\"\nsource_attempts_per_minute = 60001"),
                 "ws.source_attempts_per_minute is 60001; allowed is 0 to 60000",
+            ),
+            (
+                format!("{GOOD}{UDP}max_datagram = 1473"),
+                "udp.max_datagram is 1473; allowed is 512 to 1472",
+            ),
+            (
+                format!("{GOOD}{UDP}cookie = \"never\""),
+                "unknown variant `never`",
+            ),
+            (format!("{GOOD}{UDP}cookie_above = 100001"), "udp.cookie_above is"),
+            (
+                format!("{GOOD}{UDP}give_up = \"1s\""),
+                "udp.give_up is 1s; allowed is 5s to 10m",
+            ),
+            (
+                format!("{GOOD}{UDP}receive_buffer_bytes = 1"),
+                "udp.receive_buffer_bytes is 1",
+            ),
+            (
+                format!("{GOOD}{UDP}send_buffer_bytes = 1"),
+                "udp.send_buffer_bytes is 1",
+            ),
+            (
+                format!("{GOOD}{UDP}source_attempts_burst = 0"),
+                "udp.source_attempts_burst is 0",
+            ),
+            (
+                format!("{GOOD}{UDP}source_attempts_per_minute = 60001"),
+                "udp.source_attempts_per_minute is 60001",
             ),
             (
                 format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),

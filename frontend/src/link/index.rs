@@ -1,6 +1,7 @@
 //! Which session a device has here. One entry per device: the login policy is `replace`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use holdfast_proto::link::frames;
 use holdfast_proto::{DeviceId, SessionId};
@@ -83,6 +84,14 @@ impl DeviceIndex {
             && let Some(entry) = self.devices.remove(device)
         {
             self.order.remove(&entry.order);
+        }
+    }
+
+    /// The session's device is at another address; an entry of another session stays as it is.
+    pub fn on_moved(&mut self, device: &DeviceId, session: SessionId, address: SocketAddr) {
+        let entry = self.devices.get_mut(device);
+        if let Some(entry) = entry.filter(|e| e.presence.session == session) {
+            entry.presence.address = address;
         }
     }
 
