@@ -6,9 +6,13 @@
 
 pub mod connection;
 mod ids;
+pub mod packet;
+mod protect;
 
 pub use connection::{
-    Config, Connection, End, Event, INITIAL_SERVER_CREDIT, Opening, PeerCredit, ReceiveRun, Received,
-    SendError, Side, Stats, TransmitRun,
+    CLOSE_LINGER, Config, Connection, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MAX_FORGERIES,
+    MIN_DATAGRAM_LIMIT, MIN_DEVICE_DATAGRAM_BYTES, Opening, PeerCredit, ReceiveRun, Received, SendError,
+    Side, Stats, TransmitRun,
 };
 pub use ids::{ConnectionId, RESET_TOKEN_BYTES, ResetToken};
+pub use protect::{DATA, HEADER_BYTES, OVERHEAD_BYTES, REKEY_SHIFT, REPLAY_WINDOW};
