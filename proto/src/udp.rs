@@ -11,6 +11,8 @@ pub mod dial;
 mod ids;
 mod parameters;
 mod reset;
+#[cfg(test)]
+mod vectors;
 
 pub use connection::{
     Config, Connection, End, Event, INITIAL_SERVER_CREDIT, Opening, PeerCredit, ReceiveRun, Received,
