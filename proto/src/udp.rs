@@ -13,6 +13,8 @@ pub mod packet;
 mod parameters;
 mod protect;
 mod reset;
+#[cfg(test)]
+mod vectors;
 
 pub use connection::{
     CLOSE_LINGER, Config, Connection, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MAX_FORGERIES,
