@@ -119,6 +119,7 @@ struct Shared {
     /// By the device's address.
     links: Mutex<HashMap<SocketAddr, Arc<Link>>>,
     came: [AtomicU64; 2],
+    came_bytes: [AtomicU64; 2],
 }
 
 /// One device's way.
@@ -151,6 +152,7 @@ impl Relay {
             weather: Mutex::new(([Weather::CLEAR; 2], StdRng::seed_from_u64(0))),
             links: Mutex::default(),
             came: Default::default(),
+            came_bytes: Default::default(),
         });
         let task = tokio::spawn(run(shared.clone()));
         Self {
@@ -213,6 +215,11 @@ impl Relay {
         self.shared.came[way as usize].load(Ordering::Relaxed)
     }
 
+    /// The same in bytes.
+    pub fn came_bytes(&self, way: Way) -> u64 {
+        self.shared.came_bytes[way as usize].load(Ordering::Relaxed)
+    }
+
     fn only(&self) -> Arc<Link> {
         let links = lock(&self.shared.links);
         let mut links = links.values();
@@ -241,6 +248,7 @@ impl Link {
 impl Shared {
     async fn pass(self: &Arc<Self>, way: Way, link: &Arc<Link>, datagram: &[u8]) {
         self.came[way as usize].fetch_add(1, Ordering::Relaxed);
+        self.came_bytes[way as usize].fetch_add(datagram.len() as u64, Ordering::Relaxed);
         for datagram in lock_and(&self.tamper, |tamper| tamper(way, datagram.to_vec())) {
             let arrivals = lock_and(&self.weather, |(weather, chance)| {
                 weather[way as usize].arrivals(chance)

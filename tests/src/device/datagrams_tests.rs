@@ -284,7 +284,7 @@ async fn a_device_that_reads_nothing_grants_nothing() {
         device.request(("A", "B"), &n.to_string(), &payload).await;
     }
     let full = timeout(Duration::from_secs(1), async {
-        while relay.came(Way::ToDevice) < 30 {
+        while relay.came_bytes(Way::ToDevice) < 25_000 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
