@@ -239,6 +239,10 @@ pub(super) fn rejected() -> Vec<Value> {
             "a piece that begins beyond its message",
             piece(&[number(3, 10), number(4, 11)]),
         ),
+        (
+            "a part of a message without data",
+            piece(&[number(3, 10), number(4, 5)]),
+        ),
         ("a kind of 2", piece(&[number(2, 2), bytes(5, b"abc")])),
         ("a length of 2^32", piece(&[number(3, 1 << 32), bytes(5, b"abc")])),
         ("a reset token of 15 bytes", bytes(8, &[7; 15])),
