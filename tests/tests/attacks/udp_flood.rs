@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 
 use crate::stranger::{Stranger, address, strange_hello};
 
-const UNFINISHED: &str = "holdfast_frontend_udp_attempts_unfinished";
-const RECEIVED: &str = "holdfast_frontend_udp_datagrams_received_total";
+const UNFINISHED: &str = "holdfast_udp_attempts_unfinished";
+const RECEIVED: &str = "holdfast_udp_datagrams_received_total";
 const ROUNDS: usize = 200;
 /// Datagrams per second. A generator that spins would starve what it measures.
 const RATE: u32 = 10_000;

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::stranger::{Stranger, address};
 
 const SESSIONS: &str = "holdfast_frontend_sessions";
-const HELD: &str = "holdfast_frontend_udp_held_bytes";
+const HELD: &str = "holdfast_udp_held_bytes";
 const ECHO: (&str, &str) = ("Demo", "Echo");
 const MIB: usize = 1 << 20;
 
@@ -232,7 +232,7 @@ async fn a_close_that_promises_more_than_came_ends_in_its_time() {
     gateway.frontends[0].wait_for_metric(SESSIONS, |n| n == 0.0).await;
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     gateway.frontends[0]
-        .wait_for_metric("holdfast_frontend_udp_connections", |n| n == 0.0)
+        .wait_for_metric("holdfast_udp_connections", |n| n == 0.0)
         .await;
 }
 

@@ -14,11 +14,11 @@ use serde_json::json;
 
 use crate::stranger::{Stranger, address};
 
-const FORGED: &str = "holdfast_frontend_udp_forged_total";
-const DUPLICATES: &str = "holdfast_frontend_udp_duplicates_total";
-const MOVES: &str = "holdfast_frontend_udp_path_validations_total";
-const DROPPED: &str = "holdfast_frontend_udp_datagrams_dropped_total";
-const RESETS: &str = "holdfast_frontend_udp_resets_total";
+const FORGED: &str = "holdfast_udp_forged_total";
+const DUPLICATES: &str = "holdfast_udp_duplicates_total";
+const MOVES: &str = "holdfast_udp_path_validations_total";
+const DROPPED: &str = "holdfast_udp_datagrams_dropped_total";
+const RESETS: &str = "holdfast_udp_resets_total";
 const SESSIONS: &str = "holdfast_frontend_sessions";
 const LOGINS: &str = "holdfast_backend_logins_total";
 const LATER: Duration = Duration::from_millis(300);
@@ -94,7 +94,7 @@ async fn a_session_that_is_replayed_after_its_end_does_not_begin_again() {
     let frontend = &gateway.frontends[0];
     frontend.wait_for_metric(SESSIONS, |n| n == 0.0).await;
     frontend
-        .wait_for_metric("holdfast_frontend_udp_connections", |n| n == 0.0)
+        .wait_for_metric("holdfast_udp_connections", |n| n == 0.0)
         .await;
     let all = [0x01, DATA]
         .map(|kind| datagrams(&recording, Way::ToServer, kind))

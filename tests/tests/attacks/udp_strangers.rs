@@ -14,10 +14,10 @@ use serde_json::json;
 
 use crate::stranger::{Stranger, address, strange_hello};
 
-const DROPPED: &str = "holdfast_frontend_udp_datagrams_dropped_total";
-const RESETS: &str = "holdfast_frontend_udp_resets_total";
-const RETRIES: &str = "holdfast_frontend_udp_retries_total";
-const UNFINISHED: &str = "holdfast_frontend_udp_attempts_unfinished";
+const DROPPED: &str = "holdfast_udp_datagrams_dropped_total";
+const RESETS: &str = "holdfast_udp_resets_total";
+const RETRIES: &str = "holdfast_udp_retries_total";
+const UNFINISHED: &str = "holdfast_udp_attempts_unfinished";
 const SESSIONS: &str = "holdfast_frontend_sessions";
 const ADMISSIONS: &str = "holdfast_backend_admissions_total";
 const BINDS: &str = "holdfast_backend_binds_total";

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 const SESSIONS: &str = "holdfast_frontend_sessions";
-const MOVES: &str = "holdfast_frontend_udp_path_validations_total";
+const MOVES: &str = "holdfast_udp_path_validations_total";
 const CLOSED: &str = "holdfast_frontend_closed_total";
 
 /// A device that is online through the relay.
