@@ -18,7 +18,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod vectors;
+pub(crate) mod vectors;
 mod wiped;
 
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
@@ -28,6 +28,9 @@ pub use credential::{
     render_challenge,
 };
 pub use handshake::{HandshakeError, Initiator, MESSAGE_2_BYTES, PATTERN, TrafficKeys, Verified};
+/// What the vectors of udp are made with.
+#[cfg(test)]
+pub(crate) use handshake::{fixed, prologue};
 pub use identity::{
     IDENTITY_VERSION, Identity, IdentityError, MAX_CLASS_BYTES, MAX_IDENTITY_BYTES, MAX_KEY_ID_BYTES,
     MAX_PRODUCT_BYTES,
@@ -37,6 +40,7 @@ pub use records::{
     MAX_CHUNK_BYTES, MAX_RECORD_BYTES, OpenRun, Opened, Opener, RECORD_OVERHEAD, REKEY_RECORDS, RecordError,
     RecordKind, SealRun, Sealer,
 };
+pub(crate) use records::{expand, nonce, rekey};
 
 /// Which kind of channel a handshake is for: bound into it, so that what was made for one is worth nothing on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -211,5 +211,4 @@ impl Udp {
 }
 
 #[cfg(test)]
-#[path = "udp/tests.rs"]
 mod tests;

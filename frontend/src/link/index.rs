@@ -166,6 +166,18 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_moves_takes_its_entry_along() {
+        let mut index = DeviceIndex::default();
+        index.on_online(login("a", 2, 10));
+        let (device, there) = ("a".parse().unwrap(), "192.0.2.9:9".parse().unwrap());
+        index.on_moved(&device, session(1), there);
+        assert_ne!(index.get(&device).unwrap().address, there, "an older session's");
+        index.on_moved(&device, session(2), there);
+        assert_eq!(index.get(&device).unwrap().address, there);
+        assert_eq!(index.page(0).0[0].address, "192.0.2.9:9");
+    }
+
+    #[test]
     fn pages_show_each_session_once() {
         let mut index = DeviceIndex::default();
         for n in 0..600 {
