@@ -233,6 +233,35 @@ async fn only_the_servers_reset_ends_a_connection() {
 }
 
 #[tokio::test]
+async fn whoever_closes_hears_at_once_that_the_other_knows() {
+    let server = server().await;
+    let (device, mut peer) = online(server.builder().reconnect(false), &server).await;
+    let closing = Instant::now();
+    peer.close(1001).await;
+    assert!(closing.elapsed() < SOON, "{:?}", closing.elapsed());
+    let error = crate::is_closed(&device).await;
+    assert!(
+        matches!(error, Error::ClosedByServer { code: 1001, .. }),
+        "{error}"
+    );
+
+    let (device, mut peer) = online(server.builder(), &server).await;
+    let listen = tokio::spawn(async move {
+        let close = peer.next().await;
+        assert!(peer.next().await.is_none());
+        close
+    });
+    let closing = Instant::now();
+    device.close().await;
+    assert!(closing.elapsed() < SOON, "{:?}", closing.elapsed());
+    let close = listen.await.unwrap();
+    assert!(matches!(close, Some(Message::Close(Some(frame))) if u16::from(frame.code) == 1000));
+}
+
+/// Well under the 2 s for which an end that hears nothing waits.
+const SOON: Duration = Duration::from_millis(1500);
+
+#[tokio::test]
 async fn acknowledgements_are_the_heartbeat() {
     let server = server().await;
     let (device, mut peer) = tokio::join!(server.builder().connect(), server.welcome(200));
