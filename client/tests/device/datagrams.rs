@@ -312,12 +312,12 @@ async fn a_server_that_does_not_read_holds_the_device_back() {
     // It stands still once the queues on the way are full.
     loop {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        if count() == before {
+        if count() == before && before > 0 {
             break;
         }
         before = count();
     }
-    assert!(before > 0 && before < MESSAGES / 2, "{before} messages");
+    assert!(before < MESSAGES / 2, "{before} messages");
     for n in 0..MESSAGES {
         assert_eq!(peer.receive_header().await["id"], format!("i{n}"));
     }
