@@ -3,8 +3,11 @@
 //!
 //! `cargo test -p holdfast-proto --lib rewrite_the_udp_vectors -- --ignored` writes the file anew.
 
+mod data;
 mod generate;
+mod malformed;
 mod packets;
+mod sealed;
 
 use serde_json::Value;
 
