@@ -405,6 +405,21 @@ key = "k"
                 "ws.source_attempts_per_minute is 60001; allowed is 0 to 60000",
             ),
             (
+                format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),
+                "missing field `key`",
+            ),
+            (
+                format!("{GOOD}[backends]\ntimeout = \"300ms\""),
+                "backends.timeout",
+            ),
+        ];
+        refuse(&cases);
+    }
+
+    #[test]
+    fn so_is_every_bad_value_of_udp() {
+        refuse(&[
+            (
                 format!("{GOOD}{UDP}max_datagram = 1473"),
                 "udp.max_datagram is 1473; allowed is 512 to 1472",
             ),
@@ -433,17 +448,12 @@ key = "k"
                 format!("{GOOD}{UDP}source_attempts_per_minute = 60001"),
                 "udp.source_attempts_per_minute is 60001",
             ),
-            (
-                format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),
-                "missing field `key`",
-            ),
-            (
-                format!("{GOOD}[backends]\ntimeout = \"300ms\""),
-                "backends.timeout",
-            ),
-        ];
+        ]);
+    }
+
+    fn refuse(cases: &[(String, &str)]) {
         for (text, expected) in cases {
-            let error = load(&text).unwrap_err();
+            let error = load(text).unwrap_err();
             assert!(
                 error.contains(expected) && !error.contains('\n'),
                 "{error:?} lacks {expected:?}"
