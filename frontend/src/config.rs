@@ -63,11 +63,11 @@ pub struct LimitsConfig {
     pub window_bytes: usize,
     /// The same over all sessions, within which each may always hold one request. 256 MiB by default.
     pub window_total_bytes: usize,
-    /// Bytes of one session that its socket has not taken. 4 MiB by default.
+    /// Bytes of one session that its socket has not taken, or on `udp` its device has not acknowledged. 4 MiB by default.
     pub output_bytes: usize,
     /// The same over all sessions. 256 MiB by default.
     pub output_total_bytes: usize,
-    /// Pushes of one session that its socket has not taken. 64 by default.
+    /// Pushes of one session that its socket has not taken, or its device has not acknowledged. 64 by default.
     pub output_pushes: usize,
     /// Bytes of messages that are still arriving, over all sessions. 128 MiB by default.
     pub input_total_bytes: usize,
@@ -86,7 +86,7 @@ pub struct TimesConfig {
     pub wait: Interval,
     /// How long the first message may stay away on `wss`. 1s by default.
     pub hello: Interval,
-    /// How long a device on `ws` may take to prove that it holds its key. 10s by default.
+    /// How long a device on `ws` or `udp` may take to prove that it holds its key. 10s by default.
     pub challenge: Interval,
     /// Silence after which a device is pinged. 30s by default.
     pub ping_after: Interval,
