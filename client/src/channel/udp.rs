@@ -14,8 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
 use holdfast_proto::codes::CloseCode;
-use holdfast_proto::udp::datagram::MAX_DATAGRAM_BYTES;
-use holdfast_proto::udp::{self, Config, Connection, Datagram, Event, SendError};
+use holdfast_proto::udp::{self, Config, Connection, Datagram, Event, MAX_DATAGRAM_BYTES, SendError};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::time::Sleep;
@@ -137,10 +136,6 @@ impl UdpChannel {
         self.connection.ping(Instant::now());
     }
 
-    pub(super) fn longest_message(&self) -> usize {
-        self.config.max_message_bytes
-    }
-
     /// Ready when the system has taken all that may be sent at the moment.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let flushed = self.poll_transmit(cx);
@@ -163,7 +158,7 @@ impl UdpChannel {
     /// Gives one datagram to the transport.
     fn poll_datagram(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         // A byte more than any datagram has shows that one was cut.
-        let mut bytes = [0; MAX_DATAGRAM_BYTES + 1];
+        let mut bytes = [0; MAX_DATAGRAM_BYTES as usize + 1];
         let mut datagram = ReadBuf::new(&mut bytes);
         match ready!(self.socket.poll_recv_from(cx, &mut datagram)) {
             Ok(from) if (from.ip(), from.port()) == (self.server.ip(), self.server.port()) => {
