@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use holdfast_proto::config::Interval;
 use serde::Deserialize;
 
+use crate::channel::upgrade::MAX_HEAD_BYTES;
 use crate::session::ShardConfig;
 
 mod listeners;
@@ -270,8 +271,9 @@ impl Config {
         within(
             "limits.input_total_bytes",
             limits.input_total_bytes,
-            // Each shard gets its part, which has to hold a message and what TLS read beyond it.
-            2 * limits.max_message_bytes * usize::from(self.shards),
+            // Each shard gets its part, which has to hold a message and what TLS read beyond it, and in the quarter of those who
+            // have not been let in a request's head.
+            (2 * limits.max_message_bytes).max(4 * MAX_HEAD_BYTES) * usize::from(self.shards),
             usize::MAX,
         )?;
         within("backends.max", backends.max, 1, 64)?;
@@ -387,6 +389,10 @@ key = "k"
                 "limits.max_message_bytes is 1",
             ),
             (format!("{GOOD}[limits]\nmax_messages = 1"), "unknown field"),
+            (
+                format!("shards = 2\n{GOOD}[limits]\nmax_message_bytes = 1024\ninput_total_bytes = 65535"),
+                "limits.input_total_bytes is 65535; allowed is 65536",
+            ),
             (
                 format!("{GOOD}[times]\nclose_after = \"1s\""),
                 "times.close_after is 1s; allowed is longer than",
