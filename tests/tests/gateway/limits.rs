@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use holdfast_tests::device::{Incoming, event_text};
-use holdfast_tests::gateway::Gateway;
+use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
 use holdfast_tests::wire::{CLOSE, TEXT, read_frame, write_frame};
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{ChannelKind, Over, over_each_channel};
 use serde_json::json;
 
 over_each_channel! {
     a_full_window_stops_the_reading_and_loses_nothing,
     at_most_a_window_of_requests_is_in_flight,
     a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes,
+    a_reply_may_be_longer_than_any_message_of_a_device_s,
     a_flood_of_control_messages_is_closed_with_4005,
     a_slow_consumer_delays_nobody,
 }
@@ -22,11 +23,11 @@ const WINDOW: usize = 32;
 
 /// A device sends 500 requests of 100 KB and reads nothing: the frontend stops reading when the window is full, holds no
 /// more than it, and in the end every request is answered.
-async fn a_full_window_stops_the_reading_and_loses_nothing(kind: ChannelKind) {
+async fn a_full_window_stops_the_reading_and_loses_nothing(over: Over) {
     const REQUESTS: u64 = 500;
     const MAX_GROWTH_BYTES: u64 = 16 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let (mut outbox, mut inbox) = gateway.device("flood").await.split();
     let before = gateway.frontends[0].resident_bytes() + gateway.backends[0].resident_bytes();
     let padding = "x".repeat(100_000);
@@ -67,9 +68,9 @@ async fn a_full_window_stops_the_reading_and_loses_nothing(kind: ChannelKind) {
 }
 
 /// The window counts requests too, not only bytes.
-async fn at_most_a_window_of_requests_is_in_flight(kind: ChannelKind) {
+async fn at_most_a_window_of_requests_is_in_flight(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 0..100 {
         device.request(ECHO, &n.to_string(), &json!({"hold": true})).await;
@@ -88,10 +89,10 @@ async fn at_most_a_window_of_requests_is_in_flight(kind: ChannelKind) {
     }
 }
 
-async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes(kind: ChannelKind) {
+async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes(over: Over) {
     const LIMIT: usize = 1 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let frame = event_text(ECHO, "max", &json!("")).len();
     device
@@ -105,9 +106,27 @@ async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passe
     assert_eq!(code, 1009);
 }
 
-async fn a_flood_of_control_messages_is_closed_with_4005(kind: ChannelKind) {
+/// What devices may send is bounded more closely than what services may answer.
+async fn a_reply_may_be_longer_than_any_message_of_a_device_s(over: Over) {
+    const LENGTH: usize = 3 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let mut route = Route::new("Demo", service.url("/demo"));
+    route.max_reply_bytes = Some(LENGTH as u64);
+    let gateway = Gateway::builder(&service)
+        .over(over)
+        .routes(vec![route])
+        .start()
+        .await;
+    let mut device = gateway.device("d").await;
+    device.request(ECHO, "big", &json!({"big": LENGTH})).await;
+    assert_eq!(device.next_reply().await.payload.len(), LENGTH);
+    device.request(ECHO, "next", &json!({})).await;
+    device.next_reply().await;
+}
+
+async fn a_flood_of_control_messages_is_closed_with_4005(over: Over) {
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(over, &service).await;
     let (mut outbox, mut inbox) = gateway.device("d").await.split();
     let flood = async {
         // Ends when the gateway has closed.
@@ -184,10 +203,10 @@ async fn fragments_make_one_message() {
 }
 
 /// A device that takes no pushes loses pushes or is closed as 4002, is counted, and delays nobody.
-async fn a_slow_consumer_delays_nobody(kind: ChannelKind) {
+async fn a_slow_consumer_delays_nobody(over: Over) {
     const PUSHES: usize = 2_000;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let dial = gateway.dial_as("slow").receive_buffer(4096);
     let mut slow = dial.connect().await.unwrap();
     slow.hello().await;
