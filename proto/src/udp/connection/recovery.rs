@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Connection;
 use super::busy::Busy;
+use super::credit::SendCredit;
 use super::outbox::Part;
 use super::sent::{Control, Fate, SentPacket};
 use super::types::{Config, End};
@@ -182,17 +183,38 @@ impl Connection {
         self.set_give_up(config);
     }
 
-    /// When to ask after what is in flight: the next probe.
+    /// When to ask after what is in flight, or whether the peer that grants nothing is still there: the next probe.
     pub(super) fn probe_at(&self) -> Option<Instant> {
         let busy = self.busy.as_ref()?;
-        (!busy.sent.is_empty() && busy.loss_at.is_none())
+        if busy.sent.is_empty() {
+            let since = busy
+                .blocked_since
+                .filter(|_| busy.waits_for_credit(&self.sending))?;
+            let wait = self.rtt.probe_timeout(busy.blocked_probes.into());
+            return Some(since.max(self.last_sent) + wait);
+        }
+        busy.loss_at
+            .is_none()
             .then(|| self.last_sent + self.rtt.probe_timeout(busy.expired))
     }
 
+    /// Notes when only the peer's credit is left to wait for. Its probes come less and less often, also when they are answered.
+    pub(super) fn note_blocked(&mut self, now: Instant) {
+        let Some(busy) = &mut self.busy else { return };
+        if busy.sent.is_empty() && busy.waits_for_credit(&self.sending) {
+            busy.blocked_since.get_or_insert(now);
+        }
+    }
+
     /// Nothing was acknowledged for too long: the next datagram goes out whatever the window says, with the oldest of what is in
-    /// flight.
+    /// flight. Where nothing is, a ping asks whether the peer that grants no more is there.
     pub(super) fn on_probe_timeout(&mut self) {
         let Some(busy) = &mut self.busy else { return };
+        if busy.sent.is_empty() {
+            busy.blocked_probes = busy.blocked_probes.saturating_add(1);
+            busy.pending.add(Control::PING);
+            return;
+        }
         busy.expired += 1;
         busy.probes = 1;
         if let Some(oldest) = busy.sent.oldest().and_then(|index| busy.sent.get(index)) {
@@ -228,6 +250,11 @@ impl Connection {
 }
 
 impl Busy {
+    /// Whether there is something to send, and the peer's credit is what forbids it.
+    fn waits_for_credit(&self, credit: &SendCredit) -> bool {
+        !self.outbox.is_empty() && !self.outbox.is_ready(credit)
+    }
+
     /// What it carried is to be sent again, unless another packet answers for it.
     fn lose(&mut self, index: usize, packet: &SentPacket) {
         self.sent.settle(index, Fate::Lost);
