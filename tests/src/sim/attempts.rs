@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use holdfast_frontend::exchange::ToShard;
-use holdfast_frontend::session::{SessionKey, ShardConfig, Unfinished};
+use holdfast_frontend::session::{SessionKey, ShardConfig, Sources, Unfinished};
 use holdfast_proto::link::frames::bound;
 use holdfast_proto::link::{Command, Incoming, session_id};
 use holdfast_proto::throttle::{Throttle, source_of};
@@ -67,7 +67,10 @@ impl Guards {
     pub(super) fn config(&self, config: ShardConfig) -> ShardConfig {
         ShardConfig {
             unfinished: self.unfinished.clone(),
-            sources: self.sources.clone(),
+            sources: Sources {
+                ws: self.sources.clone(),
+                udp: None,
+            },
             ..config
         }
     }

@@ -174,7 +174,7 @@ impl World {
             class: String::new(),
         };
         let challenge = Challenge {
-            message: format!("{CHALLENGE}{by_backend:x}"),
+            message: format!("{CHALLENGE}{by_backend:x}").into(),
             keys: derive(secret, drawn, by_backend),
         };
         Ok(Grant {
@@ -384,7 +384,7 @@ impl World {
 /// What a backend says to a credential that it does not accept.
 pub(super) fn refusal_code(kind: ChannelKind) -> &'static str {
     match kind {
-        ChannelKind::Ws => "key_unknown",
+        ChannelKind::Ws | ChannelKind::Udp => "key_unknown",
         ChannelKind::Wss => "token_invalid",
     }
 }

@@ -125,10 +125,10 @@ async fn a_flood_of_forged_and_repeated_packets_costs_the_session_nothing() {
         let recording = recording
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let sent = recording
+        let mut sent = recording
             .iter()
             .filter(|(way, bytes)| *way == Way::ToServer && bytes[0] == 0x40);
-        sent.last()
+        sent.next_back()
             .map(|(_, bytes)| bytes.clone())
             .expect("it has sent packets")
     };

@@ -29,7 +29,10 @@ async fn a_device_that_arrives_before_the_backend_waits_and_is_admitted(over: Ov
     sleep(Duration::from_millis(500)).await;
     assert!(!arriving.is_finished(), "answered although there is no backend");
     gateway.add_backend().await;
-    let mut device = arriving.await.unwrap().expect("admitted once there is a backend");
+    let mut device = arriving
+        .await
+        .expect("it does not panic")
+        .expect("admitted once there is a backend");
     device.hello().await;
     device.request(("Demo", "Echo"), "x", &json!({})).await;
     device.next_reply().await;

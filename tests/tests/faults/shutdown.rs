@@ -109,7 +109,7 @@ async fn the_backend_attaches_to_a_restarted_frontend_by_itself(over: Over) {
         gateway.frontends[0].signal(signal);
         gateway.frontends[0].wait_exit().await;
         gateway.frontends[0].restart().await;
-        let mut device = gateway.dial_as("d").connect().await.unwrap();
+        let mut device = gateway.dial_as("d").connect().await.expect("it gets in");
         sessions.push(device.hello().await["session"].to_string());
         device.request(ECHO, "x", &json!({})).await;
         device.next_reply().await;

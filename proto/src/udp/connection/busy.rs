@@ -40,6 +40,10 @@ pub(super) struct Busy {
     pub(super) path_since: Option<Instant>,
     /// Timeouts in a row that brought no acknowledgement.
     pub(super) expired: u32,
+    /// Since when only the peer's credit keeps back what waits, with nothing in flight.
+    pub(super) blocked_since: Option<Instant>,
+    /// Probes that went out since, answered or not.
+    pub(super) blocked_probes: u8,
     /// Datagrams that may be sent whatever the congestion window says.
     pub(super) probes: u8,
     /// The window was what kept us from sending more.
@@ -87,6 +91,8 @@ impl Busy {
             sampled_since: None,
             path_since: None,
             expired: 0,
+            blocked_since: None,
+            blocked_probes: 0,
             probes: 0,
             window_was_full: false,
             unanswered_since: None,
