@@ -50,6 +50,8 @@ pub(super) struct Busy {
     pub(super) window_was_full: bool,
     /// Since when nothing that we sent was acknowledged, while something is in flight.
     pub(super) unanswered_since: Option<Instant>,
+    /// It is not given up before, whoever owes an answer: nobody looked for one for a while.
+    pub(super) forgiven_until: Option<Instant>,
     /// When the connection is given up.
     pub(super) give_up_at: Option<Instant>,
     pub(super) closing: Option<Box<Closing>>,
@@ -96,6 +98,7 @@ impl Busy {
             probes: 0,
             window_was_full: false,
             unanswered_since: None,
+            forgiven_until: None,
             give_up_at: None,
             closing: None,
             peer_close: None,

@@ -34,7 +34,7 @@ enum Contents {
 
 impl<'a> ReceiveRun<'a> {
     pub(super) fn new(connection: &'a mut Connection, config: &'a Config, now: Instant) -> Self {
-        connection.note_config(config);
+        connection.begin_turn(config, now);
         Self {
             connection,
             config,

@@ -32,7 +32,7 @@ pub struct TransmitRun<'a> {
 
 impl<'a> TransmitRun<'a> {
     pub(super) fn new(connection: &'a mut Connection, config: &'a Config, now: Instant) -> Self {
-        connection.note_config(config);
+        connection.begin_turn(config, now);
         Self {
             connection,
             config,

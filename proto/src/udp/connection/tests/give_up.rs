@@ -143,3 +143,75 @@ fn who_grants_nothing_and_vanished_is_given_up() {
         pair.server.ended().is_some()
     }));
 }
+
+/// The process was stopped: what the peer answered meanwhile is there and was not read.
+#[test]
+fn who_was_held_up_does_not_blame_the_peer() {
+    for first in ["the timer", "something to send"] {
+        for (give_up, pause) in [(60, 62), (60, 85), (5, 6), (5, 8)] {
+            let mut pair = opened();
+            pair.server.config.give_up = Duration::from_secs(give_up);
+            pair.server.text(pair.now, "answered");
+            // The acknowledgement is under way.
+            pair.run(ms(40));
+            assert_eq!(pair.server.delivered, 0);
+            pair.now += Duration::from_secs(pause);
+            let (config, now) = (pair.server.config.clone(), pair.now);
+            if first == "something to send" {
+                pair.server.text(now, "more");
+                pair.settle();
+            }
+            pair.server.connection.handle_timeout(&config, now);
+            pair.settle();
+            assert_eq!(pair.server.ended(), None, "{first} {give_up} {pause}");
+            pair.run(Duration::from_secs(1));
+            assert_eq!(
+                pair.server.delivered, pair.server.sent,
+                "{first} {give_up} {pause}"
+            );
+        }
+    }
+}
+
+/// If nothing comes of that either, it does not take long.
+#[test]
+fn a_late_turn_gives_the_peer_one_more_chance_only() {
+    let mut pair = opened();
+    pair.conditions.loss = 100;
+    pair.server.text(pair.now, "nobody there");
+    pair.settle();
+    pair.now += Duration::from_secs(90);
+    let (began, before) = (pair.now, pair.server.datagrams_out);
+    assert!(pair.run_until(GIVE_UP, |pair| pair.server.ended() == Some(End::GaveUp)));
+    assert_eq!(pair.now - began, Duration::from_secs(8));
+    assert!(pair.server.datagrams_out > before);
+}
+
+/// On a path that is slower than the patience a probe goes out all the same, and has its time.
+#[test]
+fn nobody_is_given_up_without_a_probe() {
+    for answers in [true, false] {
+        let mut pair = opened();
+        pair.conditions.delay = (2_000, 2_000);
+        for _ in 0..4 {
+            pair.server.connection.ping(pair.now);
+            pair.run(Duration::from_secs(10));
+        }
+        assert_eq!(
+            pair.server.connection.rtt.probe_timeout(0),
+            Duration::from_secs(8)
+        );
+        pair.server.config.give_up = Duration::from_secs(5);
+        pair.server.connection.ping(pair.now);
+        pair.settle();
+        pair.network.clear();
+        pair.conditions.loss = if answers { 0 } else { 100 };
+        let (began, before) = (pair.now, pair.server.datagrams_out);
+        let ended = pair.run_until(GIVE_UP, |pair| pair.server.ended().is_some());
+        assert_eq!(ended, !answers);
+        assert!(pair.server.datagrams_out > before);
+        if ended {
+            assert_eq!(pair.now - began, Duration::from_secs(5 + 8));
+        }
+    }
+}
