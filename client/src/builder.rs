@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::secure::{DeviceKey, Identity};
+use holdfast_proto::udp::datagram::MAX_DATAGRAM_BYTES;
+use holdfast_proto::udp::{self, MIN_MAX_DATAGRAM};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -27,7 +29,7 @@ pub(crate) enum Credentials {
         /// It may give another token next time.
         renews: bool,
     },
-    /// On `ws`.
+    /// On `ws` and `udp`.
     Key(Arc<DeviceIdentity>),
 }
 
@@ -42,6 +44,7 @@ pub struct Builder {
     pub(crate) url: String,
     pub(crate) credentials: Credentials,
     pub(crate) clockless: bool,
+    pub(crate) datagrams: Datagrams,
     pub(crate) tls: Option<Tls>,
     pub(crate) instance: String,
     pub(crate) local_address: Option<IpAddr>,
@@ -64,6 +67,7 @@ impl Builder {
             url: url.into(),
             credentials,
             clockless: false,
+            datagrams: Datagrams::default(),
             tls: None,
             instance: String::new(),
             local_address: None,
@@ -81,7 +85,7 @@ impl Builder {
         }
     }
 
-    /// Whom to trust. Required on `wss`; without effect on `ws`, where the key says who the server is.
+    /// Whom to trust. Required on `wss`; without effect on `ws` and `udp`, where the key says who the server is.
     pub fn tls(self, tls: Tls) -> Self {
         Self {
             tls: Some(tls),
@@ -89,7 +93,7 @@ impl Builder {
         }
     }
 
-    /// The device's clock cannot be relied on: its credential on `ws` carries no time. An operator may refuse such devices.
+    /// The device's clock cannot be relied on: its credential on `ws` and `udp` carries no time. An operator may refuse such devices.
     pub fn clockless(self) -> Self {
         Self {
             clockless: true,
@@ -159,7 +163,35 @@ impl Builder {
         }
     }
 
-    /// The longest message taken from the server, in bytes; default 1 MiB and 64 KiB for the header.
+    /// `udp` only: a device that has not asked the server for anything for so long, or up to a tenth less, asks for a sign of life, which
+    /// also keeps the way open in firewalls and address translators; default 25 s, at least 1 s. Home routers forget a way after 30 s
+    /// and more; a device that saves its battery and gets no pushes may take longer than its router does, as the server knows it by more
+    /// than its address, but not longer than the server waits (75 s by default).
+    pub fn keep_alive(self, interval: Duration) -> Self {
+        let keep_alive = interval.max(MIN_KEEP_ALIVE);
+        Self {
+            datagrams: Datagrams {
+                keep_alive,
+                ..self.datagrams
+            },
+            ..self
+        }
+    }
+
+    /// `udp` only: the longest datagram to send and to take, in bytes of UDP payload, from 512 to 1472; default 1200, which gets
+    /// through nearly everywhere. More is for networks whose every hop is known.
+    pub fn max_datagram(self, bytes: u16) -> Self {
+        let max_datagram = bytes.clamp(MIN_MAX_DATAGRAM, MAX_DATAGRAM_BYTES as u16);
+        Self {
+            datagrams: Datagrams {
+                max_datagram,
+                ..self.datagrams
+            },
+            ..self
+        }
+    }
+
+    /// The longest message taken from the server, in bytes, on `udp` also the longest sent; default 1 MiB and 64 KiB for the header.
     pub fn max_message(self, bytes: usize) -> Self {
         Self {
             max_message: bytes,
@@ -167,7 +199,7 @@ impl Builder {
         }
     }
 
-    /// For TCP, TLS, the upgrade and the challenge together, and again for `@welcome`; default 15 s.
+    /// For TCP, TLS, the upgrade and the challenge together (on `udp`: the handshake), and again for `@welcome`; default 15 s.
     pub fn connect_timeout(self, timeout: Duration) -> Self {
         Self {
             connect_timeout: timeout,
@@ -230,32 +262,82 @@ impl Builder {
     pub(crate) fn target(&self) -> Result<Target, Error> {
         let bad = |what: String| Error::Config(format!("url {:?}: {what}", self.url));
         let url = Url::parse(&self.url).map_err(|e| bad(e.to_string()))?;
-        let (tls, default_port) = match (&self.credentials, url.scheme()) {
-            (Credentials::Token { .. }, "wss") => {
-                let tls = self.tls.clone();
-                let missing = || Error::Config("no TLS trust was given".into());
-                (Some(tls.ok_or_else(missing)?), 443)
-            }
-            (Credentials::Key(_), "ws") => (None, 80),
-            (Credentials::Token { .. }, _) => {
-                return Err(bad("a bearer token is sent over wss:// only".into()));
-            }
-            (Credentials::Key(_), "wss") => {
-                return Err(bad(
-                    "a device key is for ws://; over wss:// a bearer token is shown".into(),
-                ));
-            }
-            (Credentials::Key(_), _) => return Err(bad("a device key is for ws:// only".into())),
-        };
+        let (scheme, default_port) = self.scheme(&url).map_err(|error| match error {
+            BadScheme::For(what) => bad(what.into()),
+            BadScheme::NoTrust => Error::Config("no TLS trust was given".into()),
+        })?;
         let host = url.host_str().ok_or_else(|| bad("no host".into()))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = url.port().unwrap_or(default_port);
+        if host.is_empty() {
+            return Err(bad("no host".into()));
+        }
+        let port = url.port().or(default_port).ok_or_else(|| bad("no port".into()))?;
+        if matches!(scheme, Scheme::Udp) && has_more_than_an_address(&url) {
+            return Err(bad("there is no path over udp".into()));
+        }
         Ok(Target {
             url: url.to_string(),
             host,
             port,
-            tls,
+            scheme,
         })
+    }
+
+    /// Also the port that a URL without one means.
+    fn scheme(&self, url: &Url) -> Result<(Scheme, Option<u16>), BadScheme> {
+        match (&self.credentials, url.scheme()) {
+            (Credentials::Token { .. }, "wss") => {
+                let tls = self.tls.clone().ok_or(BadScheme::NoTrust)?;
+                Ok((Scheme::Wss(tls), Some(443)))
+            }
+            (Credentials::Key(_), "ws") => Ok((Scheme::Ws, Some(80))),
+            (Credentials::Key(_), "udp") => Ok((Scheme::Udp, None)),
+            (Credentials::Token { .. }, _) => Err(BadScheme::For("a bearer token is sent over wss:// only")),
+            (Credentials::Key(_), "wss") => Err(BadScheme::For(
+                "a device key is for ws:// and udp://; over wss:// a bearer token is shown",
+            )),
+            (Credentials::Key(_), _) => Err(BadScheme::For("a device key is for ws:// and udp:// only")),
+        }
+    }
+}
+
+enum BadScheme {
+    For(&'static str),
+    NoTrust,
+}
+
+fn has_more_than_an_address(url: &Url) -> bool {
+    !matches!(url.path(), "" | "/")
+        || url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+}
+
+/// What concerns `udp` alone.
+#[derive(Clone, Copy)]
+pub(crate) struct Datagrams {
+    keep_alive: Duration,
+    max_datagram: u16,
+}
+
+impl Default for Datagrams {
+    fn default() -> Self {
+        Self {
+            keep_alive: DEFAULT_KEEP_ALIVE,
+            max_datagram: udp::Config::default().max_datagram,
+        }
+    }
+}
+
+impl Datagrams {
+    pub(crate) fn config(self, max_message: usize) -> udp::Config {
+        udp::Config {
+            max_message_bytes: max_message,
+            max_datagram: self.max_datagram,
+            keep_alive: Some(self.keep_alive),
+            ..udp::Config::default()
+        }
     }
 }
 
@@ -265,10 +347,20 @@ pub(crate) struct Target {
     pub(crate) url: String,
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// `None` on `ws`.
-    pub(crate) tls: Option<Tls>,
+    pub(crate) scheme: Scheme,
 }
 
+#[derive(Clone)]
+pub(crate) enum Scheme {
+    Ws,
+    Wss(Tls),
+    Udp,
+}
+
+/// Under the 30 s after which the hastiest address translators forget (RFC 4787, REQ-5, asks for two minutes).
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// A shorter one would be a load without a use.
+const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
 const DEFAULT_MAX_IN_FLIGHT: usize = 256;
 const DEFAULT_MAX_MESSAGE: usize = (1 << 20) + (64 << 10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

@@ -1,16 +1,20 @@
 //! A device of the tests' own: sees every message in its raw form, in order, with the close. It reconnects never, answers
-//! nothing by itself but pings, and is light enough that one process holds thousands. On `ws` a message is what records held.
+//! nothing by itself but pings, and is light enough that one process holds thousands. On `ws` a message is what records held; on
+//! `udp` the transport's own business goes on also while the test does not look.
 
+pub(crate) mod datagrams;
 mod message;
 mod records;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::SplitStream;
-use holdfast_proto::secure::{Initiator, parse_challenge};
+use holdfast_proto::secure::{Initiator, TrafficKeys, parse_challenge};
+use holdfast_proto::udp::Stats;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -19,7 +23,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::dial::{DialError, Socket};
+use crate::dial::{DialError, Socket, Upgraded};
 use crate::wire::BinaryHeader;
 
 use message::classify;
@@ -37,53 +41,70 @@ pub const ABNORMAL: u16 = 1006;
 pub struct Device {
     sink: Outbox,
     stream: Inbox,
-    /// Headers of the 101 answer.
+    /// Headers of the 101 answer; none on `udp`.
     pub headers: HeaderMap,
 }
 
 /// The reading half of a device.
-pub struct Inbox {
+pub struct Inbox(In);
+
+enum In {
+    WebSocket(Frames),
+    Udp(datagrams::Receiver),
+}
+
+struct Frames {
     stream: SplitStream<WebSocketStream<Socket>>,
     /// On `ws`, and the way by which pings are answered.
     records: Option<(Box<Unwrap>, Arc<Mutex<Writer>>)>,
 }
 
 /// The writing half of a device.
-pub struct Outbox(Arc<Mutex<Writer>>);
+pub struct Outbox(Out);
+
+enum Out {
+    WebSocket(Arc<Mutex<Writer>>),
+    Udp(datagrams::Sender),
+}
 
 impl Device {
-    pub(crate) async fn new(socket: Socket, headers: HeaderMap, tail: Vec<u8>) -> Self {
+    /// On `ws` with the handshake begun: its challenge must come first, and from then on messages travel in records.
+    pub(crate) async fn new(upgraded: Upgraded, initiator: Option<Initiator>) -> Result<Self, DialError> {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0);
-        let stream = WebSocketStream::from_partially_read(socket, tail, Role::Client, Some(config)).await;
-        let (sink, stream) = stream.split();
-        Self {
-            sink: Outbox(Arc::new(Mutex::new(Writer::new(sink)))),
-            stream: Inbox {
-                stream,
-                records: None,
-            },
+        let Upgraded {
+            socket,
             headers,
-        }
+            tail,
+        } = upgraded;
+        let stream = WebSocketStream::from_partially_read(socket, tail, Role::Client, Some(config)).await;
+        let (sink, mut stream) = stream.split();
+        let mut writer = Writer::new(sink);
+        let unwrap = match initiator {
+            None => None,
+            Some(initiator) => {
+                let keys = challenged(&mut stream, initiator).await?;
+                writer.seal_with(keys.to_server);
+                Some(Box::new(Unwrap::new(keys.to_device)))
+            }
+        };
+        let writer = Arc::new(Mutex::new(writer));
+        let records = unwrap.map(|unwrap| (unwrap, writer.clone()));
+        Ok(Self {
+            sink: Outbox(Out::WebSocket(writer)),
+            stream: Inbox(In::WebSocket(Frames { stream, records })),
+            headers,
+        })
     }
 
-    /// Reads the challenge, which must come first; from then on messages travel in records.
-    pub(crate) async fn meet_challenge(&mut self, initiator: Initiator) -> Result<(), DialError> {
-        let malformed = |what: String| DialError::Malformed(format!("no challenge: {what}"));
-        let first = timeout(PATIENCE, self.stream.stream.next()).await;
-        let text = match first {
-            Ok(Some(Ok(Message::Text(text)))) => text,
-            other => return Err(malformed(format!("{other:?}"))),
-        };
-        let message2 = parse_challenge(&text).ok_or_else(|| malformed(text.to_string()))?;
-        let keys = initiator
-            .finish(&message2)
-            .map_err(|e| malformed(e.to_string()))?;
-        self.sink.0.lock().await.seal_with(keys.to_server);
-        let unwrap = Box::new(Unwrap::new(keys.to_device));
-        self.stream.records = Some((unwrap, self.sink.0.clone()));
-        Ok(())
+    pub(crate) fn on_datagrams(opened: datagrams::Opened) -> Self {
+        let (sender, receiver) = datagrams::start(opened);
+        Self {
+            sink: Outbox(Out::Udp(sender)),
+            stream: Inbox(In::Udp(receiver)),
+            headers: HeaderMap::new(),
+        }
     }
 
     /// Says `@hello` and returns the body of `@welcome`.
@@ -109,7 +130,7 @@ impl Device {
     }
 
     pub async fn try_send(&mut self, message: Message) -> Result<(), Error> {
-        self.sink.0.lock().await.send(message).await
+        self.sink.send(message).await
     }
 
     /// Sends a JSON event.
@@ -186,8 +207,33 @@ impl Device {
 
     /// Closes from the device's side and waits for the answer.
     pub async fn close(mut self) {
-        self.sink.0.lock().await.close().await.ok();
+        match &self.sink.0 {
+            Out::WebSocket(writer) => writer.lock().await.close().await.ok(),
+            Out::Udp(sender) => sender.close().await.ok(),
+        };
         self.until_closed().await;
+    }
+
+    /// Is gone without a word, not even the system's: on `udp`. Over TCP the system says that the socket was closed.
+    pub async fn vanish(self) {
+        self.datagrams().vanish().await;
+    }
+
+    /// Goes on from another port: on `udp`.
+    pub async fn move_on(&self) {
+        self.datagrams().move_on().await;
+    }
+
+    /// What the transport counted, and where the device sends from: on `udp`.
+    pub async fn look(&self) -> (Stats, SocketAddr) {
+        self.datagrams().look().await
+    }
+
+    fn datagrams(&self) -> &datagrams::Sender {
+        match &self.sink.0 {
+            Out::Udp(sender) => sender,
+            Out::WebSocket(_) => panic!("this device has no datagrams"),
+        }
     }
 
     /// Splits into halves that may live in different tasks.
@@ -198,7 +244,14 @@ impl Device {
 
 impl Outbox {
     pub async fn send_text(&mut self, text: impl Into<String>) -> Result<(), Error> {
-        self.0.lock().await.send(Message::text(text.into())).await
+        self.send(Message::text(text.into())).await
+    }
+
+    async fn send(&self, message: Message) -> Result<(), Error> {
+        match &self.0 {
+            Out::WebSocket(writer) => writer.lock().await.send(message).await,
+            Out::Udp(sender) => sender.send(message).await,
+        }
     }
 }
 
@@ -206,25 +259,9 @@ impl Inbox {
     /// The next message; panics when none comes within [`PATIENCE`].
     pub async fn next(&mut self) -> Incoming {
         let next = async {
-            loop {
-                match self.stream.next().await {
-                    Some(Ok(message)) => match self.unwrap(message).await {
-                        Some(Message::Pong(_) | Message::Frame(_)) | None => {}
-                        Some(message) => return classify(message),
-                    },
-                    Some(Err(error)) => {
-                        return Incoming::Closed {
-                            code: ABNORMAL,
-                            reason: error.to_string(),
-                        };
-                    }
-                    None => {
-                        return Incoming::Closed {
-                            code: ABNORMAL,
-                            reason: "end of stream".to_owned(),
-                        };
-                    }
-                }
+            match &mut self.0 {
+                In::WebSocket(frames) => frames.next().await,
+                In::Udp(receiver) => receiver.next().await,
             }
         };
         timeout(PATIENCE, next)
@@ -233,7 +270,24 @@ impl Inbox {
     }
 }
 
-impl Inbox {
+impl Frames {
+    async fn next(&mut self) -> Incoming {
+        loop {
+            let reason = match self.stream.next().await {
+                Some(Ok(message)) => match self.unwrap(message).await {
+                    Some(Message::Pong(_) | Message::Frame(_)) | None => continue,
+                    Some(message) => return classify(message),
+                },
+                Some(Err(error)) => error.to_string(),
+                None => "end of stream".to_owned(),
+            };
+            return Incoming::Closed {
+                code: ABNORMAL,
+                reason,
+            };
+        }
+    }
+
     /// The message that came, which on `ws` is what its record holds; `None` while there are only parts of it.
     async fn unwrap(&mut self, message: Message) -> Option<Message> {
         let Some((unwrap, writer)) = &mut self.records else {
@@ -248,6 +302,20 @@ impl Inbox {
         }
         Some(message)
     }
+}
+
+/// Reads the challenge.
+async fn challenged(
+    stream: &mut SplitStream<WebSocketStream<Socket>>,
+    initiator: Initiator,
+) -> Result<TrafficKeys, DialError> {
+    let malformed = |what: String| DialError::Malformed(format!("no challenge: {what}"));
+    let text = match timeout(PATIENCE, stream.next()).await {
+        Ok(Some(Ok(Message::Text(text)))) => text,
+        other => return Err(malformed(format!("{other:?}"))),
+    };
+    let message2 = parse_challenge(&text).ok_or_else(|| malformed(text.to_string()))?;
+    initiator.finish(&message2).map_err(|e| malformed(e.to_string()))
 }
 
 /// A JSON event as text.

@@ -1,4 +1,7 @@
-//! The way in: TCP from a chosen address, TLS or not, and the WebSocket upgrade by hand, so that refusals are seen as they are.
+//! The way in: TCP from a chosen address, TLS or not, and the WebSocket upgrade by hand, so that refusals are seen as they are; or
+//! the handshake over datagrams.
+
+mod datagrams;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -27,6 +30,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 pub type Socket = Box<dyn Stream>;
 
+/// A stream after a 101.
+pub(crate) struct Upgraded {
+    pub(crate) socket: Socket,
+    pub(crate) headers: HeaderMap,
+    /// What came with the answer.
+    pub(crate) tail: Vec<u8>,
+}
+
 /// Longer than any bound of the gateway's own on an upgrade (5 s without a backend).
 const PATIENCE: Duration = Duration::from_secs(20);
 const MAX_HEAD_BYTES: usize = 16 << 10;
@@ -35,8 +46,18 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 #[derive(Clone)]
 pub struct Endpoint {
     pub address: SocketAddr,
-    /// `None` on `ws`.
-    pub tls: Option<Arc<ClientConfig>>,
+    pub transport: Transport,
+}
+
+/// What lies under the messages.
+#[derive(Clone)]
+pub enum Transport {
+    /// `ws`
+    Tcp,
+    /// `wss`
+    Tls(Arc<ClientConfig>),
+    /// `udp`
+    Datagrams,
 }
 
 /// Why a device did not get in.
@@ -46,7 +67,7 @@ pub enum DialError {
     Refused(Box<Answer>),
     #[error("no TCP or TLS connection, or it ended: {0}")]
     Io(#[from] std::io::Error),
-    #[error("no answer to the upgrade within {PATIENCE:?}")]
+    #[error("no answer within {PATIENCE:?}, or on udp within the handshake's own time")]
     Timeout,
     #[error("the answer breaks HTTP or RFC 6455: {0}")]
     Malformed(String),
@@ -112,7 +133,8 @@ impl Dial {
         self
     }
 
-    /// SO_RCVBUF in bytes, set before connecting: a small one makes the server feel a slow reader early.
+    /// SO_RCVBUF in bytes, set before connecting, or the receive credit on `udp`: a small one makes the server feel a slow reader
+    /// early.
     pub fn receive_buffer(mut self, bytes: u32) -> Self {
         self.receive_buffer = Some(bytes);
         self
@@ -120,17 +142,16 @@ impl Dial {
 
     /// Connects and upgrades.
     pub async fn connect(mut self) -> Result<Device, DialError> {
+        if let Transport::Datagrams = self.endpoint.transport {
+            return self.over_datagrams().await;
+        }
         let Some((identity, key)) = self.key.take() else {
-            let (socket, headers, tail) = self.upgrade().await?;
-            return Ok(Device::new(socket, headers, tail).await);
+            return Device::new(self.upgrade().await?, None).await;
         };
         let (initiator, credential) = Initiator::new(SecureChannel::Ws, &identity, &key, Some(now_ms()))
             .map_err(|e| DialError::Malformed(e.to_string()))?;
         let dial = self.header("Authorization", &format!("Holdfast {credential}"));
-        let (socket, headers, tail) = dial.upgrade().await?;
-        let mut device = Device::new(socket, headers, tail).await;
-        device.meet_challenge(initiator).await?;
-        Ok(device)
+        Device::new(dial.upgrade().await?, Some(initiator)).await
     }
 
     /// Connects and upgrades; panics unless the answer was a refusal, and returns that.
@@ -144,7 +165,7 @@ impl Dial {
 
     /// Connects and upgrades, and leaves the framing to the caller.
     pub async fn raw(self) -> Result<Socket, DialError> {
-        let (socket, _, tail) = self.upgrade().await?;
+        let Upgraded { socket, tail, .. } = self.upgrade().await?;
         if tail.is_empty() {
             Ok(socket)
         } else {
@@ -154,7 +175,7 @@ impl Dial {
         }
     }
 
-    async fn upgrade(self) -> Result<(Socket, HeaderMap, Vec<u8>), DialError> {
+    async fn upgrade(self) -> Result<Upgraded, DialError> {
         let exchange = async {
             let mut socket = self.socket().await?;
             let mut head = String::from("GET / HTTP/1.1\r\n");
@@ -181,14 +202,14 @@ impl Dial {
         }
         let stream = socket.connect(self.endpoint.address).await?;
         stream.set_nodelay(true)?;
-        let Some(tls) = self.endpoint.tls.clone() else {
+        let Transport::Tls(tls) = self.endpoint.transport.clone() else {
             return Ok(Box::new(stream));
         };
         let name = ServerName::try_from("localhost").expect("a valid name");
         Ok(Box::new(TlsConnector::from(tls).connect(name, stream).await?))
     }
 
-    async fn read_answer(&self, mut socket: Socket) -> Result<(Socket, HeaderMap, Vec<u8>), DialError> {
+    async fn read_answer(&self, mut socket: Socket) -> Result<Upgraded, DialError> {
         let mut bytes = Vec::new();
         let end = loop {
             if let Some(at) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -202,7 +223,11 @@ impl Dial {
         let (status, headers) = parse_head(&bytes)?;
         if status == StatusCode::SWITCHING_PROTOCOLS {
             self.check_accept(&headers)?;
-            return Ok((socket, headers, tail));
+            return Ok(Upgraded {
+                socket,
+                headers,
+                tail,
+            });
         }
         let length = headers
             .get("content-length")
@@ -281,7 +306,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint {
             address: listener.local_addr().unwrap(),
-            tls: Some(certificates.client_config()),
+            transport: Transport::Tls(certificates.client_config()),
         };
         (endpoint, listener, TlsAcceptor::from(Arc::new(config)))
     }

@@ -14,16 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use holdfast_proto::ChannelKind;
 use http::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::address::{free_port, own_address};
+use crate::Over;
+use crate::address::{free_port, free_udp_port, own_address};
 use crate::device::Device;
-use crate::dial::{Dial, Endpoint};
+use crate::dial::{Dial, Endpoint, Transport};
 use crate::http::{Answer, Http, request};
 use crate::keys::{Certificates, DeviceKeys, TokenKey};
+use crate::lossy::{self, Relay, Weather};
 use crate::service::Service;
 use config::{Layout, Listen, Settings};
 use group::Group;
@@ -49,10 +50,13 @@ pub struct Builder<'a> {
 /// Which channel devices come over that do not say it.
 #[derive(Debug, Clone, Copy)]
 enum Channels {
-    /// In turn, beginning with `ws`: what happens to one kind of device happens beside the other.
+    /// In turn, beginning with `ws`: what happens to one kind of device happens beside the others. Some datagrams are lost.
     Mixed,
-    All(ChannelKind),
+    All(Over),
 }
+
+/// What devices come over in turn.
+pub(crate) const MIXED: [Over; 3] = [Over::Ws, Over::Wss, Over::LossyUdp];
 
 /// A running gateway.
 pub struct Gateway {
@@ -66,6 +70,8 @@ pub struct Gateway {
     channels: Channels,
     /// Devices so far.
     dialled: AtomicUsize,
+    /// Of what happens to datagrams.
+    seed: u64,
     address: IpAddr,
     layout: Layout,
     backend_settings: Settings,
@@ -79,6 +85,9 @@ pub struct Gateway {
 struct Endpoints {
     wss: Endpoint,
     ws: Endpoint,
+    udp: Endpoint,
+    /// The way to `udp` that loses some.
+    lossy: Relay,
 }
 
 impl Gateway {
@@ -102,8 +111,8 @@ impl Gateway {
     }
 
     /// The same for devices of one kind.
-    pub async fn start_over(kind: ChannelKind, service: &Service) -> Self {
-        Self::builder(service).over(kind).start().await
+    pub async fn start_over(over: impl Into<Over>, service: &Service) -> Self {
+        Self::builder(service).over(over).start().await
     }
 
     /// Starts one more backend, attached to all frontends, and returns its index when it is ready.
@@ -183,23 +192,34 @@ impl Gateway {
 
     /// The same at another frontend.
     pub fn dial_at(&self, frontend: usize, id: &str) -> Dial {
-        let kind = match self.channels {
-            Channels::All(kind) => kind,
-            Channels::Mixed => {
-                let dialled = self.dialled.fetch_add(1, Ordering::Relaxed);
-                ChannelKind::WEB_SOCKET[dialled % ChannelKind::WEB_SOCKET.len()]
-            }
+        let over = match self.channels {
+            Channels::All(over) => over,
+            Channels::Mixed => MIXED[self.dialled.fetch_add(1, Ordering::Relaxed) % MIXED.len()],
         };
         let endpoints = &self.endpoints[frontend];
-        match kind {
-            ChannelKind::Udp => unreachable!("these devices speak WebSocket"),
-            ChannelKind::Wss => Dial::new(&endpoints.wss).token(&self.tokens.token(id)),
-            ChannelKind::Ws => {
-                let identity = self.keys.identity(id);
-                let key = self.keys.device_key(&identity);
-                Dial::new(&endpoints.ws).key(identity, key)
+        let endpoint = match over {
+            Over::Wss => return Dial::new(&endpoints.wss).token(&self.tokens.token(id)),
+            Over::Ws => &endpoints.ws,
+            Over::Udp => &endpoints.udp,
+            Over::LossyUdp => {
+                let address = endpoints.lossy.address;
+                let transport = Transport::Datagrams;
+                &Endpoint { address, transport }
             }
-        }
+        };
+        self.dial_with_key(endpoint, id)
+    }
+
+    /// A way for `id` over datagrams to `address`: the frontend's, or that of somebody between.
+    pub fn dial_udp_at(&self, address: SocketAddr, id: &str) -> Dial {
+        let transport = Transport::Datagrams;
+        self.dial_with_key(&Endpoint { address, transport }, id)
+    }
+
+    fn dial_with_key(&self, endpoint: &Endpoint, id: &str) -> Dial {
+        let identity = self.keys.identity(id);
+        let key = self.keys.device_key(&identity);
+        Dial::new(endpoint).key(identity, key)
     }
 
     /// A device that is online at the first frontend.
@@ -283,22 +303,31 @@ impl Gateway {
         self.endpoints[0].ws.address
     }
 
+    /// Where it takes datagrams.
+    pub fn udp(&self) -> SocketAddr {
+        self.endpoints[0].udp.address
+    }
+
+    /// The relay through which devices come to the first frontend when they come over lossy `udp`.
+    pub fn relay(&self) -> &Relay {
+        &self.endpoints[0].lossy
+    }
+
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
         let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let listen = Listen { wss, ws, admin };
+        let udp = free_udp_port(self.address);
+        let listen = Listen { wss, ws, udp, admin };
         let config = self.layout.write_frontend(number, &listen, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
         self.frontends.push(node);
-        let wss = Endpoint {
-            address: wss,
-            tls: Some(tls.clone()),
-        };
-        let ws = Endpoint {
-            address: ws,
-            tls: None,
-        };
-        self.endpoints.push(Endpoints { wss, ws });
+        let endpoint = |address, transport| Endpoint { address, transport };
+        self.endpoints.push(Endpoints {
+            wss: endpoint(wss, Transport::Tls(tls.clone())),
+            ws: endpoint(ws, Transport::Tcp),
+            udp: endpoint(udp, Transport::Datagrams),
+            lossy: Relay::before(udp, Weather::LOSSY, self.seed + number as u64),
+        });
     }
 
     fn add_backend_node(&mut self) -> usize {
@@ -335,6 +364,7 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            eprintln!("--- {}={}", lossy::SEED, self.seed);
             for node in self.frontends.iter().chain(&self.backends) {
                 node.print_state();
             }
@@ -349,8 +379,8 @@ impl Builder<'_> {
     }
 
     /// All devices come over this channel; without this they come over each in turn.
-    pub fn over(mut self, kind: ChannelKind) -> Self {
-        self.channels = Channels::All(kind);
+    pub fn over(mut self, over: impl Into<Over>) -> Self {
+        self.channels = Channels::All(over.into());
         self
     }
 
@@ -411,6 +441,7 @@ impl Builder<'_> {
             endpoints: Vec::new(),
             channels: self.channels,
             dialled: AtomicUsize::new(0),
+            seed: lossy::seed(),
             address,
             layout,
             backend_settings: self.backend_settings,

@@ -2,12 +2,14 @@
 //! ([`service`]), raw devices ([`device`]), backends of the test's own ([`peer`]), and a judge of what the devices saw ([`history`]).
 
 pub mod address;
+pub mod datagram;
 pub mod device;
 pub mod dial;
 pub mod gateway;
 pub mod history;
 pub mod http;
 pub mod keys;
+pub mod lossy;
 pub mod metrics;
 pub mod peer;
 pub mod service;
@@ -17,21 +19,78 @@ pub mod wire;
 
 pub use holdfast_proto::ChannelKind;
 
-/// Makes of each `async fn name(kind: ChannelKind)` a test for each channel: `ws::name` and `wss::name`.
+/// What the devices of a test come over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    Ws,
+    Wss,
+    Udp,
+    /// Through a relay that loses each twentieth datagram each way.
+    LossyUdp,
+}
+
+impl Over {
+    pub const ALL: [Self; 4] = [Self::Ws, Self::Wss, Self::Udp, Self::LossyUdp];
+
+    pub fn kind(self) -> ChannelKind {
+        match self {
+            Self::Ws => ChannelKind::Ws,
+            Self::Wss => ChannelKind::Wss,
+            Self::Udp | Self::LossyUdp => ChannelKind::Udp,
+        }
+    }
+}
+
+impl From<ChannelKind> for Over {
+    fn from(kind: ChannelKind) -> Self {
+        match kind {
+            ChannelKind::Ws => Self::Ws,
+            ChannelKind::Wss => Self::Wss,
+            ChannelKind::Udp => Self::Udp,
+        }
+    }
+}
+
+/// Makes of each `async fn name(over: Over)` a test for each channel: `ws::name`, `wss::name`, `udp::name`, and `lossy_udp::name` in
+/// bad weather.
 #[macro_export]
 macro_rules! over_each_channel {
     ($($test:ident),* $(,)?) => {
         mod ws {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::$test($crate::ChannelKind::Ws).await;
-            })*
+            $crate::over_one_channel! { Ws: $($test),* }
         }
         mod wss {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::$test($crate::ChannelKind::Wss).await;
-            })*
+            $crate::over_one_channel! { Wss: $($test),* }
         }
+        mod udp {
+            $crate::over_one_channel! { Udp: $($test),* }
+        }
+        mod lossy_udp {
+            $crate::over_one_channel! { LossyUdp: $($test),* }
+        }
+    };
+}
+
+/// The same for channels that begin with an HTTP upgrade: for what is WebSocket's own.
+#[macro_export]
+macro_rules! over_each_web_socket {
+    ($($test:ident),* $(,)?) => {
+        mod ws {
+            $crate::over_one_channel! { Ws: $($test),* }
+        }
+        mod wss {
+            $crate::over_one_channel! { Wss: $($test),* }
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! over_one_channel {
+    ($over:ident: $($test:ident),*) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $test() {
+            super::$test($crate::Over::$over).await;
+        })*
     };
 }

@@ -11,10 +11,10 @@ use holdfast_tests::gateway::{API_KEY, Gateway, Route};
 use holdfast_tests::history::digest;
 use holdfast_tests::keys::TokenKey;
 use holdfast_tests::service::{Log, Service};
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{Over, over_each_web_socket};
 use serde_json::{Value, json};
 
-over_each_channel! {
+over_each_web_socket! {
     an_independent_device_gets_all_that_the_protocol_promises,
 }
 
@@ -30,7 +30,7 @@ const ATTEMPTS: i64 = 1000;
 /// So that a device that keeps silent after the challenge is soon told.
 const CHALLENGE: &str = "4s";
 
-async fn an_independent_device_gets_all_that_the_protocol_promises(kind: ChannelKind) {
+async fn an_independent_device_gets_all_that_the_protocol_promises(over: Over) {
     let service = Service::start().await;
     let mut gateway = Gateway::builder(&service)
         .routes(vec![
@@ -43,7 +43,7 @@ async fn an_independent_device_gets_all_that_the_protocol_promises(kind: Channel
         .backend_set("device_keys.attempts_burst", ATTEMPTS)
         .start()
         .await;
-    let arguments = arguments(&gateway, kind);
+    let arguments = arguments(&gateway, over);
     let python = tokio::task::spawn_blocking(python)
         .await
         .expect("it does not panic");
@@ -73,16 +73,16 @@ fn the_vectors_agree_with_another_implementation() {
 }
 
 /// Where the gateway is, and what to present.
-fn arguments(gateway: &Gateway, kind: ChannelKind) -> Value {
-    let address = match kind {
-        ChannelKind::Udp => unreachable!("this device speaks WebSocket"),
-        ChannelKind::Ws => gateway.ws(),
-        ChannelKind::Wss => gateway.wss(),
+fn arguments(gateway: &Gateway, over: Over) -> Value {
+    let address = match over {
+        Over::Ws => gateway.ws(),
+        Over::Wss => gateway.wss(),
+        Over::Udp | Over::LossyUdp => unreachable!("this device speaks WebSocket"),
     };
     let identity = gateway.keys.identity(DEVICE);
     json!({
-        "channel": kind.label(),
-        "url": format!("{}://{address}", kind.label()),
+        "channel": over.kind().label(),
+        "url": format!("{}://{address}", over.kind().label()),
         "ca": gateway.path("ca.pem"),
         "token": gateway.tokens.token(DEVICE),
         "bad_token": TokenKey::generate().token(DEVICE),

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -143,7 +144,11 @@ fn changed(path: &Path) -> Option<SystemTime> {
 fn read_keys(path: &Path) -> io::Result<Arc<[DeviceKey]>> {
     /// A key has 43 characters; whatever is much longer is another file.
     const MAX_FILE_BYTES: u64 = 4096;
-    if std::fs::metadata(path)?.len() > MAX_FILE_BYTES {
+    let metadata = std::fs::metadata(path)?;
+    if metadata.permissions().mode() & 0o004 != 0 {
+        tracing::warn!(path = %path.display(), "this file holds a secret and everybody can read it; chmod 600 it");
+    }
+    if metadata.len() > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));
     }
     let text = Zeroizing::new(std::fs::read_to_string(path)?);

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -19,10 +21,12 @@ use tokio::time::{sleep, timeout};
 
 use super::config::{Layout, Route};
 use super::group::Group;
-use super::locate;
-use crate::dial::{Dial, Endpoint};
+use super::{MIXED, locate};
+use crate::Over;
+use crate::dial::{Dial, Endpoint, Transport};
 use crate::http::Http;
 use crate::keys::{Certificates, DeviceKeys, TokenKey};
+use crate::lossy::{self, Relay, Weather};
 use crate::service::Service;
 use crate::traffic::Entrance;
 
@@ -40,6 +44,9 @@ pub struct Supervised {
     pub keys: DeviceKeys,
     /// Devices so far.
     dialled: AtomicUsize,
+    /// The way to `udp`, on which some are lost by this seed.
+    lossy: OnceLock<Relay>,
+    seed: u64,
     http: Http,
     certificates: Certificates,
     layout: Layout,
@@ -92,6 +99,8 @@ impl Supervised {
             tokens,
             keys,
             dialled: AtomicUsize::new(0),
+            lossy: OnceLock::new(),
+            seed: lossy::seed(),
             http: Http::default(),
             certificates,
             layout,
@@ -143,26 +152,33 @@ impl Supervised {
         assert!(timeout(PATIENCE, wait).await.is_ok(), "waited in vain for {what}");
     }
 
-    /// A way in for `id`: over each channel in turn, beginning with `ws`.
+    /// A way in for `id`: over each channel in turn, beginning with `ws`. Some datagrams are lost.
     pub fn dial_as(&self, id: &str) -> Dial {
-        let dialled = self.dialled.fetch_add(1, Ordering::Relaxed);
-        let kind = ChannelKind::WEB_SOCKET[dialled % ChannelKind::WEB_SOCKET.len()];
+        let over = MIXED[self.dialled.fetch_add(1, Ordering::Relaxed) % MIXED.len()];
+        let (address, identity) = (self.device_address(over.kind()), self.keys.identity(id));
+        let endpoint = |address, transport| Endpoint { address, transport };
+        let endpoint = match over {
+            Over::Wss => {
+                let tls = Transport::Tls(self.certificates.client_config());
+                return Dial::new(&endpoint(address, tls)).token(&self.tokens.token(id));
+            }
+            Over::Ws => endpoint(address, Transport::Tcp),
+            Over::Udp => endpoint(address, Transport::Datagrams),
+            Over::LossyUdp => {
+                let relay = || Relay::before(address, Weather::LOSSY, self.seed);
+                endpoint(self.lossy.get_or_init(relay).address, Transport::Datagrams)
+            }
+        };
+        let key = self.keys.device_key(&identity);
+        Dial::new(&endpoint).key(identity, key)
+    }
+
+    /// Where the frontend takes devices of this kind.
+    fn device_address(&self, kind: ChannelKind) -> SocketAddr {
         let json = self.json();
         let url = json[kind.label()].as_str().expect("a URL");
         let port = url.rsplit_once(':').expect("a port").1;
-        let address = format!("127.0.0.1:{port}").parse().expect("an address");
-        let (tls, identity) = (self.certificates.client_config(), self.keys.identity(id));
-        match kind {
-            ChannelKind::Udp => unreachable!("these devices speak WebSocket"),
-            ChannelKind::Wss => {
-                let tls = Some(tls);
-                Dial::new(&Endpoint { address, tls }).token(&self.tokens.token(id))
-            }
-            ChannelKind::Ws => {
-                let key = self.keys.device_key(&identity);
-                Dial::new(&Endpoint { address, tls: None }).key(identity, key)
-            }
-        }
+        format!("127.0.0.1:{port}").parse().expect("an address")
     }
 
     pub fn entrance(&self) -> Entrance<'_> {
@@ -272,6 +288,7 @@ impl Supervised {
 impl Drop for Supervised {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            eprintln!("--- {}={}", lossy::SEED, self.seed);
             let logs = fs::read_dir(self.path("logs")).into_iter().flatten().flatten();
             for path in logs.map(|entry| entry.path()) {
                 let text = fs::read_to_string(&path).unwrap_or_default();

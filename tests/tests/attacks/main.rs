@@ -6,6 +6,8 @@ mod downgrade;
 mod flood;
 mod middle;
 mod replay;
+mod stranger;
 mod strangers;
 mod tampering;
+mod udp_strangers;
 mod victim;

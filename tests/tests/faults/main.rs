@@ -2,6 +2,7 @@
 
 mod absence;
 mod crash;
+mod datagrams;
 mod hang;
 mod shutdown;
 mod topology;

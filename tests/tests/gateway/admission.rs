@@ -5,7 +5,7 @@ use holdfast_tests::dial::Dial;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::keys::{TokenKey, now};
 use holdfast_tests::service::Service;
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{ChannelKind, Over, over_each_channel};
 use serde_json::json;
 
 over_each_channel! {
@@ -27,9 +27,9 @@ async fn a_good_token_gets_in_by_header_or_by_sub_protocol() {
     assert_eq!(by_protocol.headers["sec-websocket-protocol"], "holdfast.v1");
 }
 
-async fn hello_is_answered_with_what_the_device_must_know(kind: ChannelKind) {
+async fn hello_is_answered_with_what_the_device_must_know(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.dial_as("d").connect().await.unwrap();
     let welcome = device.hello().await;
     let session: Vec<usize> = welcome["session"]

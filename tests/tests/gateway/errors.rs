@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use holdfast_tests::device::Device;
 use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{Over, over_each_channel};
 use serde_json::{Value, json};
 
 over_each_channel! {
@@ -31,12 +31,12 @@ async fn expect_error(device: &mut Device, kind: (&str, &str), payload: Value) -
     (error.code, error.retryable)
 }
 
-async fn a_service_s_failures_have_codes_of_their_own(kind: ChannelKind) {
+async fn a_service_s_failures_have_codes_of_their_own(over: Over) {
     let service = Service::start().await;
     let mut route = Route::new("Demo", service.url("/demo"));
     route.max_reply_bytes = Some(10_000);
     let gateway = Gateway::builder(&service)
-        .over(kind)
+        .over(over)
         .routes(vec![route])
         .start()
         .await;
@@ -58,9 +58,9 @@ async fn a_service_s_failures_have_codes_of_their_own(kind: ChannelKind) {
     assert_eq!(device.next_reply().await.payload.len(), 10_000);
 }
 
-async fn a_204_is_an_empty_reply(kind: ChannelKind) {
+async fn a_204_is_an_empty_reply(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "text", &json!({"empty": true})).await;
     device.request_binary(ECHO, "binary", br#"{"empty":true}"#).await;
@@ -69,11 +69,11 @@ async fn a_204_is_an_empty_reply(kind: ChannelKind) {
 }
 
 /// P2 and P3: the hanging call costs its own timeout, not more, and those behind it are answered after it.
-async fn a_timeout_takes_the_reply_s_place_and_holds_nothing_up_longer(kind: ChannelKind) {
+async fn a_timeout_takes_the_reply_s_place_and_holds_nothing_up_longer(over: Over) {
     let service = Service::start().await;
     let route = Route::new("Demo", service.url("/demo")).timeout("300ms");
     let gateway = Gateway::builder(&service)
-        .over(kind)
+        .over(over)
         .routes(vec![route])
         .start()
         .await;
@@ -108,9 +108,9 @@ async fn a_service_that_is_down_is_unavailable_and_recovers_by_itself() {
     assert_eq!(device.next_reply().await.reply_to, "after");
 }
 
-async fn an_unreadable_request_is_answered_by_its_number(kind: ChannelKind) {
+async fn an_unreadable_request_is_answered_by_its_number(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let long = "x".repeat(129);
     let unreadable = [
@@ -142,9 +142,9 @@ async fn an_unreadable_request_is_answered_by_its_number(kind: ChannelKind) {
     assert_eq!(device.next_reply().await.seq, unreadable.len() as u64 + 2);
 }
 
-async fn errors_to_binary_requests_are_binary(kind: ChannelKind) {
+async fn errors_to_binary_requests_are_binary(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device.request_binary(("Nowhere", "X"), "b", b"\0").await;
     let error = device.next_error().await;
@@ -153,14 +153,14 @@ async fn errors_to_binary_requests_are_binary(kind: ChannelKind) {
 }
 
 /// P7: a full route says so at once, and what it had taken is answered all the same.
-async fn a_full_route_is_overloaded_at_once(kind: ChannelKind) {
+async fn a_full_route_is_overloaded_at_once(over: Over) {
     let service = Service::start().await;
     let mut route = Route::new("Demo", service.url("/demo"))
         .order("none")
         .timeout("30s");
     (route.concurrency, route.queue) = (Some(2), Some(3));
     let gateway = Gateway::builder(&service)
-        .over(kind)
+        .over(over)
         .routes(vec![route])
         .start()
         .await;

@@ -6,7 +6,7 @@ use holdfast_tests::device::Incoming;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
 use holdfast_tests::wire::{CLOSE, PING, TEXT, read_frame, write_frame};
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{ChannelKind, Over, over_each_channel};
 use serde_json::json;
 
 over_each_channel! {
@@ -17,10 +17,10 @@ over_each_channel! {
 const PING_AFTER: Duration = Duration::from_millis(500);
 const CLOSE_AFTER: Duration = Duration::from_millis(1500);
 
-async fn start(kind: ChannelKind, service: &Service) -> Gateway {
+async fn start(over: Over, service: &Service) -> Gateway {
     let text = |d: Duration| format!("{}ms", d.as_millis());
     Gateway::builder(service)
-        .over(kind)
+        .over(over)
         .frontend_set("times.ping_after", text(PING_AFTER))
         .frontend_set("times.close_after", text(CLOSE_AFTER))
         .start()
@@ -31,7 +31,7 @@ async fn start(kind: ChannelKind, service: &Service) -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_device_is_pinged_then_closed_with_4003() {
     let service = Service::start().await;
-    let gateway = start(ChannelKind::Wss, &service).await;
+    let gateway = start(Over::Wss, &service).await;
     let mut socket = gateway.dial_as("d").raw().await.unwrap();
     write_frame(&mut socket, 0x80 | TEXT, true, b"@hello {}").await;
     let heard = Instant::now();
@@ -57,29 +57,35 @@ async fn a_silent_device_is_pinged_then_closed_with_4003() {
     assert!(took >= CLOSE_AFTER, "closed after {took:?} of silence");
 }
 
-async fn a_device_that_only_answers_pings_lives(kind: ChannelKind) {
+async fn a_device_that_only_answers_pings_lives(over: Over) {
     let service = Service::start().await;
-    let gateway = start(kind, &service).await;
+    let gateway = start(over, &service).await;
     let mut device = gateway.device("d").await;
     let begun = Instant::now();
     let mut pings = 0;
     while begun.elapsed() < CLOSE_AFTER * 3 {
         match device.next_within(CLOSE_AFTER).await {
             Some(Incoming::Ping) => pings += 1,
+            // There the transport answers by itself.
+            None if over.kind() == ChannelKind::Udp => {}
             other => panic!("after {:?}: {other:?}", begun.elapsed()),
         }
     }
-    assert!(pings >= 3, "{pings} pings in {:?}", begun.elapsed());
+    assert!(
+        pings >= 3 || over.kind() == ChannelKind::Udp,
+        "{pings} pings in {:?}",
+        begun.elapsed()
+    );
     device.request(("Demo", "Echo"), "alive", &json!({})).await;
     while device.next().await == Incoming::Ping {}
 }
 
 /// While the frontend itself has stopped reading (a full window), the silence is not the device's fault.
-async fn a_stopped_reader_s_clock_stands_still(kind: ChannelKind) {
+async fn a_stopped_reader_s_clock_stands_still(over: Over) {
     let service = Service::start().await;
     let route = holdfast_tests::gateway::Route::new("Demo", service.url("/demo")).timeout("30s");
     let gateway = Gateway::builder(&service)
-        .over(kind)
+        .over(over)
         .routes(vec![route])
         .frontend_set("times.ping_after", "500ms")
         .frontend_set("times.close_after", "1500ms")

@@ -6,7 +6,7 @@ use holdfast_tests::device::{Incoming, event_text};
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
 use holdfast_tests::wire::{CLOSE, TEXT, read_frame, write_frame};
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{ChannelKind, Over, over_each_channel};
 use serde_json::json;
 
 over_each_channel! {
@@ -22,11 +22,11 @@ const WINDOW: usize = 32;
 
 /// A device sends 500 requests of 100 KB and reads nothing: the frontend stops reading when the window is full, holds no
 /// more than it, and in the end every request is answered.
-async fn a_full_window_stops_the_reading_and_loses_nothing(kind: ChannelKind) {
+async fn a_full_window_stops_the_reading_and_loses_nothing(over: Over) {
     const REQUESTS: u64 = 500;
     const MAX_GROWTH_BYTES: u64 = 16 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let (mut outbox, mut inbox) = gateway.device("flood").await.split();
     let before = gateway.frontends[0].resident_bytes() + gateway.backends[0].resident_bytes();
     let padding = "x".repeat(100_000);
@@ -67,9 +67,9 @@ async fn a_full_window_stops_the_reading_and_loses_nothing(kind: ChannelKind) {
 }
 
 /// The window counts requests too, not only bytes.
-async fn at_most_a_window_of_requests_is_in_flight(kind: ChannelKind) {
+async fn at_most_a_window_of_requests_is_in_flight(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 0..100 {
         device.request(ECHO, &n.to_string(), &json!({"hold": true})).await;
@@ -88,10 +88,10 @@ async fn at_most_a_window_of_requests_is_in_flight(kind: ChannelKind) {
     }
 }
 
-async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes(kind: ChannelKind) {
+async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes(over: Over) {
     const LIMIT: usize = 1 << 20;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let frame = event_text(ECHO, "max", &json!("")).len();
     device
@@ -105,9 +105,9 @@ async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passe
     assert_eq!(code, 1009);
 }
 
-async fn a_flood_of_control_messages_is_closed_with_4005(kind: ChannelKind) {
+async fn a_flood_of_control_messages_is_closed_with_4005(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let (mut outbox, mut inbox) = gateway.device("d").await.split();
     let flood = async {
         // Ends when the gateway has closed.
@@ -184,10 +184,10 @@ async fn fragments_make_one_message() {
 }
 
 /// A device that takes no pushes loses pushes or is closed as 4002, is counted, and delays nobody.
-async fn a_slow_consumer_delays_nobody(kind: ChannelKind) {
+async fn a_slow_consumer_delays_nobody(over: Over) {
     const PUSHES: usize = 2_000;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let dial = gateway.dial_as("slow").receive_buffer(4096);
     let mut slow = dial.connect().await.unwrap();
     slow.hello().await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use holdfast_tests::gateway::{Gateway, READ_KEY};
 use holdfast_tests::http::request;
 use holdfast_tests::service::Service;
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{ChannelKind, Over, over_each_channel};
 use http::Method;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
@@ -16,9 +16,9 @@ over_each_channel! {
     a_device_is_reachable_as_soon_as_it_is_welcomed,
 }
 
-async fn presence_is_online_then_offline_and_a_stranger_is_unknown(kind: ChannelKind) {
+async fn presence_is_online_then_offline_and_a_stranger_is_unknown(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     gateway
         .api(Method::GET, "/v1/devices/d", None)
         .await
@@ -37,7 +37,7 @@ async fn presence_is_online_then_offline_and_a_stranger_is_unknown(kind: Channel
     assert_eq!(sessions.len(), 1, "{presence}");
     assert_eq!(
         (&sessions[0]["session"], &sessions[0]["channel"]),
-        (&session, &json!(kind.label()))
+        (&session, &json!(over.kind().label()))
     );
     assert!(
         sessions[0]["address"].as_str().unwrap().starts_with("127."),
@@ -55,9 +55,9 @@ async fn presence_is_online_then_offline_and_a_stranger_is_unknown(kind: Channel
     );
 }
 
-async fn an_operator_closes_a_device(kind: ChannelKind) {
+async fn an_operator_closes_a_device(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let url = gateway.api_url("/v1/devices/d");
     let delete = || request(Method::DELETE, &url, Some(READ_KEY), Bytes::new());
@@ -85,9 +85,9 @@ async fn an_operator_closes_a_device(kind: ChannelKind) {
     );
 }
 
-async fn a_second_login_replaces_the_first(kind: ChannelKind) {
+async fn a_second_login_replaces_the_first(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut first = gateway.device("d").await;
     let mut second = gateway.device("d").await;
     let (goodbye, code) = first.until_closed().await;
@@ -105,9 +105,9 @@ async fn a_second_login_replaces_the_first(kind: ChannelKind) {
 }
 
 /// P9: who has been welcomed is online for everyone else too, from that moment on.
-async fn a_device_is_reachable_as_soon_as_it_is_welcomed(kind: ChannelKind) {
+async fn a_device_is_reachable_as_soon_as_it_is_welcomed(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     for n in 0..200 {
         let id = format!("d{n}");
         let mut device = gateway.device(&id).await;

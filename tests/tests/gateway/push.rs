@@ -4,7 +4,7 @@ use bytes::Bytes;
 use holdfast_tests::gateway::{API_KEY, Gateway, READ_KEY};
 use holdfast_tests::http::request;
 use holdfast_tests::service::Service;
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{Over, over_each_channel};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -26,9 +26,9 @@ fn only_result(answer: &Value) -> &Value {
     &results[0]
 }
 
-async fn a_push_to_an_online_device_is_written_with_its_id(kind: ChannelKind) {
+async fn a_push_to_an_online_device_is_written_with_its_id(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let mut other = gateway.device("e").await;
     let answer = gateway.push(json!({"device": "d"}), json!({"level": 3})).await;
@@ -51,9 +51,9 @@ async fn a_push_to_an_online_device_is_written_with_its_id(kind: ChannelKind) {
     );
 }
 
-async fn offline_and_unknown_devices_are_told_apart(kind: ChannelKind) {
+async fn offline_and_unknown_devices_are_told_apart(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     gateway.device("gone").await.close().await;
     gateway.frontends[0]
         .wait_for_metric("holdfast_frontend_sessions", |n| n == 0.0)
@@ -64,9 +64,9 @@ async fn offline_and_unknown_devices_are_told_apart(kind: ChannelKind) {
     }
 }
 
-async fn a_session_and_all_can_be_addressed(kind: ChannelKind) {
+async fn a_session_and_all_can_be_addressed(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut first = gateway.dial_as("a").connect().await.unwrap();
     let session = first.hello().await["session"].clone();
     let mut second = gateway.device("b").await;
@@ -85,9 +85,9 @@ async fn a_session_and_all_can_be_addressed(kind: ChannelKind) {
     assert_ne!(only_result(&answer)["status"], "written", "{answer}");
 }
 
-async fn a_binary_push_arrives_as_it_was(kind: ChannelKind) {
+async fn a_binary_push_arrives_as_it_was(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let body = json!({"to": {"device": "d"}, "namespace": "Fw", "name": "Chunk", "binary": "AAH/"});
     let answer = gateway.api(Method::POST, MESSAGES, Some(body)).await;
@@ -100,9 +100,9 @@ async fn a_binary_push_arrives_as_it_was(kind: ChannelKind) {
     );
 }
 
-async fn pushes_to_one_device_keep_the_order_of_the_calls(kind: ChannelKind) {
+async fn pushes_to_one_device_keep_the_order_of_the_calls(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 0..50 {
         gateway.push(json!({"device": "d"}), json!(n)).await;

@@ -3,7 +3,7 @@
 use holdfast_tests::device::{Device, Incoming};
 use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{Over, over_each_channel};
 use serde_json::json;
 
 over_each_channel! {
@@ -21,10 +21,10 @@ over_each_channel! {
 const ECHO: (&str, &str) = ("Demo", "Echo");
 
 /// P2: twenty requests whose service answers the last one first.
-async fn replies_come_in_the_order_of_requests_whatever_order_services_answer_in(kind: ChannelKind) {
+async fn replies_come_in_the_order_of_requests_whatever_order_services_answer_in(over: Over) {
     const REQUESTS: u64 = 20;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 1..=REQUESTS {
         let payload = json!({"n": n, "delay_ms": (REQUESTS - n) * 20});
@@ -55,9 +55,9 @@ async fn replies_come_in_the_order_of_requests_whatever_order_services_answer_in
     service.assert_contract();
 }
 
-async fn text_payloads_pass_byte_for_byte(kind: ChannelKind) {
+async fn text_payloads_pass_byte_for_byte(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let payload = r#"{"b" : 1.0e+2,  "a":[ 1,2 ],"b":"\u00e9é\/", "big":12345678901234567890123}"#;
     device
@@ -70,9 +70,9 @@ async fn text_payloads_pass_byte_for_byte(kind: ChannelKind) {
     assert!(!reply.binary);
 }
 
-async fn binary_payloads_pass_byte_for_byte_and_stay_binary(kind: ChannelKind) {
+async fn binary_payloads_pass_byte_for_byte_and_stay_binary(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let payload: Vec<u8> = (0..=255).cycle().take(10_000).collect();
     device.request_binary(ECHO, "bin", &payload).await;
@@ -91,9 +91,9 @@ async fn binary_payloads_pass_byte_for_byte_and_stay_binary(kind: ChannelKind) {
     service.assert_contract();
 }
 
-async fn text_and_binary_requests_share_one_order(kind: ChannelKind) {
+async fn text_and_binary_requests_share_one_order(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "slow", &json!({"delay_ms": 200})).await;
     device.request_binary(ECHO, "fast", b"raw").await;
@@ -101,9 +101,9 @@ async fn text_and_binary_requests_share_one_order(kind: ChannelKind) {
     assert_eq!(device.next_reply().await.reply_to, "fast");
 }
 
-async fn a_request_without_an_id_is_answered_by_number(kind: ChannelKind) {
+async fn a_request_without_an_id_is_answered_by_number(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device
         .send_text(r#"{"header":{"namespace":"Demo","name":"Echo"}}"#)
@@ -113,11 +113,11 @@ async fn a_request_without_an_id_is_answered_by_number(kind: ChannelKind) {
     assert_eq!(reply.payload, "null", "no payload means null");
 }
 
-async fn an_unordered_route_lets_replies_overtake(kind: ChannelKind) {
+async fn an_unordered_route_lets_replies_overtake(over: Over) {
     let service = Service::start().await;
     let route = Route::new("Demo", service.url("/demo")).order("none");
     let gateway = Gateway::builder(&service)
-        .over(kind)
+        .over(over)
         .routes(vec![route])
         .start()
         .await;
@@ -129,11 +129,11 @@ async fn an_unordered_route_lets_replies_overtake(kind: ChannelKind) {
     assert_eq!(device.next_reply().await.reply_to, "held");
 }
 
-async fn a_namespace_has_an_order_of_its_own_if_its_route_says_so(kind: ChannelKind) {
+async fn a_namespace_has_an_order_of_its_own_if_its_route_says_so(over: Over) {
     let service = Service::start().await;
     let route = |namespace| Route::new(namespace, service.url("/demo")).order("namespace");
     let gateway = Gateway::builder(&service)
-        .over(kind)
+        .over(over)
         .routes(vec![route("A"), route("B")])
         .start()
         .await;
@@ -147,12 +147,12 @@ async fn a_namespace_has_an_order_of_its_own_if_its_route_says_so(kind: ChannelK
     assert_eq!(next_ids(&mut device, 2).await, ["a1", "a2"]);
 }
 
-async fn a_one_way_request_is_delivered_and_never_answered(kind: ChannelKind) {
+async fn a_one_way_request_is_delivered_and_never_answered(over: Over) {
     let service = Service::start().await;
     let mut silent = Route::new("Log", service.url("/log"));
     silent.one_way = Some(true);
     let routes = vec![silent, Route::new("Demo", service.url("/demo"))];
-    let gateway = Gateway::builder(&service).over(kind).routes(routes).start().await;
+    let gateway = Gateway::builder(&service).over(over).routes(routes).start().await;
     let mut device = gateway.device("d").await;
     // More than a window of them: the window must move without a reply.
     for n in 0..100 {
@@ -198,10 +198,10 @@ async fn the_most_specific_route_wins_and_routes_reload_without_a_restart() {
     device.next_reply().await;
 }
 
-async fn many_devices_get_their_own_answers(kind: ChannelKind) {
+async fn many_devices_get_their_own_answers(over: Over) {
     const DEVICES: u64 = 50;
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut devices = Vec::new();
     for n in 0..DEVICES {
         devices.push(gateway.device(&format!("d{n}")).await);

@@ -2,7 +2,7 @@
 
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
-use holdfast_tests::{ChannelKind, over_each_channel};
+use holdfast_tests::{Over, over_each_channel};
 use serde_json::json;
 
 over_each_channel! {
@@ -12,9 +12,9 @@ over_each_channel! {
     an_event_without_an_id_gets_one,
 }
 
-async fn a_call_is_a_signed_cloud_event(kind: ChannelKind) {
+async fn a_call_is_a_signed_cloud_event(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.dial_as("speaker:1").connect().await.unwrap();
     let session = device.hello().await["session"].as_str().unwrap().to_owned();
     device.request(("Demo", "Echo"), "req-1", &json!({"a": 1})).await;
@@ -41,9 +41,9 @@ async fn a_call_is_a_signed_cloud_event(kind: ChannelKind) {
 }
 
 /// CloudEvents HTTP binding 1.0, section 3.1.3.2: spaces, quotes, percent signs and all beyond printable ASCII are encoded.
-async fn what_a_device_chose_cannot_leave_its_header(kind: ChannelKind) {
+async fn what_a_device_chose_cannot_leave_its_header(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device
         .request(("Demo", "É \"%"), "a\r\nx-evil: 1", &json!({}))
@@ -56,9 +56,9 @@ async fn what_a_device_chose_cannot_leave_its_header(kind: ChannelKind) {
     assert_eq!(headers["ce-hfname"], "%C3%89%20%22%25");
 }
 
-async fn a_retry_key_outlives_the_connection(kind: ChannelKind) {
+async fn a_retry_key_outlives_the_connection(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let text = r#"{"header":{"namespace":"Demo","name":"Buy","id":"1","retry_key":"order-7"},"payload":{}}"#;
     for _ in 0..2 {
         let mut device = gateway.device("till").await;
@@ -77,9 +77,9 @@ async fn a_retry_key_outlives_the_connection(kind: ChannelKind) {
     assert!(!sessions, "two connections, two sessions");
 }
 
-async fn an_event_without_an_id_gets_one(kind: ChannelKind) {
+async fn an_event_without_an_id_gets_one(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(kind, &service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.dial_as("d").connect().await.unwrap();
     let session = device.hello().await["session"].as_str().unwrap().to_owned();
     device

@@ -1,0 +1,237 @@
+//! What can happen to devices on `udp` alone: a frontend that forgot them, an address that changes, a path that goes dark.
+
+use std::time::Duration;
+
+use holdfast_tests::Over;
+use holdfast_tests::device::{ABNORMAL, Device, Incoming};
+use holdfast_tests::gateway::Gateway;
+use holdfast_tests::lossy::{Relay, Way, Weather};
+use holdfast_tests::service::{Log, Service};
+use http::Method;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+const ECHO: (&str, &str) = ("Demo", "Echo");
+const SESSIONS: &str = "holdfast_frontend_sessions";
+const MOVES: &str = "holdfast_frontend_udp_path_validations_total";
+const CLOSED: &str = "holdfast_frontend_closed_total";
+
+/// A device that is online through the relay.
+async fn device_through(gateway: &Gateway, relay: &Relay, id: &str) -> Device {
+    let dial = gateway.dial_udp_at(relay.address, id);
+    let mut device = dial.connect().await.expect("it gets in");
+    device.hello().await;
+    device
+}
+
+async fn works(device: &mut Device, id: &str) {
+    device.request(ECHO, id, &json!({})).await;
+    assert_eq!(device.next_reply().await.reply_to, id);
+}
+
+async fn presence(gateway: &Gateway, id: &str) -> Value {
+    let answer = gateway.api(Method::GET, &format!("/v1/devices/{id}"), None).await;
+    answer.json()
+}
+
+/// Its keys are gone with the frontend, but not the key by which resets are proved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_frontend_tells_its_devices_that_it_forgot_them() {
+    let service = Service::start().await;
+    let mut gateway = Gateway::start_over(Over::Udp, &service).await;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let mut devices = Vec::new();
+        for id in ["a", "b", "c"] {
+            devices.push(gateway.device(id).await);
+        }
+        gateway.frontends[0].signal(signal);
+        gateway.frontends[0].wait_exit().await;
+        gateway.frontends[0].restart().await;
+        for device in &mut devices {
+            if signal == Signal::SIGTERM {
+                assert_eq!(device.until_closed().await.1, 1001);
+                continue;
+            }
+            device.send_text("@ping").await;
+            let reset = Incoming::Closed {
+                code: ABNORMAL,
+                reason: "reset".to_owned(),
+            };
+            assert_eq!(device.next().await, reset);
+        }
+        works(&mut gateway.device("a").await, "again").await;
+    }
+    assert_eq!(service.log(Log::inconsistent_keys), 0);
+}
+
+/// A router forgot the mapping in the middle of a request: the reply finds the device, and presence says where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_address_changes_is_followed() {
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(Over::Udp, &service).await;
+    let relay = Relay::before(gateway.udp(), Weather::CLEAR, 1);
+    let mut device = device_through(&gateway, &relay, "d").await;
+    let address = presence(&gateway, "d").await["sessions"][0]["address"].clone();
+    assert_eq!(address, relay.seen_address().to_string());
+    for moves in 1..=3u32 {
+        service.hold_again();
+        let held = json!({"hold": true, "pad": "x".repeat(20_000)});
+        device.request(ECHO, "held", &held).await;
+        service.wait_for_calls(moves as usize * 2 - 1).await;
+        relay.move_devices();
+        device.send_text("@ping").await;
+        assert!(matches!(device.next().await, Incoming::Control { word, .. } if word == "@pong"));
+        service.release();
+        assert_eq!(device.next_reply().await.json(), held);
+        gateway.frontends[0]
+            .wait_for_metric(MOVES, |n| n == f64::from(moves))
+            .await;
+        let sessions = presence(&gateway, "d").await["sessions"].clone();
+        assert_eq!(sessions.as_array().map(Vec::len), Some(1), "{sessions}");
+        assert_eq!(sessions[0]["address"], relay.seen_address().to_string());
+        works(&mut device, "after").await;
+    }
+    // The device itself may be what moves.
+    let (_, before) = device.look().await;
+    device.move_on().await;
+    works(&mut device, "moved").await;
+    assert_ne!(device.look().await.1, before);
+    assert_eq!(gateway.frontends[0].metric(SESSIONS, &[]).await, 1.0);
+}
+
+/// Over and over, while requests and replies of many datagrams are on their way in bad weather.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_never_stays_loses_nothing() {
+    const REQUESTS: usize = 60;
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(Over::Udp, &service).await;
+    let relay = Relay::before(gateway.udp(), Weather::STORMY, 1);
+    let (mut outbox, mut inbox) = device_through(&gateway, &relay, "d").await.split();
+    let talk = async {
+        for n in 0..REQUESTS {
+            let payload = json!({"n": n, "delay_ms": n % 7 * 10, "pad": "x".repeat(n % 5 * 3_000)});
+            let text = holdfast_tests::device::event_text(ECHO, &n.to_string(), &payload);
+            outbox.send_text(text).await.expect("P1");
+        }
+        for n in 0..REQUESTS {
+            match inbox.next().await {
+                Incoming::Reply(reply) => assert_eq!(reply.reply_to, n.to_string()),
+                other => panic!("reply {n}: {other:?}"),
+            }
+        }
+    };
+    let wander = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            relay.move_devices();
+        }
+    };
+    tokio::select! {
+        () = talk => {}
+        () = wander => {}
+    }
+    assert_eq!(service.calls().len(), REQUESTS, "each once");
+}
+
+/// Nothing says that it is gone but its silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_vanishes_is_logged_out_in_its_time() {
+    let service = Service::start().await;
+    let gateway = Gateway::builder(&service)
+        .over(Over::Udp)
+        .frontend_set("times.ping_after", "500ms")
+        .frontend_set("times.close_after", "1500ms")
+        .start()
+        .await;
+    let stays = gateway.device("stays").await;
+    let begun = std::time::Instant::now();
+    gateway.device("gone").await.vanish().await;
+    gateway.frontends[0].wait_for_metric(SESSIONS, |n| n == 1.0).await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(1400), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(presence(&gateway, "gone").await["presence"], "offline");
+    assert_eq!(presence(&gateway, "stays").await["presence"], "online");
+    let silent = [("reason", "heartbeat_timeout")];
+    assert_eq!(gateway.frontends[0].metric(CLOSED, &silent).await, 1.0);
+    stays.close().await;
+}
+
+/// P9: what the device has not acknowledged was not written, whether it arrived or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_nobody_acknowledges_is_never_written() {
+    let service = Service::start().await;
+    let gateway = Gateway::builder(&service)
+        .over(Over::Udp)
+        .frontend_set("udp.give_up", "5s")
+        .start()
+        .await;
+    for (id, deaf) in [("mute", false), ("gone", true)] {
+        let relay = Relay::before(gateway.udp(), Weather::CLEAR, 1);
+        let mut device = device_through(&gateway, &relay, id).await;
+        let written = gateway.push(json!({"device": id}), json!("before")).await;
+        assert_eq!(written["results"][0]["status"], "written", "{written}");
+        device.next_push().await;
+        relay.set(Way::ToServer, Weather::BLACK_HOLE);
+        if deaf {
+            relay.black_hole();
+        }
+        let answer = gateway.push(json!({"device": id}), json!("after")).await;
+        let status = answer["results"][0]["status"].as_str().unwrap_or_default();
+        assert!(["unconfirmed", "dropped"].contains(&status), "{id}: {answer}");
+        if !deaf {
+            assert_eq!(device.next_push().await.json(), "after", "it did arrive");
+        }
+        // Whom nothing reaches any more is given up.
+        gateway.frontends[0].wait_for_metric(SESSIONS, |n| n == 0.0).await;
+        assert_eq!(presence(&gateway, id).await["presence"], "offline");
+    }
+}
+
+/// A path that is dark for a while costs time and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dark_path_delays_and_loses_nothing() {
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(Over::Udp, &service).await;
+    let relay = Relay::before(gateway.udp(), Weather::CLEAR, 1);
+    let mut device = device_through(&gateway, &relay, "d").await;
+    device.request(ECHO, "held", &json!({"hold": true})).await;
+    service.wait_for_calls(1).await;
+    relay.black_hole();
+    service.release();
+    for n in 0..5 {
+        device.request(ECHO, &n.to_string(), &json!({})).await;
+    }
+    assert!(device.next_within(Duration::from_secs(3)).await.is_none());
+    for way in Way::BOTH {
+        relay.set(way, Weather::CLEAR);
+    }
+    assert_eq!(device.next_reply().await.reply_to, "held");
+    for n in 0..5 {
+        assert_eq!(device.next_reply().await.reply_to, n.to_string());
+    }
+    assert_eq!(service.calls().len(), 6, "each once");
+}
+
+/// What came while the frontend hung is there when it wakes; nobody is taken for gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_frontend_loses_no_device_and_no_request() {
+    let service = Service::start().await;
+    let gateway = Gateway::builder(&service)
+        .over(Over::LossyUdp)
+        .frontend_set("times.ping_after", "500ms")
+        .frontend_set("times.close_after", "1500ms")
+        .start()
+        .await;
+    let mut device = gateway.device("d").await;
+    gateway.frontends[0].stop();
+    for n in 0..5 {
+        device.request(ECHO, &n.to_string(), &json!({})).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    gateway.frontends[0].cont();
+    for n in 0..5 {
+        assert_eq!(device.next_reply().await.reply_to, n.to_string());
+    }
+    assert_eq!(service.log(|log| log.by_key().len()), 5);
+}
