@@ -154,5 +154,8 @@ fn a_port_in_use_is_one_line() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     let last = text.trim_end().lines().last().unwrap();
-    assert!(last.contains("udp.listen") && last.contains(&frontend.udp.to_string()), "{text}");
+    assert!(
+        last.contains("udp.listen") && last.contains(&frontend.udp.to_string()),
+        "{text}"
+    );
 }

@@ -91,8 +91,11 @@ impl UdpChannel {
             if std::mem::take(&mut self.heard) {
                 return Poll::Ready(Ok(Received::Alive));
             }
-            if let Some(end) = self.ended {
-                return Poll::Ready(Err(Fault::Broken(self.describe(end))));
+            match self.ended {
+                // It was told as a close, whose acknowledgement may still have to be flushed.
+                Some(udp::End::ClosedByPeer) => return Poll::Pending,
+                Some(end) => return Poll::Ready(Err(Fault::Broken(self.describe(end)))),
+                None => {}
             }
             if let Err(fault) = ready!(self.poll_datagram(cx)) {
                 self.input_ended = true;

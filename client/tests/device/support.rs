@@ -111,7 +111,7 @@ impl Server {
     /// Takes one connection as far as the upgrade, and on `ws` and `udp` the challenge.
     pub(crate) async fn accept(&self) -> Peer {
         match self.kind {
-            ChannelKind::Ws | ChannelKind::Wss => Peer::Web(self.accept_web().await),
+            ChannelKind::Ws | ChannelKind::Wss => Peer::Web(Box::new(self.accept_web().await)),
             ChannelKind::Udp => Peer::Udp(self.udp.accept().await),
         }
     }
@@ -190,7 +190,7 @@ pub(crate) fn verify(authorization: &str) -> Verified {
 }
 
 pub(crate) enum Peer {
-    Web(WebPeer),
+    Web(Box<WebPeer>),
     Udp(UdpPeer),
 }
 

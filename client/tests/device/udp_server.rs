@@ -211,8 +211,7 @@ impl UdpPeer {
                     code: code.into(),
                     reason: reason.into(),
                 })),
-                Event::Ended(_) => return None,
-                Event::Delivered(_) | Event::PeerMoved(_) => continue,
+                Event::Ended(_) | Event::Delivered(_) | Event::PeerMoved(_) => continue,
             });
         }
     }
@@ -254,14 +253,16 @@ impl ServerEnd {
         let mut bytes = [0; 2048];
         loop {
             // A test that takes no messages is a server that does not read.
-            while let Ok(permit) = self.events.try_reserve() {
+            let room = self.events.clone();
+            while let Ok(permit) = room.try_reserve() {
                 match self.connection.poll_event(&self.config, Instant::now()) {
+                    Some(Event::Ended(_)) => return self.transmit().await,
                     Some(event) => permit.send(event),
                     None => break,
                 }
             }
             self.transmit().await;
-            let (room, full) = (self.events.clone(), self.events.capacity() == 0);
+            let full = room.capacity() == 0;
             let far = Instant::now() + Duration::from_secs(3600);
             let due = self.connection.poll_timeout().unwrap_or(far);
             tokio::select! {

@@ -48,6 +48,18 @@ impl Stranger {
         Said::parse(&datagram)
     }
 
+    /// Asks to be let in, and shows where it is when it is asked to.
+    pub(crate) async fn asks(&mut self, hello: &Hello) -> Said {
+        let mut cookie = Vec::new();
+        loop {
+            self.says(&hello.encode(&cookie)).await;
+            match self.hears().await {
+                Said::Retry { cookie: given, .. } => cookie = given,
+                other => return other,
+            }
+        }
+    }
+
     /// Listens until nothing came for `quiet`, and gives what did.
     pub(crate) async fn listens(&mut self, quiet: Duration) -> Vec<Said> {
         let mut heard = Vec::new();

@@ -21,10 +21,15 @@ pub(crate) struct Victim {
 impl Victim {
     /// A device with the gateway's key for `id`, that connects to `address` and is not waited for.
     pub(crate) fn start(gateway: &Gateway, id: &str, address: SocketAddr) -> Self {
+        Self::start_at(gateway, id, format!("ws://{address}"))
+    }
+
+    /// The same over whatever the URL says.
+    pub(crate) fn start_at(gateway: &Gateway, id: &str, url: String) -> Self {
         let identity = gateway.keys.identity(id);
         let key = gateway.keys.device_key(&identity);
         let (tell, losses) = mpsc::unbounded_channel();
-        let builder = Device::builder_with_key(format!("ws://{address}"), identity, key)
+        let builder = Device::builder_with_key(url, identity, key)
             .seed(1)
             .on_state(move |state| {
                 if let State::Waiting { error, .. } | State::Closed(error) = state {
@@ -45,6 +50,11 @@ impl Victim {
     pub(crate) async fn loss(&mut self) -> Error {
         let loss = timeout(PATIENCE, self.losses.recv()).await;
         loss.expect("the connection ends").expect("the device lives")
+    }
+
+    /// Whether no connection of its has ended so far.
+    pub(crate) fn undisturbed(&mut self) -> bool {
+        self.losses.try_recv().is_err()
     }
 
     /// Sends requests at once; the results come later.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holdfast_client::{Request, State};
 use holdfast_tests::Over;
 use holdfast_tests::device::{ABNORMAL, Device, Incoming};
 use holdfast_tests::gateway::Gateway;
@@ -9,11 +10,12 @@ use holdfast_tests::lossy::{Relay, Way, Weather};
 use holdfast_tests::service::{Log, Service};
 use http::Method;
 use nix::sys::signal::Signal;
+use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 const SESSIONS: &str = "holdfast_frontend_sessions";
-const MOVES: &str = "holdfast_frontend_udp_path_validations_total";
+const MOVES: &str = "holdfast_udp_path_validations_total";
 const CLOSED: &str = "holdfast_frontend_closed_total";
 
 /// A device that is online through the relay.
@@ -62,6 +64,39 @@ async fn a_restarted_frontend_tells_its_devices_that_it_forgot_them() {
         works(&mut gateway.device("a").await, "again").await;
     }
     assert_eq!(service.log(Log::inconsistent_keys), 0);
+}
+
+/// The SDK needs no deadline for that: it is told with the first thing that it sends, comes back, and asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdk_comes_back_to_a_restarted_frontend() {
+    let service = Service::start().await;
+    let mut gateway = Gateway::start_over(Over::Udp, &service).await;
+    let identity = gateway.keys.identity("sdk");
+    let key = gateway.keys.device_key(&identity);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let device = holdfast_client::Device::builder_with_key(format!("udp://{}", gateway.udp()), identity, key)
+        .seed(1)
+        .on_state(move |state| {
+            if let State::Waiting { error, .. } = state {
+                // After the test nobody listens.
+                let _ = tell.send(error.to_string());
+            }
+        })
+        .start()
+        .expect("good settings");
+    device.wait_online().await.expect("it gets in");
+    let request = || Request::json("Demo", "Echo", to_raw_value(&json!({})).expect("JSON"));
+    device.call(request()).await.expect("a reply");
+    gateway.frontends[0].kill9().await;
+    gateway.frontends[0].restart().await;
+    let begun = std::time::Instant::now();
+    // What was asked of the frontend before it is known to be another may be lost with it.
+    while device.call(request()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let lost = told.recv().await.expect("it lost its connection");
+    assert!(lost.contains("does not know this connection"), "{lost}");
 }
 
 /// A router forgot the mapping in the middle of a request: the reply finds the device, and presence says where it is.

@@ -14,6 +14,8 @@ use crate::channel::{Channel, ChannelEvent};
 
 /// Type and connection id: datagrams of one connection begin with the same.
 const RUN_HEADER_BYTES: usize = 9;
+/// Datagrams received before acknowledgements of them are sent: one can tell of 256.
+const ANSWER_AFTER: usize = 64;
 
 impl Shard {
     /// What came with one system call. Ends with what there is to answer.
@@ -23,8 +25,13 @@ impl Shard {
             udp.shared.now = now;
             udp.metrics.received_batches.inc();
         }
+        let mut unanswered = 0;
         for arrived in arrived {
-            self.on_arrived(now, arrived);
+            unanswered += self.on_arrived(now, arrived);
+            if unanswered >= ANSWER_AFTER {
+                unanswered = 0;
+                self.transmit_datagrams();
+            }
         }
         // Turns are frequent under load: timers need not wait for their task.
         self.on_udp_timer(now);
@@ -32,8 +39,9 @@ impl Shard {
         self.end_turn();
     }
 
-    fn on_arrived(&mut self, now: Instant, arrived: Arrived<'_>) {
-        let Some(udp) = &mut self.udp else { return };
+    /// Tells how many datagrams it was.
+    fn on_arrived(&mut self, now: Instant, arrived: Arrived<'_>) -> usize {
+        let Some(udp) = &mut self.udp else { return 0 };
         let Arrived {
             from,
             to,
@@ -68,6 +76,7 @@ impl Shard {
                 }
             }
         }
+        count
     }
 
     pub(super) fn udp_dropped(&self, reason: &'static str) {

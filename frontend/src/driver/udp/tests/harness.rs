@@ -6,11 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use holdfast_proto::MessageKind;
 use holdfast_proto::link::frames::{self, bound, logged_in};
 use holdfast_proto::link::{Class, Command, Incoming};
+use holdfast_proto::secure::{TrafficKey, TrafficKeys};
 use holdfast_proto::throttle::Throttle;
 use holdfast_proto::udp::datagram::{Hello, encode_hello};
-use holdfast_proto::udp::{self, Cookies, Datagram, Parameters, ResetKey, parse};
+use holdfast_proto::udp::{
+    self, Connection, Cookies, Datagram, Event, INITIAL_SERVER_CREDIT, Opening, Parameters, PeerCredit,
+    ResetKey, Side, parse,
+};
 use holdfast_proto::{SessionId, ShardId, Share};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -315,5 +320,149 @@ impl Stranger {
             Datagram::Refused(refused) => (refused.status, refused.code.to_owned(), refused.retry_after_ms),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+/// A device that was let in, with keys of the test's.
+pub(super) struct Device {
+    pub(super) stranger: Stranger,
+    pub(super) connection: Connection,
+    config: udp::Config,
+    pub(super) session: SessionId,
+}
+
+impl Device {
+    /// Up to the challenge; nothing was proved yet.
+    pub(super) async fn challenged(world: &mut World, attempt: u64) -> Self {
+        let stranger = Stranger::new(world).await;
+        stranger.hello(attempt, b"").await;
+        let session = session(world.bind().await.id);
+        world.frame(admitted(session));
+        let answer = stranger.receive().await;
+        let Datagram::Challenge { cid, .. } = parse(&answer).unwrap() else {
+            panic!("no challenge")
+        };
+        let key = |bytes| TrafficKey::from_bytes(bytes).unwrap();
+        let opening = Opening {
+            cid,
+            keys: TrafficKeys {
+                to_server: key(&TO_SERVER),
+                to_device: key(&TO_DEVICE),
+            },
+            peer: world.address,
+            peer_max_datagram: 1472,
+            peer_credit: INITIAL_SERVER_CREDIT,
+            own_credit: PeerCredit {
+                messages: 32,
+                bytes: 65_536,
+            },
+            reset_token: None,
+        };
+        Self {
+            connection: Connection::new(Side::Device, opening, Instant::now()),
+            config: udp::Config::default(),
+            stranger,
+            session,
+        }
+    }
+
+    /// Up to `@welcome`.
+    pub(super) async fn online(world: &mut World, attempt: u64) -> Self {
+        let mut device = Self::challenged(world, attempt).await;
+        device.send("@hello {}").await;
+        let login = device.drive(world.login()).await;
+        assert_eq!(login.hello, "@hello {}");
+        world.frame(welcomed(device.session));
+        assert_eq!(device.text().await, "@welcome {}");
+        device
+    }
+
+    pub(super) async fn send(&mut self, text: &str) {
+        let payload = Bytes::copy_from_slice(text.as_bytes());
+        let queued = self
+            .connection
+            .send(&self.config, Instant::now(), MessageKind::Text, payload);
+        queued.unwrap();
+        self.transmit().await;
+    }
+
+    pub(super) async fn transmit(&mut self) {
+        let mut out = Vec::new();
+        while let Some(to) = self
+            .connection
+            .poll_transmit(&self.config, Instant::now(), &mut out)
+        {
+            self.stranger.socket.send_to(&out, to).await.unwrap();
+            out.clear();
+        }
+    }
+
+    /// Takes what comes next, and does what is due.
+    pub(super) async fn step(&mut self) {
+        self.transmit().await;
+        let mut buffer = [0; 2048];
+        let until = self.connection.poll_timeout();
+        let until = until.unwrap_or_else(|| Instant::now() + Duration::from_millis(20));
+        let received =
+            tokio::time::timeout_at(until.into(), self.stranger.socket.recv_from(&mut buffer)).await;
+        let now = Instant::now();
+        match received {
+            Ok(received) => {
+                let (n, from) = received.unwrap();
+                let datagram = &mut buffer[..n];
+                if let Ok(Datagram::Reset { token, .. }) = parse(datagram) {
+                    let token = *token;
+                    self.connection.handle_reset(&token);
+                } else {
+                    self.connection
+                        .handle_datagram(&self.config, now, from, datagram, 1);
+                }
+            }
+            Err(_) => self.connection.handle_timeout(&self.config, now),
+        }
+        self.transmit().await;
+    }
+
+    pub(super) fn poll(&mut self) -> Option<Event> {
+        self.connection.poll_event(&self.config, Instant::now())
+    }
+
+    /// The next event but deliveries.
+    pub(super) async fn event(&mut self) -> Event {
+        let next = async {
+            loop {
+                match self.poll() {
+                    Some(Event::Delivered(_)) => {}
+                    Some(event) => return event,
+                    None => self.step().await,
+                }
+            }
+        };
+        timeout(PATIENCE, next).await.expect("the device hears something")
+    }
+
+    pub(super) async fn text(&mut self) -> String {
+        match self.event().await {
+            Event::Message(MessageKind::Text, text) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lives while something else is waited for.
+    pub(super) async fn drive<T>(&mut self, other: impl Future<Output = T>) -> T {
+        let mut other = std::pin::pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut other => return result,
+                () = self.step() => {}
+            }
+        }
+    }
+
+    /// From now on it writes from another address.
+    pub(super) async fn move_away(&mut self) -> SocketAddr {
+        self.stranger.socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        self.stranger.socket.local_addr().unwrap()
     }
 }
