@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::secure::{DeviceKey, Identity};
-use holdfast_proto::udp::datagram::MAX_DATAGRAM_BYTES;
-use holdfast_proto::udp::{self, MIN_MAX_DATAGRAM};
+use holdfast_proto::udp::MAX_DATAGRAM_BYTES;
+use holdfast_proto::udp::{self, MIN_DATAGRAM_LIMIT};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -181,7 +181,7 @@ impl Builder {
     /// `udp` only: the longest datagram to send and to take, in bytes of UDP payload, from 512 to 1472; default 1200, which gets
     /// through nearly everywhere. More is for networks whose every hop is known.
     pub fn max_datagram(self, bytes: u16) -> Self {
-        let max_datagram = bytes.clamp(MIN_MAX_DATAGRAM, MAX_DATAGRAM_BYTES as u16);
+        let max_datagram = bytes.clamp(MIN_DATAGRAM_LIMIT, MAX_DATAGRAM_BYTES);
         Self {
             datagrams: Datagrams {
                 max_datagram,

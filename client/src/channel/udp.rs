@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
 use holdfast_proto::codes::CloseCode;
-use holdfast_proto::udp::datagram::MAX_DATAGRAM_BYTES;
+use holdfast_proto::udp::MAX_DATAGRAM_BYTES;
 use holdfast_proto::udp::{self, Config, Connection, Datagram, Event, SendError};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
@@ -163,7 +163,7 @@ impl UdpChannel {
     /// Gives one datagram to the transport.
     fn poll_datagram(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         // A byte more than any datagram has shows that one was cut.
-        let mut bytes = [0; MAX_DATAGRAM_BYTES + 1];
+        let mut bytes = [0; MAX_DATAGRAM_BYTES as usize + 1];
         let mut datagram = ReadBuf::new(&mut bytes);
         match ready!(self.socket.poll_recv_from(cx, &mut datagram)) {
             Ok(from) if (from.ip(), from.port()) == (self.server.ip(), self.server.port()) => {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_proto::udp::datagram::MAX_DATAGRAM_BYTES;
+use holdfast_proto::udp::MAX_DATAGRAM_BYTES;
 use holdfast_proto::udp::dial::{self, Dial, Dialed, Dialing, REFUSAL_PATIENCE};
 use holdfast_proto::udp::{Config, Connection, Parameters};
 use tokio::net::UdpSocket;
@@ -74,7 +74,7 @@ impl Attempt<'_> {
         };
         // Like a refusal, anybody who listens on the way can make an ICMP message: it counts when nothing better comes.
         let mut trouble: Option<(Instant, io::Error)> = None;
-        let mut datagram = vec![0; MAX_DATAGRAM_BYTES + 1];
+        let mut datagram = vec![0; MAX_DATAGRAM_BYTES as usize + 1];
         loop {
             let sent = send_due(&mut dial, socket).await;
             note(&mut trouble, sent.err());

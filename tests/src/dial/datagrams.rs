@@ -30,7 +30,7 @@ impl Dial {
         }
         let parameters = Parameters {
             attempt: rand::random(),
-            max_datagram: udp::datagram::MAX_DATAGRAM_BYTES as u16,
+            max_datagram: udp::MAX_DATAGRAM_BYTES,
             receive_bytes: config.receive_bytes,
             receive_messages: config.receive_messages,
         };

@@ -112,7 +112,7 @@ async fn what_is_made_up_ends_no_session_of_the_sdk_s() {
     let tamper = move |way, datagram: Vec<u8>| {
         if let (Way::ToDevice, Some(0x02..=0x04 | 0x40)) = (way, datagram.first()) {
             let cid = match Said::parse(&datagram) {
-                Said::Challenge { attempt: of, cid, .. } => {
+                Said::Challenge { attempt: of, .. } => {
                     attempt = of;
                     return vec![datagram];
                 }
