@@ -393,7 +393,12 @@ async def a_device_s_own_close_hands_over_what_was_sent_before(gateway):
             await device.request("Demo", "Echo", f"last-{n}", "x" * 3000)
         await device.channel.close(1000)
         assert not device.channel.connection.outbox.queue
-        await expect_no_word(device)
+        try:
+            # Answers that were quicker than the close.
+            while True:
+                await device.event()
+        except Lost:
+            pass
 
 
 async def a_reset_has_the_token_that_was_told(gateway):

@@ -78,7 +78,8 @@ class Handshake:
         noise, _ = self.begin()
         try:
             noise.read_message(message_2)
-        except InvalidTag:
+        except (InvalidTag, ValueError):
+            # The latter when nothing but zeros came out of the exchange.
             raise secure.Rejected("the server does not hold the key") from None
         ciphers = noise.noise_protocol
         return ciphers.cipher_state_encrypt.k, ciphers.cipher_state_decrypt.k
