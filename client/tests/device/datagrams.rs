@@ -11,6 +11,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::nat::Nat;
 use crate::support::{Peer, Server, device_key, identity};
 use crate::{NEVER, PATIENCE, echo, raw, until};
 
@@ -158,6 +159,27 @@ async fn names_are_resolved_and_every_address_is_tried() {
     let builder = Device::builder_with_key(url, identity(), device_key());
     let (device, _peer) = online(builder, &server).await;
     device.close().await;
+}
+
+#[tokio::test]
+async fn another_address_on_the_way_is_not_noticed() {
+    let server = server().await;
+    let nat = Nat::before(server.address).await;
+    let builder = Device::builder_with_key(format!("udp://{}", nat.address), identity(), device_key());
+    let (device, mut peer) = online(builder, &server).await;
+    for seq in 1..=5 {
+        let reply = device.send(echo()).unwrap();
+        let id = peer.receive_header().await["id"].clone();
+        // The request came by the old way, the reply must find the new one, which it can only after the device was heard there.
+        nat.forget();
+        let next = device.send_one_way(echo());
+        let (sent, ()) = tokio::join!(next, peer.reply(2 * seq - 1, id.as_str().unwrap(), json!(1)));
+        sent.unwrap();
+        let reply = tokio::time::timeout(PATIENCE, reply).await.unwrap().unwrap();
+        assert_eq!(reply.seq, 2 * seq - 1);
+        peer.receive_header().await;
+    }
+    assert_eq!(device.counters().connects(), 1);
 }
 
 #[tokio::test]

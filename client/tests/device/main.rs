@@ -5,6 +5,7 @@
 
 mod datagrams;
 mod insecure;
+mod nat;
 mod support;
 mod udp_server;
 

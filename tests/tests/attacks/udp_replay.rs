@@ -165,7 +165,7 @@ async fn changed_and_reflected_packets_are_dropped_and_counted() {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(frontend.metric(FORGED, &[]).await >= (changed.len() / 2) as f64);
+    assert!(frontend.metric(FORGED, &[]).await >= (changed.len() / 5) as f64);
     for datagram in datagrams(&recording, Way::ToServer, DATA) {
         relay.inject(Way::ToDevice, &datagram).await;
     }

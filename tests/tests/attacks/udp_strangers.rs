@@ -101,6 +101,7 @@ async fn a_challenge_that_nobody_follows_up_is_the_last_word() {
     let service = Service::start().await;
     let gateway = Gateway::builder(&service)
         .over(Over::Udp)
+        .frontend_set("shards", 1)
         .frontend_set("times.challenge", "2s")
         .start()
         .await;
@@ -131,6 +132,32 @@ async fn a_challenge_that_nobody_follows_up_is_the_last_word() {
     gateway.frontends[0].wait_for_metric(SESSIONS, |n| n == 0.0).await;
     assert_eq!(gateway.frontends[0].metric(UNFINISHED, &[]).await, 0.0);
     assert_eq!(gateway.backends[0].metric(LOGINS, &[]).await, 0.0);
+}
+
+/// Who has recorded a device's attempts says them again in its name, as far as its address: it gets in all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn replayed_attempts_keep_their_device_from_nothing() {
+    const RECORDED: usize = 8;
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(Over::Udp, &service).await;
+    let identity = gateway.keys.identity("victim");
+    let key = gateway.keys.device_key(&identity);
+    let home = address(29, 0);
+    let recorded: Vec<Vec<u8>> = (0..RECORDED)
+        .map(|_| Hello::of(&identity, &key).0.encode(&[]))
+        .collect();
+    // Several ports each, so that every shard hears of it.
+    for hello in &recorded {
+        for _ in 0..8 {
+            let mut spoofed = Stranger::at(home, gateway.udp()).await;
+            spoofed.says(hello).await;
+            spoofed.listens(LATER / 10).await;
+        }
+    }
+    let dial = gateway.dial_as("victim").source(home.into());
+    let mut device = dial.connect().await.expect("it gets in");
+    device.hello().await;
+    assert_eq!(gateway.backends[0].metric(LOGINS, &[]).await, 1.0);
 }
 
 /// Who has a device's key may finish the handshake at his own address and then speak in another's name.
