@@ -309,7 +309,7 @@ def packets_against_the_form(n):
     text = {"message": n, "data": b"x"}
     yield "a field that breaks off", [b"\x12\x05\x00"]
     yield "a wire type", [b"\x32\x01\x01"]
-    yield "two pings", [b"\x30\x01\x30\x01"]
+    yield "two credits", [encode_packet({"credit": {"messages": 8}}) * 2]
     yield "65 pieces", [encode_packet({"pieces": [{"data": b"@hello {}"}] * 65})]
     yield "a kind", [piece(**text | {"kind": 2})]
     yield "data beyond the length", [piece(**text | {"length": 5, "offset": 5})]
