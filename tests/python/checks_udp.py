@@ -34,6 +34,30 @@ async def two_ends_of_ours_agree_in_any_weather(_):
         assert ends.device.reset_token == ends.server.token, seed
 
 
+async def our_own_end_refuses_what_breaks_the_protocol(_):
+    for name, packets in packets_against_the_form(0):
+        ends = Ends(Weather(0))
+        for packet in packets:
+            ends.device.handle_datagram(ends.server.seal_raw(packet), ends.now)
+        ends.run_until(lambda: ends.server.end)
+        assert ends.server.end.args[0].startswith("1002 "), (name, ends.server.end)
+
+
+async def what_has_no_room_is_not_acknowledged(_):
+    """And may come again when there is room."""
+    ends = Ends(Weather(0), window=(4, 4096))
+    pieces = ((4000, 500), (0, 1100), (1100, 1100))
+    beyond, *before = (piece(message=0, length=9000, offset=at, data=bytes(size)) for at, size in pieces)
+    ends.device.handle_datagram(ends.server.seal_raw(beyond), ends.now)
+    assert ends.device.opening.expected == 0 and not ends.device.inbox.parts
+    for packet in before:
+        ends.device.handle_datagram(ends.server.seal_raw(packet), ends.now)
+    assert ends.device.poll_datagram(ends.now), "no credit is given"
+    ends.device.handle_datagram(ends.server.seal_raw(beyond), ends.now)
+    ack = ends.device.acknowledgement(ends.now)
+    assert (ack["largest"], ack["ranges"], ends.device.inbox.ahead_bytes) == (3, [2], 4500), ack
+
+
 async def a_device_without_a_clock_is_let_in(gateway):
     async with login(gateway, time_ms=lambda: None) as device:
         await device.echo()
@@ -448,6 +472,8 @@ async def a_device_learns_of_a_restart_by_a_reset(gateway):
 
 CHECKS = [
     two_ends_of_ours_agree_in_any_weather,
+    our_own_end_refuses_what_breaks_the_protocol,
+    what_has_no_room_is_not_acknowledged,
     a_device_without_a_clock_is_let_in,
     bad_credentials_are_refused,
     parameters_are_what_the_device_s_key_vouches_for,

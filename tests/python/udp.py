@@ -45,13 +45,14 @@ class Refused(Exception):
 class Handshake:
     """One attempt: its HELLO, and what a CHALLENGE makes of it."""
 
-    def __init__(self, identity, key, time_ms, window=WINDOW, ephemeral=None, attempt=None, max_datagram=MAX_DATAGRAM_BYTES, channel="udp"):
-        self.attempt = int.from_bytes(os.urandom(8), "big") if attempt is None else attempt
+    def __init__(self, identity, key, time_ms, window=WINDOW, max_datagram=MAX_DATAGRAM_BYTES, channel="udp", **fixed):
+        """`fixed` are the attempt and the ephemeral key where they are not to be random."""
+        self.attempt = fixed.get("attempt", int.from_bytes(os.urandom(8), "big"))
         self.window, self.max_datagram, self.key, self.channel = window, max_datagram, key, channel
         self.parameters = encode_parameters(self.attempt, max_datagram, window.bytes, window.messages)
         self.identity = secure.encode_identity(identity)
         self.time = b"" if time_ms is None else time_ms.to_bytes(8, "big")
-        self.ephemeral = ephemeral or X25519PrivateKey.generate().private_bytes(
+        self.ephemeral = fixed.get("ephemeral") or X25519PrivateKey.generate().private_bytes(
             serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
         )
         self.noise, message_1 = self.begin()
