@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import secure
 import udp
-from checks import HOUR_MS, Device, expect_no_word, hello, login
+from checks import HOUR_MS, Device, hello, login
 from events import decode_binary, encode_binary, encode_text
 from outcome import Lost
 from udp import Refused, Socket, Udp
@@ -244,6 +244,28 @@ async def a_device_moves_in_the_middle_of_a_long_message(gateway):
         await channel.move()
         header, payload = await device.event()
         assert (header["reply_to"], payload) == ("long", "x" * LONG_BYTES), header
+
+
+async def no_more_goes_to_a_new_address_than_came_from_there(gateway):
+    """Somebody sends the device's packets on from where he is, ahead of the device's own."""
+    async with login(gateway) as device, Raw.open(gateway) as thief:
+        await device.request("Demo", "Echo", "long", {"delay_ms": 300, "padding": "x" * LONG_BYTES})
+        sent = 0
+        for _ in range(5):
+            stolen = device.channel.connection.seal_raw(encode_packet({"ping": True, "padding": 15}))
+            thief.socket.send([stolen])
+            sent += len(stolen)
+            await asyncio.sleep(0.05)
+        header, payload = await device.event()
+        assert (header["reply_to"], len(payload["padding"])) == ("long", LONG_BYTES), header
+        came = list(drained(thief.socket.datagrams))
+        assert 0 < sum(came) <= sent, (came, sent)
+        await device.echo()
+
+
+def drained(queue):
+    while not queue.empty():
+        yield len(queue.get_nowait())
 
 
 async def doubled_and_mutated_and_overtaken_datagrams_change_nothing(gateway):
@@ -489,6 +511,7 @@ CHECKS = [
     what_strangers_say_before_the_challenge_does_no_lasting_harm,
     a_moved_device_s_reply_comes_to_where_it_is,
     a_device_moves_in_the_middle_of_a_long_message,
+    no_more_goes_to_a_new_address_than_came_from_there,
     doubled_and_mutated_and_overtaken_datagrams_change_nothing,
     lost_datagrams_are_made_good,
     no_more_is_sent_than_there_is_credit_for,

@@ -304,7 +304,7 @@ def decode_packet(data):
             continue
         if name == "padding":
             value = len(value) + packet.get(name, 0)
-        elif name in packet:
+        elif name in packet and name in NESTED:
             raise Broken(f"two of {name}")
         packet[name] = DECODERS.get(name, lambda value: value)(value)
     return packet
