@@ -148,10 +148,20 @@ async fn a_device_that_never_stays_loses_nothing() {
             let text = holdfast_tests::device::event_text(ECHO, &n.to_string(), &payload);
             outbox.send_text(text).await.expect("P1");
         }
-        for n in 0..REQUESTS {
-            match inbox.next().await {
-                Incoming::Reply(reply) => assert_eq!(reply.reply_to, n.to_string()),
-                other => panic!("reply {n}: {other:?}"),
+        // Who keeps silent is not found where he has gone to.
+        let mut beats = tokio::time::interval(Duration::from_millis(100));
+        let mut n = 0;
+        while n < REQUESTS {
+            tokio::select! {
+                message = inbox.next() => match message {
+                    Incoming::Reply(reply) => {
+                        assert_eq!(reply.reply_to, n.to_string());
+                        n += 1;
+                    }
+                    Incoming::Control { word, .. } if word == "@pong" => {}
+                    other => panic!("reply {n}: {other:?}"),
+                },
+                _ = beats.tick() => outbox.send_text("@ping").await.expect("P1"),
             }
         }
     };

@@ -1,4 +1,5 @@
-//! Things that come late or twice: each has one outcome, and a counter that says that it was.
+//! Things that come late or twice: each has one outcome, and a counter that says that it was. Devices come over each channel in
+//! turn, but over `wss` where a backend of the test's own admits them, which knows no keys.
 
 mod frontends;
 mod sessions;
