@@ -20,6 +20,8 @@ from types import SimpleNamespace
 
 import checks
 import checks_udp
+import checks_udp_opening
+import checks_udp_packets
 import checks_ws
 import secure
 import udp_vectors
@@ -28,7 +30,7 @@ import udp_vectors
 OF_CHANNEL = {
     "wss": checks.WEB_SOCKET_CHECKS,
     "ws": checks.WEB_SOCKET_CHECKS + checks_ws.CHECKS,
-    "udp": udp_vectors.CHECKS + checks_udp.CHECKS,
+    "udp": udp_vectors.CHECKS + checks_udp_packets.CHECKS + checks_udp_opening.CHECKS + checks_udp.CHECKS,
 }
 
 

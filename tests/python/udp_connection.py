@@ -9,19 +9,9 @@ import random
 
 from outcome import Closed, Lost
 from udp_messages import FIRST_BYTES, FIRST_MESSAGES, PIECE_OVERHEAD_BYTES, Inbox, Outbox, Spans
+from udp_packet import MAX_PIECES, MAX_RUNS, ack_of, decode_packet, encode_packet, is_eliciting
 from udp_recovery import MAX_ACK_DELAY_S, Recovery, Sent
-from udp_wire import (
-    MAX_PIECES,
-    MAX_RUNS,
-    MIN_DATA_BYTES,
-    Broken,
-    Opening,
-    Sealing,
-    ack_of,
-    decode_packet,
-    encode_packet,
-    is_eliciting,
-)
+from udp_wire import MIN_DATA_BYTES, Broken, Opening, Sealing
 
 KEEP_ALIVE_S = 25
 CLOSING_S = 2
@@ -55,7 +45,7 @@ class Connection:
         self.received, self.unanswered, self.ack_at, self.largest_at = Spans(), 0, None, now
         self.responses, self.challenges = [], 0
         self.wanted = set() if device else {"token", "credit"}
-        self.credit_waits, self.token, self.reset_token = False, token, None
+        self.token, self.reset_token = token, None
         self.pings, self.ping, self.probe = 0, 0, False
         self.closing, self.closing_until, self.closed = None, None, None
         self.last_eliciting, self.heard_at, self.random = now, now, random.Random()

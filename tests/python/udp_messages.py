@@ -2,7 +2,8 @@
 
 from collections import deque
 
-from udp_wire import Broken, encode_piece
+from udp_packet import encode_piece
+from udp_wire import Broken
 
 TEXT, BINARY = 0, 1
 FIRST_MESSAGES, FIRST_BYTES = 8, 16_384

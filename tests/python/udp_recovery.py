@@ -3,7 +3,8 @@
 After RFC 9002, without ECN and persistent congestion.
 """
 
-from udp_wire import Broken, runs
+from udp_packet import runs
+from udp_wire import Broken
 
 FIRST_RTT_S = 0.333
 GRANULARITY_S = 0.001

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import secure
 import udp
+import udp_packet
 import udp_wire
 from secure import Rejected
 from udp_wire import Broken, Opening, Sealing
@@ -69,14 +70,14 @@ async def answers_agree_with_the_vectors(_):
 
 async def packets_agree_with_the_vectors(_):
     for vector in VECTORS["packets"]:
-        packet = udp_wire.decode_packet(bytes.fromhex(vector["packet"]))
+        packet = udp_packet.decode_packet(bytes.fromhex(vector["packet"]))
         assert normal(packet) == normal(from_hex(vector["fields"])), (vector["about"], packet)
-        encoded = udp_wire.encode_packet(from_hex(vector["fields"]))
+        encoded = udp_packet.encode_packet(from_hex(vector["fields"]))
         if vector["about"] not in ("unknown fields", "another order of fields"):
             assert encoded.hex() == vector["packet"], vector["about"]
     for vector in VECTORS["rejected_packets"]:
         try:
-            rejected(udp_wire.decode_packet, bytes.fromhex(vector["packet"]), by=Broken)
+            rejected(udp_packet.decode_packet, bytes.fromhex(vector["packet"]), by=Broken)
         except AssertionError as error:
             raise AssertionError(vector["why"]) from error
 
@@ -100,10 +101,10 @@ def normal(value):
 async def acknowledgements_agree_with_the_vectors(_):
     for vector in VECTORS["acknowledgements"]:
         ack = {"largest": vector["largest"], "ranges": vector["ranges"]}
-        runs = list(udp_wire.runs(ack))
+        runs = list(udp_packet.runs(ack))
         accepted = sorted(n for first, last in runs for n in range(first, last + 1))
         assert accepted == sorted(vector["accepted"]), vector
-        assert udp_wire.ack_of(runs) == ack, vector
+        assert udp_packet.ack_of(runs) == ack, vector
 
 
 async def sealed_packets_agree_with_the_vectors(_):
