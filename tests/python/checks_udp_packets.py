@@ -6,6 +6,7 @@ from events import encode_text
 from udp_ends import Ends
 from udp_packet import encode_packet
 from udp_weather import Weather
+from udp_wire import REKEY_PACKETS
 
 
 async def two_ends_of_ours_agree_in_any_weather(_):
@@ -86,6 +87,17 @@ async def packets_against_the_form_are_closed_with_1002(gateway):
                 raise AssertionError(name) from error
 
 
+async def keys_change_on_the_way_to_the_server(gateway):
+    """To the server, numbers that are left out are packets that were lost."""
+    async with login(gateway, weather=Weather(9, lost=0.05, overtaken=0.1)) as device:
+        connection = device.channel.connection
+        for generation in (1, 2):
+            connection.sealing.number = connection.recovery.next = generation * REKEY_PACKETS - 5
+            for n in range(20):
+                await device.echo(f"{generation}-{n}")
+            assert connection.sealing.number > generation * REKEY_PACKETS
+
+
 async def unknown_fields_are_skipped(gateway):
     async with login(gateway) as device:
         device.channel.send_packet(b"\x98\x06\x05\xa2\x06\x03abc\xad\x06abcd\xb1\x06abcdefgh" + bytes([0x4A, 40]) + bytes(40))
@@ -120,6 +132,7 @@ CHECKS = [
     our_own_end_refuses_what_breaks_the_protocol,
     what_has_no_room_is_not_acknowledged,
     packets_against_the_form_are_closed_with_1002,
+    keys_change_on_the_way_to_the_server,
     unknown_fields_are_skipped,
     a_piece_of_a_message_over_the_limit_is_closed_with_1009,
     text_that_is_not_utf_8_is_closed_with_1007,
