@@ -1,6 +1,6 @@
-"""The two ways to a gateway, behind one set of methods: `send`, `receive`, `ping`, `close`.
+"""The ways to a gateway, behind one set of methods: `send`, `receive`, `ping`, `close`. (`udp` is in udp.py.)
 
-On both, pings of the server are answered while the device is busy elsewhere.
+On all, pings of the server are answered while the device is busy elsewhere.
 """
 
 import asyncio
@@ -11,22 +11,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 import secure
+from outcome import Closed, Lost
+from udp import Udp
 
 PATIENCE_S = 20
 MAX_MESSAGE_BYTES = 8 << 20
 SUBPROTOCOL = "holdfast.v1"
-
-
-class Closed(Exception):
-    """The server said that the connection is over, in a way that may be believed."""
-
-    def __init__(self, code, reason):
-        super().__init__(f"{code} {reason}")
-        self.code, self.reason = code, reason
-
-
-class Lost(Exception):
-    """The connection is over, and nobody who may be believed said why."""
 
 
 def soon(awaitable):
@@ -87,6 +77,7 @@ class Wss:
 
     async def close(self, code):
         await soon(self.socket.close(code))
+        assert self.socket.close_code == code, self.socket.close_code
 
 
 class Ws:
@@ -141,6 +132,7 @@ class Ws:
     async def close(self, code):
         await self.send_record(secure.CONTROL, secure.encode_close(code))
         await soon(self.socket.close(code))
+        assert self.socket.close_code == code, self.socket.close_code
 
     async def read(self):
         """Opens records until the end, which is what the inbox holds last."""
@@ -182,4 +174,4 @@ class Ws:
             raise secure.Rejected(f"a message of {len(record)} bytes after a close record")
 
 
-CHANNELS = {"wss": Wss, "ws": Ws}
+CHANNELS = {"wss": Wss, "ws": Ws, "udp": Udp}
