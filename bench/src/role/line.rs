@@ -7,6 +7,9 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use super::tcp_info;
+use crate::protocol::Traffic;
+
 pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Sends and receives texts.
@@ -70,6 +73,15 @@ impl Line {
     pub(super) fn next_now(&mut self) -> Option<Result<Option<String>>> {
         let message = self.socket.next().now_or_never()?;
         Some(self.read(message))
+    }
+
+    /// What its socket has sent and received.
+    pub(super) fn traffic(&self) -> Result<Traffic> {
+        match self.socket.get_ref() {
+            MaybeTlsStream::Plain(stream) => tcp_info::traffic(stream),
+            MaybeTlsStream::Rustls(stream) => tcp_info::traffic(stream.get_ref().0),
+            _ => bail!("a stream of another kind"),
+        }
     }
 
     fn read(&mut self, message: Option<Result<Message, Error>>) -> Result<Option<String>> {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::progress;
 use crate::args::Size;
 use crate::conductor::Worker;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Setup};
 use crate::machine::slab_bytes;
 use crate::process::private_dirty;
 use crate::protocol::{Devices, Endpoint, Pace, Role, Run, Speak};
@@ -20,6 +20,8 @@ use crate::stats::slope;
 
 /// Processes of devices: no process may hold more than half as many descriptors as the server.
 const PROCESSES: u32 = 3;
+/// Devices on a socket of theirs: a session on udp has none at the server.
+const UDP_SHARE: u32 = 100;
 /// After the last handshake, before memory is read: allocators return pages late.
 const SETTLE: Duration = Duration::from_millis(1500);
 const LARGE_PAYLOAD_BYTES: usize = 16 * 1024;
@@ -30,7 +32,7 @@ const LARGE_SHARE: u32 = 5;
 
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    let (mut ours_ws, mut bare_tcp) = (Vec::new(), Vec::new());
+    let (mut ours_ws, mut ours_udp, mut bare_tcp) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=size.rounds {
         ours.push(
             gateway(
@@ -48,6 +50,15 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
                 bin_dir,
                 ChannelKind::Ws,
                 &format!("round {round}: gateway, ws"),
+            )
+            .await?,
+        );
+        ours_udp.push(
+            gateway(
+                size,
+                bin_dir,
+                ChannelKind::Udp,
+                &format!("round {round}: gateway, udp"),
             )
             .await?,
         );
@@ -73,6 +84,24 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
             of(&ours_ws, |s| s.large),
         )
         .against("tungstenite on TCP", of(&bare_tcp, |s| s.large)),
+        Row::new(
+            "frontend, user space, per idle udp session",
+            "B",
+            of(&ours_udp, |s| s.idle),
+        )
+        .against("the same over wss", of(&ours, |s| s.idle))
+        .limit(Of::Value, 1024.0, 512.0),
+        Row::new(
+            "frontend, more per udp session after a 16 KB echo",
+            "B",
+            of(&ours_udp, |s| s.large),
+        ),
+        Row::new(
+            "kernel slab per udp session (both ends)",
+            "B",
+            of(&ours_udp, |s| s.slab),
+        )
+        .against("the same over wss", of(&ours, |s| s.slab)),
         Row::new("backend, user space, per session", "B", of(&ours, |s| s.backend)),
         row("kernel slab of the machine per session (both ends)", |s| s.slab),
     ];
@@ -103,8 +132,16 @@ struct Slopes {
 }
 
 async fn gateway(size: &Size, bin_dir: Option<&Path>, kind: ChannelKind, label: &str) -> Result<Slopes> {
-    let gateway = Gateway::start_thrifty(bin_dir).await?;
-    let fleet = Fleet::start(gateway.endpoint(kind)).await?;
+    let setup = Setup {
+        thrifty: true,
+        ..Setup::default()
+    };
+    let gateway = Gateway::start_for(bin_dir, &setup).await?;
+    let endpoint = match kind {
+        ChannelKind::Udp => gateway.shared_endpoint(UDP_SHARE),
+        _ => gateway.endpoint(kind),
+    };
+    let fleet = Fleet::start(endpoint).await?;
     fleet
         .measure(size, (gateway.frontend_pid, Some(gateway.backend_pid)), label)
         .await
