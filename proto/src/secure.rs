@@ -18,7 +18,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod vectors;
+pub(crate) mod vectors;
 mod wiped;
 
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
@@ -28,6 +28,9 @@ pub use credential::{
     render_challenge,
 };
 pub use handshake::{HandshakeError, Initiator, MESSAGE_2_BYTES, PATTERN, TrafficKeys, Verified};
+/// What the vectors of udp are made with.
+#[cfg(test)]
+pub(crate) use handshake::{fixed, prologue};
 pub use identity::{
     IDENTITY_VERSION, Identity, IdentityError, MAX_CLASS_BYTES, MAX_IDENTITY_BYTES, MAX_KEY_ID_BYTES,
     MAX_PRODUCT_BYTES,
