@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
 use holdfast_proto::secure::{Credential, Identity, Initiator, MasterKey, SecureChannel, Verified};
-use holdfast_proto::udp::datagram::DATA_HEADER_BYTES;
+
 use holdfast_proto::udp::{
-    Config, Connection, ConnectionId, Event, INITIAL_SERVER_CREDIT, Opening, Parameters, PeerCredit, Side,
+    Config, Connection, ConnectionId, Event, HEADER_BYTES, INITIAL_SERVER_CREDIT, Opening, Parameters,
+    PeerCredit, Side,
 };
 use nix::time::{ClockId, clock_gettime};
 use tokio::task::spawn_blocking;
@@ -128,8 +129,8 @@ fn bare(lengths: &[u16]) -> Result<f64> {
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&(number as u64).to_be_bytes());
         let nonce = nonce.into();
-        let plain = &mut buffer[..usize::from(*length) - DATA_HEADER_BYTES - TAG_BYTES];
-        let header = [0; DATA_HEADER_BYTES];
+        let plain = &mut buffer[..usize::from(*length) - HEADER_BYTES - TAG_BYTES];
+        let header = [0; HEADER_BYTES];
         let sealed = cipher.encrypt_in_place_detached(&nonce, &header, plain);
         let tag = sealed.ok().context("sealing")?;
         let opened = cipher.decrypt_in_place_detached(&nonce, &header, plain, &tag);

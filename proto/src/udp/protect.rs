@@ -189,7 +189,7 @@ impl Opener {
 }
 
 /// The number with this lower half that is nearest to the one expected next.
-fn recover(low: u32, expected: u64) -> u64 {
+pub(super) fn recover(low: u32, expected: u64) -> u64 {
     const HALF: u64 = 1 << 31;
     const WHOLE: u64 = 1 << 32;
     let candidate = expected & !(WHOLE - 1) | u64::from(low);

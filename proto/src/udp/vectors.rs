@@ -3,6 +3,7 @@
 //!
 //! `cargo test -p holdfast-proto --lib rewrite_the_udp_vectors -- --ignored` writes the file anew.
 
+mod data;
 mod generate;
 mod packets;
 

@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use holdfast_proto::secure::MasterKey;
-use holdfast_proto::udp::datagram::DATA_HEADER_BYTES;
-use holdfast_proto::udp::{Config, Datagram, Event, parse};
+
+use holdfast_proto::udp::{Config, DATA, Datagram, Event, HEADER_BYTES, parse};
 use rustc_hash::FxHashMap;
 
 use super::lines::{self, Lines, Socket};
@@ -108,7 +108,7 @@ impl Fleet {
 
     pub(super) fn on_datagram(&mut self, now: Instant, datagram: &mut [u8]) {
         self.lines.traffic.received.datagram(datagram.len());
-        let data = datagram.len() > DATA_HEADER_BYTES && datagram[0] == DATA;
+        let data = datagram.len() > HEADER_BYTES && datagram[0] == DATA;
         let taken = match data {
             true => self.on_data(now, datagram),
             false => self.on_answer(now, datagram),
@@ -238,6 +238,5 @@ fn device_config() -> Config {
 }
 
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(25);
-const DATA: u8 = 0x40;
 const HELLO: &[u8] = b"@hello {}";
 const WELCOME: &str = "@welcome ";

@@ -406,7 +406,7 @@ fn nonce(number: u64) -> aes_gcm::Nonce<aes_gcm::aead::consts::U12> {
 }
 
 /// Noise's REKEY, so often.
-fn generation(key: &TrafficKey, times: u64) -> TrafficKey {
+pub(super) fn generation(key: &TrafficKey, times: u64) -> TrafficKey {
     let mut key = key.as_bytes().to_owned();
     for _ in 0..times {
         let mut next = [0; 32];

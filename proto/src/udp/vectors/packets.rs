@@ -49,7 +49,7 @@ fn fixed(field: u8, value: u64) -> Vec<u8> {
     [vec![field << 3 | 1], value.to_le_bytes().to_vec()].concat()
 }
 
-fn encode(fields: &Value) -> Vec<u8> {
+pub(super) fn encode(fields: &Value) -> Vec<u8> {
     let get = |value: &Value, name: &str| value[name].as_u64().unwrap_or(0);
     let mut out = Vec::new();
     if let Some(ack) = fields.get("ack") {
