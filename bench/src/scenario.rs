@@ -33,7 +33,7 @@ pub(crate) async fn run(args: &Args) -> Result<Report> {
             Scenario::Memory => tables.push(memory::run(&size, bin_dir).await?),
             Scenario::Connect => tables.push(connect::run(&size, bin_dir).await?),
             Scenario::Latency => tables.push(latency::run(&size, bin_dir).await?),
-            Scenario::Cpu => tables.extend(cpu::run(&size, bin_dir).await?),
+            Scenario::Cpu => tables.extend(Box::pin(cpu::run(&size, bin_dir)).await?),
             Scenario::Push => tables.extend(push::run(&size, bin_dir).await?),
             Scenario::Fanout => tables.push(fanout::run(&size, bin_dir).await?),
             Scenario::Wire => tables.push(wire::run(&size, bin_dir).await?),

@@ -199,7 +199,7 @@ impl Pair {
     /// Until there is nothing to send, and nothing to wait for but a keep-alive.
     fn until_quiet(&mut self) -> Result<()> {
         for _ in 0..MOST_TURNS {
-            while self.to_device()? | self.to_server()? {}
+            while self.feed_device()? | self.feed_server()? {}
             if self.server.is_idle() && self.device.is_idle() {
                 return Ok(());
             }
@@ -219,7 +219,7 @@ impl Pair {
         bail!("the two do not get quiet")
     }
 
-    fn to_device(&mut self) -> Result<bool> {
+    fn feed_device(&mut self) -> Result<bool> {
         let mut moved = false;
         self.now += STEP;
         while self
@@ -244,7 +244,7 @@ impl Pair {
         Ok(moved)
     }
 
-    fn to_server(&mut self) -> Result<bool> {
+    fn feed_server(&mut self) -> Result<bool> {
         let mut moved = false;
         self.now += STEP;
         while self

@@ -159,17 +159,7 @@ impl Stage {
         self.ws_devices.run(run).await?;
         found.ws_frontend.add(self.gateway.cpu()?[0].since(&before[0]), n);
 
-        self.udp_devices.run(warm_up).await?;
-        let before = self.gateway.cpu()?;
-        found.udp_runs.push(self.udp_devices.run(run).await?);
-        let [frontend, backend, _] = self.gateway.cpu()?;
-        found.udp_frontend.add(frontend.since(&before[0]), n);
-        found.udp_backend.add(backend.since(&before[1]), n);
-
-        self.packet_devices.run(warm_up).await?;
-        let before = self.packet_echo.cpu()?;
-        self.packet_devices.run(run).await?;
-        found.packet_echo.add(self.packet_echo.cpu()?.since(&before), n);
+        self.udp_round((warm_up, run), found).await?;
 
         self.tls_devices.run(warm_up).await?;
         let before = (self.tls_echo.cpu()?, self.tls_devices.cpu()?);
@@ -200,6 +190,22 @@ impl Stage {
             .add(self.gateway.service.cpu()?.since(&before.1), n);
         Ok(())
     }
+
+    async fn udp_round(&mut self, (warm_up, run): (Run, Run), found: &mut Found) -> Result<()> {
+        let n = run.requests;
+        self.udp_devices.run(warm_up).await?;
+        let before = self.gateway.cpu()?;
+        found.udp_runs.push(self.udp_devices.run(run).await?);
+        let [frontend, backend, _] = self.gateway.cpu()?;
+        found.udp_frontend.add(frontend.since(&before[0]), n);
+        found.udp_backend.add(backend.since(&before[1]), n);
+
+        self.packet_devices.run(warm_up).await?;
+        let before = self.packet_echo.cpu()?;
+        self.packet_devices.run(run).await?;
+        found.packet_echo.add(self.packet_echo.cpu()?.since(&before), n);
+        Ok(())
+    }
 }
 
 /// CPU of everyone, and how the runs went.
@@ -225,69 +231,41 @@ struct Found {
 }
 
 impl Found {
-    fn table(&self, title: String, size: &Size) -> Table {
-        let row = |figure: &str, ours: &Usage, name, bare: &Usage| {
-            Row::new(figure, "µs", ours.per_operation()).against(name, bare.per_operation())
-        };
-        let rows = vec![
+    fn frontend_rows(&self) -> Vec<Row> {
+        let name = "frontend per request and reply";
+        let (ws, udp) = (format!("{name}, ws"), format!("{name}, udp"));
+        let over_wss = ("the same over wss", &self.frontend);
+        vec![
+            row(name, &self.frontend, ("bare TLS echo", &self.tls_echo)).limit(Of::Ratio, 1.5, 1.2),
+            row(&ws, &self.ws_frontend, ("bare plain TCP echo", &self.tcp_echo)),
+            row(&ws, &self.ws_frontend, over_wss),
+            row(&udp, &self.udp_frontend, ("bare udp echo", &self.packet_echo)).limit(Of::Ratio, 1.5, 1.2),
+            row(&udp, &self.udp_frontend, over_wss),
+        ]
+    }
+
+    fn other_rows(&self) -> Vec<Row> {
+        let name = "backend per request and reply";
+        let called = ("called by the client", &self.direct_service);
+        vec![
+            row(name, &self.backend, ("bare HTTP client", &self.client)).limit(Of::Ratio, 2.0, 1.4),
             row(
-                "frontend per request and reply",
-                &self.frontend,
-                "bare TLS echo",
-                &self.tls_echo,
-            )
-            .limit(Of::Ratio, 1.5, 1.2),
-            row(
-                "frontend per request and reply, ws",
-                &self.ws_frontend,
-                "bare plain TCP echo",
-                &self.tcp_echo,
-            ),
-            row(
-                "frontend per request and reply, ws",
-                &self.ws_frontend,
-                "the same over wss",
-                &self.frontend,
-            ),
-            row(
-                "frontend per request and reply, udp",
-                &self.udp_frontend,
-                "bare udp echo",
-                &self.packet_echo,
-            )
-            .limit(Of::Ratio, 1.5, 1.2),
-            row(
-                "frontend per request and reply, udp",
-                &self.udp_frontend,
-                "the same over wss",
-                &self.frontend,
-            ),
-            row(
-                "backend per request and reply, udp",
+                &format!("{name}, udp"),
                 &self.udp_backend,
-                "the same over wss",
-                &self.backend,
+                ("the same over wss", &self.backend),
             ),
-            row(
-                "backend per request and reply",
-                &self.backend,
-                "bare HTTP client",
-                &self.client,
-            )
-            .limit(Of::Ratio, 2.0, 1.4),
-            row(
-                "service, called by the backend",
-                &self.service,
-                "called by the client",
-                &self.direct_service,
-            ),
+            row("service, called by the backend", &self.service, called),
             row(
                 "load generator at the gateway",
                 &self.devices,
-                "at the TLS echo",
-                &self.tls_devices,
+                ("at the TLS echo", &self.tls_devices),
             ),
-        ];
+        ]
+    }
+
+    fn table(&self, title: String, size: &Size) -> Table {
+        let mut rows = self.frontend_rows();
+        rows.extend(self.other_rows());
         let rate = |runs: &[Outcome]| {
             let run = |o: &Outcome| format!("{:.0}/s p50 {:.0} µs", o.requests as f64 / o.seconds, o.p50_us);
             runs.iter().map(run).collect::<Vec<_>>().join(", ")
@@ -312,4 +290,8 @@ impl Found {
         ];
         Table { title, rows, notes }
     }
+}
+
+fn row(figure: &str, ours: &Usage, (name, bare): (&'static str, &Usage)) -> Row {
+    Row::new(figure, "µs", ours.per_operation()).against(name, bare.per_operation())
 }

@@ -32,8 +32,7 @@ pub(super) async fn run(_: &Size, bin_dir: Option<&Path>) -> Result<Table> {
         notes.extend(describe(kind, &both));
         found.push(both);
     }
-    let figures: [(&str, fn(&Found) -> &Traffic); 2] =
-        [("request and reply", |f| &f.request), ("push", |f| &f.push)];
+    let figures: [Figure; 2] = [("request and reply", |f| &f.request), ("push", |f| &f.push)];
     for (what, of) in figures {
         let bytes = |found: &Found| {
             let traffic = of(found);
@@ -60,6 +59,8 @@ pub(super) async fn run(_: &Size, bin_dir: Option<&Path>) -> Result<Table> {
         notes,
     })
 }
+
+type Figure = (&'static str, fn(&Found) -> &Traffic);
 
 struct Found {
     request: Traffic,
