@@ -9,6 +9,10 @@ use serde::Deserialize;
 use crate::channel::upgrade::MAX_HEAD_BYTES;
 use crate::session::ShardConfig;
 
+mod listeners;
+
+pub use listeners::{CookieRule, TunnelConfig, UdpConfig, WsConfig, WssConfig};
+
 /// The file as it is written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,10 +32,12 @@ pub struct Config {
     /// Threads that own sessions: 1 to 255. As many as cores by default.
     #[serde(default = "default_shards")]
     pub shards: u16,
-    /// Devices over TLS, which bring a bearer token. At least one of `[wss]` and `[ws]` is there.
+    /// Devices over TLS, which bring a bearer token. At least one of `[wss]`, `[ws]` and `[udp]` is there.
     pub wss: Option<WssConfig>,
     /// Devices over plain TCP, which bring a device key and encrypt by themselves.
     pub ws: Option<WsConfig>,
+    /// Devices over datagrams, which bring a device key and encrypt by themselves.
+    pub udp: Option<UdpConfig>,
     /// Where backends on other machines come in. None by default: only local ones attach.
     pub tunnel: Option<TunnelConfig>,
     #[serde(default)]
@@ -40,41 +46,6 @@ pub struct Config {
     pub times: TimesConfig,
     #[serde(default, rename = "backends")]
     pub backends: BackendsConfig,
-}
-
-/// Devices over TLS.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WssConfig {
-    pub listen: SocketAddr,
-    /// The certificate chain, PEM.
-    pub certificate: PathBuf,
-    /// Its private key, PEM.
-    pub key: PathBuf,
-}
-
-/// Devices over TCP with records of our own.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WsConfig {
-    pub listen: SocketAddr,
-    /// Handshakes that one source (an IPv4 address, or a /64 of IPv6) may ask for, in the long run. Many devices may share an
-    /// address. 6,000 by default; 0: no limit.
-    #[serde(default = "default_source_attempts_per_minute")]
-    pub source_attempts_per_minute: u32,
-    /// The same at once. 2,000 by default; 1 to 1,000,000.
-    #[serde(default = "default_source_attempts_burst")]
-    pub source_attempts_burst: u32,
-}
-
-/// Backends on other machines, under a key of the link.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TunnelConfig {
-    pub listen: SocketAddr,
-    /// File of the link key: one line, 32 bytes in base64url; the backends have the same. A second line holds its successor. Read
-    /// again when it changes.
-    pub key: PathBuf,
 }
 
 /// Bounds. Those with `total` are shared by all shards in equal parts.
@@ -207,14 +178,6 @@ impl Default for BackendsConfig {
     }
 }
 
-fn default_source_attempts_per_minute() -> u32 {
-    6_000
-}
-
-fn default_source_attempts_burst() -> u32 {
-    2_000
-}
-
 fn default_shards() -> u16 {
     std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(255).min(255))
 }
@@ -326,15 +289,12 @@ impl Config {
     }
 
     fn check_listeners(&self) -> Result<(), Fault> {
-        if self.wss.is_none() && self.ws.is_none() {
-            return Err(("listeners", "none".into(), "a section [wss], [ws] or both".into()));
+        if self.wss.is_none() && self.ws.is_none() && self.udp.is_none() {
+            let allowed = "a section [wss], [ws] or [udp], or several";
+            return Err(("listeners", "none".into(), allowed.into()));
         }
-        if let Some(ws) = &self.ws {
-            let (rate, burst) = (ws.source_attempts_per_minute, ws.source_attempts_burst);
-            within("ws.source_attempts_per_minute", rate as usize, 0, 60_000)?;
-            within("ws.source_attempts_burst", burst as usize, 1, 1_000_000)?;
-        }
-        Ok(())
+        self.ws.as_ref().map_or(Ok(()), WsConfig::check)?;
+        self.udp.as_ref().map_or(Ok(()), UdpConfig::check)
     }
 
     /// The socket file of the link; a Unix socket's path has at most 108 bytes, of which we need some for a suffix.
@@ -377,6 +337,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const GOOD: &str = r#"
 frontend_id = 1
@@ -388,6 +349,17 @@ listen = "127.0.0.1:0"
 certificate = "c"
 key = "k"
 "#;
+
+    const UDP: &str = "[udp]\nlisten = \"127.0.0.1:0\"\n";
+
+    #[test]
+    fn udp_may_be_the_only_channel() {
+        let alone = format!("{}{UDP}cookie = \"always\"", &GOOD[..GOOD.find("[wss]").unwrap()]);
+        let udp = load(&alone).unwrap().udp.unwrap();
+        assert_eq!((udp.max_datagram, udp.cookie_above), (1200, 64));
+        assert_eq!(udp.cookie, CookieRule::Always);
+        assert_eq!(udp.give_up.get(), Duration::from_secs(60));
+    }
 
     fn load(text: &str) -> Result<Config, String> {
         let directory = tempfile::tempdir().unwrap();
@@ -437,6 +409,35 @@ key = "k"
             (
                 format!("{GOOD}[ws]\nlisten = \"127.0.0.1:0\"\nsource_attempts_per_minute = 60001"),
                 "ws.source_attempts_per_minute is 60001; allowed is 0 to 60000",
+            ),
+            (
+                format!("{GOOD}{UDP}max_datagram = 1473"),
+                "udp.max_datagram is 1473; allowed is 512 to 1472",
+            ),
+            (
+                format!("{GOOD}{UDP}cookie = \"never\""),
+                "unknown variant `never`",
+            ),
+            (format!("{GOOD}{UDP}cookie_above = 100001"), "udp.cookie_above is"),
+            (
+                format!("{GOOD}{UDP}give_up = \"1s\""),
+                "udp.give_up is 1s; allowed is 5s to 10m",
+            ),
+            (
+                format!("{GOOD}{UDP}receive_buffer_bytes = 1"),
+                "udp.receive_buffer_bytes is 1",
+            ),
+            (
+                format!("{GOOD}{UDP}send_buffer_bytes = 1"),
+                "udp.send_buffer_bytes is 1",
+            ),
+            (
+                format!("{GOOD}{UDP}source_attempts_burst = 0"),
+                "udp.source_attempts_burst is 0",
+            ),
+            (
+                format!("{GOOD}{UDP}source_attempts_per_minute = 60001"),
+                "udp.source_attempts_per_minute is 60001",
             ),
             (
                 format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),

@@ -1,10 +1,12 @@
 //! Which life of a frontend this is: 40 bits that grow with each start, kept on disk.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use holdfast_proto::FrontendEpoch;
+use holdfast_proto::udp::RESET_KEY_BYTES;
 use nix::fcntl::Flock;
 
 use crate::link::edge::lock;
@@ -17,6 +19,7 @@ const MAX_EPOCH: u64 = (1 << 40) - 1;
 #[derive(Debug)]
 pub struct DataDir {
     pub epoch: FrontendEpoch,
+    directory: PathBuf,
     _lock: Flock<std::fs::File>,
 }
 
@@ -44,8 +47,37 @@ impl DataDir {
         store(directory, &file, epoch)?;
         Ok(Self {
             epoch: FrontendEpoch(epoch),
+            directory: directory.into(),
             _lock: lock,
         })
+    }
+
+    /// The key that proves to devices on `udp` that their connection is gone, also after a restart: made when it is first asked for,
+    /// readable by this user only.
+    ///
+    /// # Errors
+    /// The file is not what we wrote, others may read it, or what the system says.
+    pub fn reset_key(&self) -> io::Result<[u8; RESET_KEY_BYTES]> {
+        let file = self.directory.join("reset.key");
+        match std::fs::read(&file) {
+            Ok(bytes) => {
+                let wrong = |what| {
+                    let text = format!("{} {what}", file.display());
+                    io::Error::new(io::ErrorKind::InvalidData, text)
+                };
+                if std::fs::metadata(&file)?.permissions().mode() & 0o077 != 0 {
+                    return Err(wrong("may be read by others: its mode must be 0600"));
+                }
+                let key = bytes.try_into();
+                key.map_err(|_| wrong("does not hold a key of 32 bytes"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key: [u8; RESET_KEY_BYTES] = rand::random();
+                replace(&self.directory, &file, &key)?;
+                Ok(key)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -58,9 +90,24 @@ fn next_epoch(last: u64, now: SystemTime) -> Option<u64> {
 }
 
 fn store(directory: &Path, file: &Path, epoch: u64) -> io::Result<()> {
-    let temporary = directory.join("epoch.new");
-    let mut out = std::fs::File::create(&temporary)?;
-    writeln!(out, "{epoch}")?;
+    replace(directory, file, format!("{epoch}\n").as_bytes())
+}
+
+/// Puts the whole file there, on disk, or leaves what was there.
+fn replace(directory: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = file.with_extension("new");
+    // One that was left half done keeps the mode that it was made with.
+    if let Err(error) = std::fs::remove_file(&temporary)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut out = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    out.write_all(bytes)?;
     out.sync_all()?;
     std::fs::rename(&temporary, file)?;
     std::fs::File::open(directory)?.sync_all()
@@ -95,6 +142,28 @@ mod tests {
         std::fs::write(directory.path().join("epoch"), "what").unwrap();
         let error = DataDir::open(directory.path(), SystemTime::now()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn the_reset_key_is_made_once_and_for_nobody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || DataDir::open(directory.path(), SystemTime::now()).unwrap();
+        let key = open().reset_key().unwrap();
+        assert_ne!(key, [0; 32]);
+        assert_eq!(open().reset_key().unwrap(), key);
+        let file = directory.path().join("reset.key");
+        let mode = |mode| {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert_eq!(
+            std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        mode(0o640);
+        assert!(open().reset_key().unwrap_err().to_string().contains("0600"));
+        mode(0o600);
+        std::fs::write(&file, [1; 31]).unwrap();
+        assert!(open().reset_key().unwrap_err().to_string().contains("32 bytes"));
     }
 
     #[test]

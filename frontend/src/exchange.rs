@@ -64,6 +64,12 @@ pub enum ToHub {
     ShareTaken { peer: PeerId },
     /// A session is over that was online or tried to be.
     Offline { device: DeviceId, session: SessionId },
+    /// The device of a session that is online or about to be is at another address.
+    Moved {
+        device: DeviceId,
+        session: SessionId,
+        address: SocketAddr,
+    },
     /// How a push to one session ended.
     PushDone { peer: PeerId, result: PushResult },
     /// How a push to all ended in this shard.

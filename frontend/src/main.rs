@@ -74,7 +74,8 @@ async fn run(config: Config) -> ExitCode {
     };
     let at = |kind| frontend.address(kind).map(tracing::field::display);
     let (wss, ws) = (at(ChannelKind::Wss), at(ChannelKind::Ws));
-    tracing::info!(wss, ws, admin = %frontend.admin, link = %config.link, "the frontend is ready");
+    let udp = at(ChannelKind::Udp);
+    tracing::info!(wss, ws, udp, admin = %frontend.admin, link = %config.link, "the frontend is ready");
     tell_supervisor(NotifyState::Ready);
     tokio::select! {
         _ = terminate.recv() => {}

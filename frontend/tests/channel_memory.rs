@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
+use bytes::Bytes;
 use holdfast_frontend::channel::{
-    Channel, ChannelEvent, MessageKind, Scratch, ScratchLimits, WssChannel, load_server_config,
+    Channel, ChannelEvent, MessageKind, Scratch, ScratchLimits, StreamChannel, WssChannel, load_server_config,
 };
 use rustls::crypto::ring;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
@@ -134,7 +135,9 @@ fn measure(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>, scratch: &mut
         matches!(&events[..], [ChannelEvent::Message(MessageKind::Binary, bytes)] if bytes.len() == 16_000)
     );
     drop(events);
-    channel.send(scratch, MessageKind::Binary, &[7; 16_000]).unwrap();
+    channel
+        .send(scratch, MessageKind::Binary, &Bytes::from_static(&[7; 16_000]))
+        .unwrap();
     channel.flush(scratch).unwrap();
     scratch.clear_outbound();
     grown += held() - before;

@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::dial::{DialError, Socket};
 use crate::wire::BinaryHeader;
 
-use message::classify;
+pub(crate) use message::classify;
 pub use message::{ErrorReply, Event, Incoming};
 use records::{Unwrap, Writer};
 

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::address::{free_port, own_address};
+use crate::datagrams::UdpDevice;
 use crate::device::Device;
 use crate::dial::{Dial, Endpoint};
 use crate::http::{Answer, Http, request};
@@ -79,6 +80,7 @@ pub struct Gateway {
 struct Endpoints {
     wss: Endpoint,
     ws: Endpoint,
+    udp: SocketAddr,
 }
 
 impl Gateway {
@@ -283,10 +285,26 @@ impl Gateway {
         self.endpoints[0].ws.address
     }
 
+    /// Where it takes datagrams.
+    pub fn udp(&self) -> SocketAddr {
+        self.endpoints[0].udp
+    }
+
+    /// A device that is online at the first frontend, over datagrams from `from`.
+    pub async fn udp_device(&self, id: &str, from: SocketAddr) -> UdpDevice {
+        let identity = self.keys.identity(id);
+        let key = self.keys.device_key(&identity);
+        let mut device = UdpDevice::connect(self.udp(), from, (&identity, &key))
+            .await
+            .unwrap_or_else(|e| panic!("{id} did not get in: {e:?}"));
+        device.hello().await;
+        device
+    }
+
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let listen = Listen { wss, ws, admin };
+        let [wss, ws, udp, admin] = std::array::from_fn(|_| free_port(self.address));
+        let listen = Listen { wss, ws, udp, admin };
         let config = self.layout.write_frontend(number, &listen, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
         self.frontends.push(node);
@@ -298,7 +316,7 @@ impl Gateway {
             address: ws,
             tls: None,
         };
-        self.endpoints.push(Endpoints { wss, ws });
+        self.endpoints.push(Endpoints { wss, ws, udp });
     }
 
     fn add_backend_node(&mut self) -> usize {

@@ -2,6 +2,7 @@
 //! ([`service`]), raw devices ([`device`]), backends of the test's own ([`peer`]), and a judge of what the devices saw ([`history`]).
 
 pub mod address;
+pub mod datagrams;
 pub mod device;
 pub mod dial;
 pub mod gateway;

@@ -16,6 +16,9 @@ pub enum ChannelError {
     /// No room in the shard's budget.
     #[error(transparent)]
     Capacity(#[from] OverBudget),
+    /// The peer does not acknowledge what it is sent, and no more can be kept for it.
+    #[error("the peer has too much to acknowledge")]
+    SlowConsumer,
     /// TLS failed; the alert, if there is one, is already queued.
     #[error("tls: {0}")]
     Tls(#[from] rustls::Error),
@@ -60,6 +63,8 @@ pub enum PeerFault {
     RecordContent,
     #[error("a message in the clear where only records may be")]
     ClearText,
+    #[error("what a packet holds is not allowed")]
+    Packet,
 }
 
 impl PeerFault {
@@ -81,6 +86,7 @@ impl ChannelError {
             Self::Peer(fault) => fault.close_code(),
             Self::Upgrade { .. } | Self::Tls(_) => CloseCode::Protocol,
             Self::Capacity(_) => CloseCode::TryAgainLater,
+            Self::SlowConsumer => CloseCode::SlowConsumer,
             Self::State(_) | Self::Io(_) => CloseCode::GoingAway,
         }
     }
@@ -91,6 +97,7 @@ impl ChannelError {
             Self::Peer(fault) => fault.close_code().label(),
             Self::Upgrade { .. } => "upgrade",
             Self::Capacity(_) => "capacity",
+            Self::SlowConsumer => CloseCode::SlowConsumer.label(),
             Self::Tls(_) => "tls",
             Self::State(_) => "state",
             Self::Io(_) => "io",
@@ -100,7 +107,9 @@ impl ChannelError {
     /// How loud it is: a peer's fault is its own affair, ours is not.
     pub fn level(&self) -> tracing::Level {
         match self {
-            Self::Peer(_) | Self::Upgrade { .. } | Self::Tls(_) | Self::Io(_) => tracing::Level::DEBUG,
+            Self::Peer(_) | Self::Upgrade { .. } | Self::SlowConsumer | Self::Tls(_) | Self::Io(_) => {
+                tracing::Level::DEBUG
+            }
             Self::Capacity(_) => tracing::Level::WARN,
             Self::State(_) => tracing::Level::ERROR,
         }

@@ -4,6 +4,9 @@
 //! are one [`Scratch`] per shard, so that an idle connection holds none. What a turn leaves undecoded is boxed and kept by
 //! its connection, charged to the shard's budget.
 //!
+//! What sessions need of a channel is [`Channel`]. The rest of this page is about streams ([`StreamChannel`]: `ws`, `wss`); what
+//! is done with datagrams is said at [`UdpChannel`].
+//!
 //! # A turn with input
 //! ```text
 //! n = socket.read(scratch.read_target())
@@ -25,6 +28,8 @@
 //! side, wait (bounded) for the peer's end of file. `close` is legal in every state and says what still can be said. A
 //! connection that is dropped in the middle of its turn needs `scratch.reset()`.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 
 mod answer;
@@ -42,13 +47,14 @@ mod scratch;
 mod test_client;
 mod tls;
 mod tls_config;
+mod udp;
 pub mod upgrade;
 mod websocket;
 mod ws;
 mod wss;
 
 pub use answer::Refusal;
-pub use any::AnyChannel;
+pub use any::AnyStream;
 pub use budget::{Budget, Charge, OverBudget};
 pub use error::{ChannelError, PeerFault};
 use holdfast_proto::secure::TrafficKeys;
@@ -58,6 +64,8 @@ pub use scratch::{
     DEFAULT_BUDGET_BYTES, DEFAULT_MAX_MESSAGE_BYTES, MAX_RECORD_BYTES, READ_BYTES, Scratch, ScratchLimits,
 };
 pub use tls_config::{TlsConfigError, load_server_config};
+pub use udp::{UdpChannel, UdpShared};
+pub(crate) use udp::{canonical, write_refused};
 pub use upgrade::UpgradeRequest;
 pub use ws::WsChannel;
 pub use wss::WssChannel;
@@ -76,21 +84,72 @@ pub enum ChannelEvent {
     Upgrade(UpgradeRequest),
     /// A whole message, in memory exactly its size.
     Message(MessageKind, Bytes),
-    /// Control frames arrived (at most once per turn, after the messages).
+    /// That many more of the messages sent are with the device, in their order. Streams do not say so: there a message is
+    /// written when the socket took its last byte.
+    Delivered(usize),
+    /// The device is at another address now, and has shown that it is.
+    Moved(SocketAddr),
+    /// A sign of life that is no message (at most once per turn, after the messages).
     Alive,
     /// The device is done; the answer is queued and nothing more comes. Not `authentic`: someone on the way may have said so.
     Closed { code: Option<u16>, authentic: bool },
+    /// Nothing gets through to the device any more.
+    Lost,
 }
 
-/// One connection's transforms. See the module's documentation for the order of calls.
+/// One connection, as its session sees it: the same over every transport.
 pub trait Channel {
-    fn kind(&self) -> ChannelKind;
+    /// What a shard has once for all its channels of this sort, and lends for the time of a call.
+    type Shared;
 
-    /// Whether the device has not asked to be let in yet.
-    fn is_handshaking(&self) -> bool;
+    fn kind(&self) -> ChannelKind;
 
     /// Whether messages can be sent.
     fn is_open(&self) -> bool;
+
+    /// The next event; `None`: nothing more without more input (or, after `Upgrade`, without an answer). An event that is not
+    /// asked for stays where it is, and the device is slowed down.
+    ///
+    /// # Errors
+    /// The connection cannot go on; no later call decodes anything.
+    fn poll_event(&mut self, shared: &mut Self::Shared) -> Result<Option<ChannelEvent>, ChannelError>;
+
+    /// Lets the device in; where [`ChannelKind::secure`] names a handshake, with the challenge that it must answer.
+    ///
+    /// # Errors
+    /// It did not ask, or another connection's output was not taken (on streams, as in all calls that queue output), or the
+    /// challenge is missing or too many.
+    fn accept(
+        &mut self,
+        shared: &mut Self::Shared,
+        challenge: Option<Box<Challenge>>,
+    ) -> Result<(), ChannelError>;
+
+    /// Turns the device away; the channel is closed. Legal until `accept`.
+    fn refuse(&mut self, shared: &mut Self::Shared, refusal: &Refusal) -> Result<(), ChannelError>;
+
+    /// Queues a message. A channel that may have to send it again keeps a handle on `payload`, no copy.
+    ///
+    /// # Errors
+    /// The channel is not open, or it keeps what it sends and has no room for more.
+    fn send(
+        &mut self,
+        shared: &mut Self::Shared,
+        kind: MessageKind,
+        payload: &Bytes,
+    ) -> Result<(), ChannelError>;
+
+    /// Queues a transport ping, where there is such a thing.
+    fn ping(&mut self, shared: &mut Self::Shared) -> Result<(), ChannelError>;
+
+    /// Says goodbye in whatever way the state allows; a second call does nothing. A reason longer than 123 bytes is cut.
+    fn close(&mut self, shared: &mut Self::Shared, code: u16, reason: &str) -> Result<(), ChannelError>;
+}
+
+/// A channel over a stream of bytes, which go through its shard's buffers. See the module's documentation for the order of calls.
+pub trait StreamChannel: Channel<Shared = Scratch> {
+    /// Whether the device has not asked to be let in yet.
+    fn is_handshaking(&self) -> bool;
 
     /// Whether input waits in the connection.
     fn has_parked(&self) -> bool;
@@ -104,45 +163,12 @@ pub trait Channel {
     /// Begins a turn without new bytes: goes on with what was parked.
     fn unpark(&mut self, scratch: &mut Scratch);
 
-    /// The next event of this turn; `None`: nothing more without more bytes (or, after `Upgrade`, without an answer).
-    ///
-    /// # Errors
-    /// The connection cannot go on; no later call decodes anything.
-    fn poll_event(&mut self, scratch: &mut Scratch) -> Result<Option<ChannelEvent>, ChannelError>;
-
     /// Ends a turn: flushes, and takes what was not decoded out of the scratch.
     ///
     /// # Errors
     /// The shard's budget has no room for it, or encrypting failed.
     fn park(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
 
-    /// Lets the device in; where [`ChannelKind::secure`] names a handshake, with the challenge that it must answer.
-    ///
-    /// # Errors
-    /// It did not ask, or another connection's output was not taken (as in all calls that queue output), or the challenge is
-    /// missing or too many.
-    fn accept(
-        &mut self,
-        scratch: &mut Scratch,
-        challenge: Option<Box<Challenge>>,
-    ) -> Result<(), ChannelError>;
-
-    /// Turns the device away; the channel is closed. Legal until `accept`.
-    fn refuse(&mut self, scratch: &mut Scratch, refusal: &Refusal) -> Result<(), ChannelError>;
-
-    /// Queues a message.
-    ///
-    /// # Errors
-    /// The channel is not open.
-    fn send(&mut self, scratch: &mut Scratch, kind: MessageKind, payload: &[u8]) -> Result<(), ChannelError>;
-
-    /// Queues a transport ping, where there is such a thing.
-    fn ping(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
-
-    /// Says goodbye in whatever way the state allows and flushes; a second call does nothing. A reason longer than 123
-    /// bytes is cut.
-    fn close(&mut self, scratch: &mut Scratch, code: u16, reason: &str) -> Result<(), ChannelError>;
-
-    /// Encrypts what was queued into `scratch.outbound()`.
+    /// Encrypts what was queued into `scratch.outbound()`. `close` has done so.
     fn flush(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError>;
 }

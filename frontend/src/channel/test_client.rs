@@ -7,7 +7,7 @@ use rustls::crypto::ring;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 
-use super::{Channel, ChannelError, ChannelEvent, Scratch, ScratchLimits, WssChannel};
+use super::{Channel, ChannelError, ChannelEvent, Scratch, ScratchLimits, StreamChannel, WssChannel};
 
 /// A client's frame: `first` byte, then `payload` masked.
 pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {

@@ -6,7 +6,7 @@ use super::frame::{Frame, FrameReader, OpCode, ReadLimits, is_close_code, write_
 use super::parked::Parked;
 use super::scratch::{Scratch, Token};
 use super::upgrade::{self, Acceptance};
-use super::{Challenge, Channel, ChannelEvent, ChannelKind, MessageKind};
+use super::{Challenge, Channel, ChannelEvent, ChannelKind, MessageKind, StreamChannel};
 
 use bytes::Bytes;
 
@@ -155,16 +155,78 @@ impl<L: Layer> WebSocket<L> {
 }
 
 impl<L: Layer> Channel for WebSocket<L> {
+    type Shared = Scratch;
+
     fn kind(&self) -> ChannelKind {
         L::KIND
     }
 
-    fn is_handshaking(&self) -> bool {
-        matches!(self.stage, Stage::Request { .. })
-    }
-
     fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open)
+    }
+
+    fn poll_event(&mut self, scratch: &mut Scratch) -> Result<Option<ChannelEvent>, ChannelError> {
+        if !self.in_turn {
+            return Ok(None);
+        }
+        let result = self.decode(scratch);
+        if let Err(error) = &result {
+            self.fail(scratch, error);
+        }
+        result
+    }
+
+    fn accept(
+        &mut self,
+        scratch: &mut Scratch,
+        challenge: Option<Box<Challenge>>,
+    ) -> Result<(), ChannelError> {
+        let Stage::Binding(acceptance) = &self.stage else {
+            return Err(ChannelError::State("no upgrade to accept"));
+        };
+        scratch.claim(self.layer.token())?;
+        let out = L::writable(scratch);
+        write_acceptance(out, acceptance);
+        self.layer.on_accepted(challenge, out)?;
+        self.stage = Stage::Open;
+        Ok(())
+    }
+
+    fn refuse(&mut self, scratch: &mut Scratch, refusal: &Refusal) -> Result<(), ChannelError> {
+        match self.stage {
+            Stage::Request { .. } | Stage::Binding(_) => self.turn_away(scratch, refusal),
+            _ => Err(ChannelError::State("no upgrade to refuse")),
+        }
+    }
+
+    fn send(
+        &mut self,
+        scratch: &mut Scratch,
+        kind: MessageKind,
+        payload: &Bytes,
+    ) -> Result<(), ChannelError> {
+        // Not behind it: a pong is due as soon as is practical (section 5.5.2).
+        self.answer_pings(scratch)?;
+        self.queue(scratch, |layer, out| layer.write_message(out, kind, payload))
+    }
+
+    fn ping(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
+        self.queue(scratch, |layer, out| layer.write_ping(out))
+    }
+
+    fn close(&mut self, scratch: &mut Scratch, code: u16, reason: &str) -> Result<(), ChannelError> {
+        match self.stage {
+            Stage::Closed => return Ok(()),
+            Stage::Open | Stage::Failed => self.queue_close(scratch, Some(code), reason)?,
+            Stage::Request { .. } | Stage::Binding(_) => {}
+        }
+        self.end(scratch)
+    }
+}
+
+impl<L: Layer> StreamChannel for WebSocket<L> {
+    fn is_handshaking(&self) -> bool {
+        matches!(self.stage, Stage::Request { .. })
     }
 
     fn has_parked(&self) -> bool {
@@ -201,17 +263,6 @@ impl<L: Layer> Channel for WebSocket<L> {
         }
     }
 
-    fn poll_event(&mut self, scratch: &mut Scratch) -> Result<Option<ChannelEvent>, ChannelError> {
-        if !self.in_turn {
-            return Ok(None);
-        }
-        let result = self.decode(scratch);
-        if let Err(error) = &result {
-            self.fail(scratch, error);
-        }
-        result
-    }
-
     fn park(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
         let flushed = self.flush(scratch);
         if !self.in_turn {
@@ -230,48 +281,6 @@ impl<L: Layer> Channel for WebSocket<L> {
         scratch.reset_input();
         self.in_turn = false;
         result
-    }
-
-    fn accept(
-        &mut self,
-        scratch: &mut Scratch,
-        challenge: Option<Box<Challenge>>,
-    ) -> Result<(), ChannelError> {
-        let Stage::Binding(acceptance) = &self.stage else {
-            return Err(ChannelError::State("no upgrade to accept"));
-        };
-        scratch.claim(self.layer.token())?;
-        let out = L::writable(scratch);
-        write_acceptance(out, acceptance);
-        self.layer.on_accepted(challenge, out)?;
-        self.stage = Stage::Open;
-        Ok(())
-    }
-
-    fn refuse(&mut self, scratch: &mut Scratch, refusal: &Refusal) -> Result<(), ChannelError> {
-        match self.stage {
-            Stage::Request { .. } | Stage::Binding(_) => self.turn_away(scratch, refusal),
-            _ => Err(ChannelError::State("no upgrade to refuse")),
-        }
-    }
-
-    fn send(&mut self, scratch: &mut Scratch, kind: MessageKind, payload: &[u8]) -> Result<(), ChannelError> {
-        // Not behind it: a pong is due as soon as is practical (section 5.5.2).
-        self.answer_pings(scratch)?;
-        self.queue(scratch, |layer, out| layer.write_message(out, kind, payload))
-    }
-
-    fn ping(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {
-        self.queue(scratch, |layer, out| layer.write_ping(out))
-    }
-
-    fn close(&mut self, scratch: &mut Scratch, code: u16, reason: &str) -> Result<(), ChannelError> {
-        match self.stage {
-            Stage::Closed => return Ok(()),
-            Stage::Open | Stage::Failed => self.queue_close(scratch, Some(code), reason)?,
-            Stage::Request { .. } | Stage::Binding(_) => {}
-        }
-        self.end(scratch)
     }
 
     fn flush(&mut self, scratch: &mut Scratch) -> Result<(), ChannelError> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::channel::test_client::masked;
-use crate::channel::{Channel, ChannelEvent, Refusal, ScratchLimits};
+use crate::channel::{Channel, ChannelEvent, Refusal, ScratchLimits, StreamChannel};
 use holdfast_proto::CloseCode;
 use holdfast_proto::secure::{MAX_CHUNK_BYTES, TrafficKey, TrafficKeys};
 use proptest::prelude::*;
@@ -160,10 +160,18 @@ fn a_device_gets_in_and_talks_in_records() {
     assert_eq!(pair.turn(&wire).unwrap(), [text("@hello {}"), binary]);
     assert!(!pair.channel.has_parked());
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Text, b"welcome")
+        .send(
+            &mut pair.scratch,
+            MessageKind::Text,
+            &Bytes::from_static(b"welcome"),
+        )
         .unwrap();
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Binary, &[7; 200])
+        .send(
+            &mut pair.scratch,
+            MessageKind::Binary,
+            &Bytes::from_static(&[7; 200]),
+        )
         .unwrap();
     let wire = pair.take();
     assert!(
@@ -193,7 +201,11 @@ fn a_long_message_comes_in_chunks_both_ways_and_is_charged_while_it_does() {
     assert_eq!(pair.turn(rest).unwrap(), [whole]);
     assert_eq!(pair.scratch.budget().used(), 0);
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Binary, &long)
+        .send(
+            &mut pair.scratch,
+            MessageKind::Binary,
+            &Bytes::copy_from_slice(&long),
+        )
         .unwrap();
     let wire = pair.take();
     let got: Vec<u8> = pair.read(&wire).into_iter().flat_map(|(_, data)| data).collect();
@@ -377,7 +389,7 @@ fn a_close_counts_as_the_devices_only_in_a_record() {
     assert_eq!(wire, clear, "a close record is not answered with another");
     assert!(
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Text, b"x")
+            .send(&mut pair.scratch, MessageKind::Text, &Bytes::from_static(b"x"))
             .is_err()
     );
 }
@@ -452,7 +464,11 @@ fn a_small_message_weighs_so_much_on_the_wire() {
     let mut pair = Pair::open();
     assert_eq!(pair.message(RecordKind::Binary, &[7; 128]).len(), 153);
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Binary, &[7; 128])
+        .send(
+            &mut pair.scratch,
+            MessageKind::Binary,
+            &Bytes::from_static(&[7; 128]),
+        )
         .unwrap();
     assert_eq!(pair.take().len(), 149);
 }

@@ -5,7 +5,7 @@ use crate::channel::error::PeerFault;
 use crate::channel::frame::OpCode;
 use crate::channel::frame::write_frame;
 use crate::channel::test_client::{Pair, REQUEST, masked};
-use crate::channel::{Channel, ChannelEvent, Refusal};
+use crate::channel::{Channel, ChannelEvent, Refusal, StreamChannel};
 use crate::channel::{MAX_RECORD_BYTES, READ_BYTES, ScratchLimits};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -46,7 +46,11 @@ fn a_device_gets_in_and_talks_byte_by_byte() {
         pair.write(&masked(0x81, b"hello"));
         assert_eq!(pair.run().unwrap(), [text("hello")]);
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Binary, b"welcome")
+            .send(
+                &mut pair.scratch,
+                MessageKind::Binary,
+                &Bytes::from_static(b"welcome"),
+            )
             .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Binary, b"welcome"));
@@ -70,7 +74,11 @@ fn large_messages_cross_records_both_ways() {
             )]
         );
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Binary, &payload)
+            .send(
+                &mut pair.scratch,
+                MessageKind::Binary,
+                &Bytes::copy_from_slice(&payload),
+            )
             .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Binary, &payload));
@@ -88,7 +96,11 @@ fn a_pong_goes_before_what_is_said_later() {
         Some(text("request"))
     );
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Text, b"reply")
+        .send(
+            &mut pair.scratch,
+            MessageKind::Text,
+            &Bytes::from_static(b"reply"),
+        )
         .unwrap();
     pair.channel.park(&mut pair.scratch).unwrap();
     pair.deliver();
@@ -115,7 +127,11 @@ fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
         assert!(pair.scratch.budget().used() > 0);
         // While it waits, the gateway can still send.
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Text, b"reply")
+            .send(
+                &mut pair.scratch,
+                MessageKind::Text,
+                &Bytes::from_static(b"reply"),
+            )
             .unwrap();
         pair.flush();
         assert_eq!(pair.read(), unmasked(OpCode::Text, b"reply"));
@@ -125,7 +141,11 @@ fn back_pressure_keeps_the_rest_until_it_is_asked_for() {
             Some(text("two"))
         );
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Text, b"again")
+            .send(
+                &mut pair.scratch,
+                MessageKind::Text,
+                &Bytes::from_static(b"again"),
+            )
             .unwrap();
         assert_eq!(
             pair.channel.poll_event(&mut pair.scratch).unwrap(),
@@ -218,7 +238,7 @@ fn a_refusal_is_an_http_answer() {
     assert!(pair.channel.accept(&mut pair.scratch, None).is_err());
     assert!(
         pair.channel
-            .send(&mut pair.scratch, MessageKind::Text, b"x")
+            .send(&mut pair.scratch, MessageKind::Text, &Bytes::from_static(b"x"))
             .is_err()
     );
 }
@@ -381,7 +401,9 @@ fn half_a_handshake_message_does_not_stop_the_output() {
     channel.handle_input(&mut scratch, record.len()).unwrap();
     assert_eq!(channel.poll_event(&mut scratch).unwrap(), None);
     for in_turn in [true, false] {
-        channel.send(&mut scratch, MessageKind::Text, b"x").unwrap();
+        channel
+            .send(&mut scratch, MessageKind::Text, &Bytes::from_static(b"x"))
+            .unwrap();
         channel.flush(&mut scratch).unwrap();
         assert!(!scratch.outbound().is_empty());
         scratch.clear_outbound();
@@ -396,7 +418,7 @@ fn half_a_handshake_message_does_not_stop_the_output() {
         .send(
             &mut scratch,
             MessageKind::Text,
-            b"before the new bytes were looked at",
+            &Bytes::from_static(b"before the new bytes were looked at"),
         )
         .unwrap();
     channel.flush(&mut scratch).unwrap();
@@ -407,14 +429,20 @@ fn half_a_handshake_message_does_not_stop_the_output() {
 fn one_connections_output_never_reaches_another() {
     let (mut one, mut other) = (Pair::open(&TLS13), Pair::open(&TLS13));
     one.channel
-        .send(&mut one.scratch, MessageKind::Text, b"secret")
+        .send(
+            &mut one.scratch,
+            MessageKind::Text,
+            &Bytes::from_static(b"secret"),
+        )
         .unwrap();
-    let refused = other.channel.send(&mut one.scratch, MessageKind::Text, b"x");
+    let refused = other
+        .channel
+        .send(&mut one.scratch, MessageKind::Text, &Bytes::from_static(b"x"));
     assert!(matches!(refused, Err(ChannelError::State(_))));
     one.flush();
     other
         .channel
-        .send(&mut one.scratch, MessageKind::Text, b"x")
+        .send(&mut one.scratch, MessageKind::Text, &Bytes::from_static(b"x"))
         .unwrap();
     std::mem::swap(&mut one.scratch, &mut other.scratch);
     other.flush();
@@ -537,7 +565,11 @@ fn a_small_message_weighs_so_much_on_the_wire() {
     pair.write(&masked(0x82, &[7; 128]));
     assert_eq!(pair.wire().len(), 158);
     pair.channel
-        .send(&mut pair.scratch, MessageKind::Binary, &[7; 128])
+        .send(
+            &mut pair.scratch,
+            MessageKind::Binary,
+            &Bytes::from_static(&[7; 128]),
+        )
         .unwrap();
     pair.channel.flush(&mut pair.scratch).unwrap();
     assert_eq!(pair.scratch.outbound().len(), 154);

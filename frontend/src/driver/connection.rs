@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 
 use super::marks::Marks;
 use super::shard::{LINGER, Shard};
-use crate::channel::{AnyChannel, Channel, ChannelError, ChannelEvent, Outbox};
-use crate::session::{SessionKey, Stalled};
+use crate::channel::{AnyStream, Channel, ChannelError, ChannelEvent, Outbox, StreamChannel};
+use crate::session::SessionKey;
 
 /// A connection's place in its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +27,21 @@ impl ConnectionId {
     }
 }
 
+/// Where a session's connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Stream(ConnectionId),
+    /// In the table of those over datagrams.
+    Datagrams(u32),
+}
+
 /// Reads that one connection may do before others have their turn.
 const READS_PER_TURN: usize = 8;
 
 /// A socket and what its session does not know of it.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
-    pub(super) channel: AnyChannel,
+    pub(super) channel: AnyStream,
     pub(super) outbox: Outbox,
     pub(super) marks: Marks,
     /// A message for which the window had no room; nothing is read until it has.
@@ -55,7 +63,7 @@ pub(super) enum Stage {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, channel: AnyChannel, key: SessionKey) -> Self {
+    pub(super) fn new(stream: TcpStream, channel: AnyStream, key: SessionKey) -> Self {
         Self {
             stream,
             channel,
@@ -213,23 +221,20 @@ impl Shard {
             let Some(key) = connection.session() else { break };
             match connection.channel.poll_event(&mut self.scratch) {
                 Ok(None) => break,
-                Ok(Some(ChannelEvent::Upgrade(request))) => {
-                    connection.stage = Stage::Binding(key);
-                    self.sessions.handle_upgrade(now, key, request.credential);
-                }
-                Ok(Some(ChannelEvent::Message(kind, payload))) => {
-                    if let Err(Stalled(payload)) = self.sessions.handle_message(now, key, kind, payload) {
-                        connection.stalled = Some(Box::new((kind, payload)));
+                Ok(Some(event)) => {
+                    if let ChannelEvent::Upgrade(_) = event {
+                        connection.stage = Stage::Binding(key);
+                    }
+                    let over = matches!(event, ChannelEvent::Closed { .. } | ChannelEvent::Lost);
+                    let stalled = self.tell_session(now, key, event).err();
+                    if over {
+                        self.linger(now, id);
+                    } else if stalled.is_some() {
+                        if let Some(connection) = self.connections.get_mut(id.index()) {
+                            connection.stalled = stalled;
+                        }
                         break;
                     }
-                }
-                Ok(Some(ChannelEvent::Alive)) => self.sessions.handle_alive(now, key),
-                Ok(Some(ChannelEvent::Closed { code, authentic })) => {
-                    if authentic {
-                        self.sessions.handle_last_word(code);
-                    }
-                    self.sessions.handle_closed(now, key, authentic);
-                    self.linger(now, id);
                 }
                 Err(error) => result = Err(error),
             }
@@ -247,17 +252,9 @@ impl Shard {
         let Some(connection) = self.connections.get(id.index()) else {
             return;
         };
-        let Some(key) = connection.session() else { return };
-        let level = error.level();
-        if level == tracing::Level::DEBUG {
-            tracing::debug!(%error, "a channel failed");
-        } else {
-            tracing::warn!(%error, "a channel failed");
+        if let Some(key) = connection.session() {
+            self.channel_failed(now, key, error);
         }
-        if let ChannelError::Upgrade { code, .. } = error {
-            self.sessions.handle_turned_away(code);
-        }
-        self.sessions.close(now, key, error.close_code());
     }
 
     /// The session of this connection is over: what is queued may still go out.

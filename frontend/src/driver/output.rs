@@ -6,9 +6,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::{CloseCode, MessageKind};
 
-use super::connection::{ConnectionId, Stage};
+use super::connection::{ConnectionId, Place, Stage};
 use super::shard::Shard;
-use crate::channel::{Challenge, Channel, Refusal};
+use crate::channel::{Challenge, Channel, Refusal, StreamChannel};
 use crate::session::{self, Goodbye, Output, SessionKey, Stalled};
 
 /// Queued bytes at which a turn's messages are written in between.
@@ -20,7 +20,11 @@ impl Shard {
         let mut next = self.sessions.poll_output();
         while let Some(output) = next.take() {
             match output {
-                Output::Send { key, kind, payload } => next = self.on_send(now, key, (kind, payload)),
+                Output::Send { key, kind, payload } => match self.place_of(key) {
+                    Some(Place::Stream(id)) => next = self.on_send(now, (key, id), (kind, payload)),
+                    Some(Place::Datagrams(at)) => self.udp_send(now, at, (kind, &payload)),
+                    None => {}
+                },
                 Output::Admit { key, challenge } => self.on_admit(now, key, challenge),
                 Output::Refuse { key, refusal } => self.on_refuse(now, key, refusal),
                 Output::Ping { key } => self.on_ping(now, key),
@@ -33,15 +37,22 @@ impl Shard {
         }
     }
 
-    fn connection_of(&self, key: SessionKey) -> Option<ConnectionId> {
-        let id = (*self.by_slot.get(key.slot as usize)?)?;
-        let connection = self.connections.get(id.index())?;
-        (connection.session() == Some(key)).then_some(id)
+    fn place_of(&self, key: SessionKey) -> Option<Place> {
+        let place = (*self.by_slot.get(key.slot as usize)?)?;
+        let session = match place {
+            Place::Stream(id) => self.connections.get(id.index())?.session(),
+            Place::Datagrams(at) => self.udp.as_ref()?.session_of(at),
+        };
+        (session == Some(key)).then_some(place)
     }
 
     /// Sends this message and those for the same session right behind it; gives the first other output.
-    fn on_send(&mut self, now: Instant, key: SessionKey, first: (MessageKind, Bytes)) -> Option<Output> {
-        let id = self.connection_of(key)?;
+    fn on_send(
+        &mut self,
+        now: Instant,
+        (key, id): (SessionKey, ConnectionId),
+        first: (MessageKind, Bytes),
+    ) -> Option<Output> {
         if !self.connections.get(id.index())?.channel.is_open() {
             // The peer broke a rule: of what is still queued for it, only the close is said.
             return None;
@@ -134,15 +145,19 @@ impl Shard {
     }
 
     fn on_admit(&mut self, now: Instant, key: SessionKey, challenge: Option<Box<session::Challenge>>) {
-        let Some(id) = self.connection_of(key) else { return };
-        let Some(connection) = self.connections.get_mut(id.index()) else {
-            return;
-        };
-        connection.stage = Stage::Open(key);
         let challenge = challenge.map(|challenge| {
             let session::Challenge { message, keys } = *challenge;
             Box::new(Challenge { message, keys })
         });
+        let id = match self.place_of(key) {
+            Some(Place::Stream(id)) => id,
+            Some(Place::Datagrams(at)) => return self.udp_admit(now, at, challenge),
+            None => return,
+        };
+        let Some(connection) = self.connections.get_mut(id.index()) else {
+            return;
+        };
+        connection.stage = Stage::Open(key);
         let accepted = connection.channel.accept(&mut self.scratch, challenge);
         self.flush_and_write(now, id, 0);
         self.go_on(now, id, accepted);
@@ -159,16 +174,20 @@ impl Shard {
     }
 
     fn on_refuse(&mut self, now: Instant, key: SessionKey, refusal: session::Refusal) {
-        let Some(id) = self.connection_of(key) else { return };
-        let Some(connection) = self.connections.get_mut(id.index()) else {
-            return;
-        };
         let refusal = Refusal {
             status: refusal.status,
             code: Cow::Owned(refusal.code),
             message: Cow::Owned(refusal.message),
             retry_after: refusal.retry_after,
             retryable: refusal.retryable,
+        };
+        let id = match self.place_of(key) {
+            Some(Place::Stream(id)) => id,
+            Some(Place::Datagrams(at)) => return self.udp_refuse(now, at, &refusal),
+            None => return,
+        };
+        let Some(connection) = self.connections.get_mut(id.index()) else {
+            return;
         };
         if let Err(error) = connection.channel.refuse(&mut self.scratch, &refusal) {
             tracing::debug!(%error, "a refusal could not be queued");
@@ -178,7 +197,11 @@ impl Shard {
     }
 
     fn on_ping(&mut self, now: Instant, key: SessionKey) {
-        let Some(id) = self.connection_of(key) else { return };
+        let id = match self.place_of(key) {
+            Some(Place::Stream(id)) => id,
+            Some(Place::Datagrams(at)) => return self.udp_ping(now, at),
+            None => return,
+        };
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
@@ -188,18 +211,22 @@ impl Shard {
     }
 
     fn on_close(&mut self, now: Instant, key: SessionKey, code: CloseCode, goodbye: Option<&Goodbye>) {
-        let Some(id) = self.connection_of(key) else { return };
+        let id = match self.place_of(key) {
+            Some(Place::Stream(id)) => id,
+            Some(Place::Datagrams(at)) => return self.udp_close(now, at, (code, goodbye)),
+            None => return,
+        };
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         if let Some(goodbye) = goodbye
             && connection.channel.is_open()
         {
-            let text = goodbye.render();
+            let text = Bytes::from(goodbye.render());
             // Best effort: what can still be said is said by `close`.
             let _ = connection
                 .channel
-                .send(&mut self.scratch, MessageKind::Text, text.as_bytes());
+                .send(&mut self.scratch, MessageKind::Text, &text);
         }
         if let Err(error) = connection
             .channel
@@ -212,7 +239,11 @@ impl Shard {
     }
 
     fn on_resume(&mut self, now: Instant, key: SessionKey) {
-        let Some(id) = self.connection_of(key) else { return };
+        let id = match self.place_of(key) {
+            Some(Place::Stream(id)) => id,
+            Some(Place::Datagrams(at)) => return self.udp_resume(now, at, key),
+            None => return,
+        };
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };

@@ -13,13 +13,14 @@ use slab::Slab;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
-use super::connection::{Connection, ConnectionId, ConnectionTask};
+use super::connection::{Connection, ConnectionId, ConnectionTask, Place};
+use super::udp::{self, Udp, UdpSetup};
 use crate::channel::listener::Listener;
 use crate::channel::{
-    AnyChannel, Budget, Channel, OutboxLimits, Scratch, ScratchLimits, WsChannel, WssChannel,
+    AnyStream, Budget, Channel, OutboxLimits, Scratch, ScratchLimits, WsChannel, WssChannel,
 };
 use crate::exchange::{ToHub, ToShard};
-use crate::session::{self, ShardConfig, ShardMetrics};
+use crate::session::{self, SessionKey, ShardConfig, ShardMetrics};
 
 /// How long a connection that was told to go may take to read the rest.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
@@ -33,6 +34,8 @@ pub struct ShardSetup {
     pub outbox_bytes: usize,
     pub outbox_total_bytes: usize,
     pub listeners: Vec<DeviceListener>,
+    /// `None` when no device comes over datagrams.
+    pub udp: Option<UdpSetup>,
     pub to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
     pub from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
 }
@@ -55,8 +58,9 @@ pub struct Shard {
     pub(super) sessions: session::Shard,
     pub(super) scratch: Scratch,
     pub(super) connections: Slab<Connection>,
+    pub(super) udp: Option<Box<Udp>>,
     /// By session slot: its connection.
-    pub(super) by_slot: Vec<Option<ConnectionId>>,
+    pub(super) by_slot: Vec<Option<Place>>,
     pub(super) outbox_limits: OutboxLimits,
     /// Connections that were told to go, oldest first.
     pub(super) lingering: VecDeque<(Instant, ConnectionId)>,
@@ -67,50 +71,74 @@ pub struct Shard {
 }
 
 #[derive(Default)]
-struct Wakes {
+pub(super) struct Wakes {
+    pub(super) datagrams: Notify,
     hub: Notify,
     timer: Notify,
     turn: Notify,
 }
 
-impl Shard {
+/// A shard before its tasks are there.
+pub struct StartedShard {
+    id: ShardId,
+    shard: Rc<RefCell<Shard>>,
+    wakes: Rc<Wakes>,
+    listeners: Vec<DeviceListener>,
+    to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
+    from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
+}
+
+impl StartedShard {
     /// Runs the shard on the current thread's `LocalSet` until the hub hangs up.
-    pub async fn run(setup: ShardSetup) {
-        let ShardSetup {
-            config,
-            metrics,
-            scratch,
-            outbox_bytes,
-            outbox_total_bytes,
-            ..
-        } = setup;
-        let (id, wakes) = (config.shard, Rc::new(Wakes::default()));
+    pub async fn run(self) {
+        let Self { shard, wakes, .. } = self;
+        let accepts = self.listeners.into_iter();
+        let mut tasks: Vec<_> = accepts
+            .map(|listener| tokio::task::spawn_local(accept(shard.clone(), listener)))
+            .collect();
+        tasks.extend([
+            tokio::task::spawn_local(flush(shard.clone(), wakes.clone(), self.id, self.to_hub)),
+            tokio::task::spawn_local(timers(shard.clone(), wakes.clone())),
+            tokio::task::spawn_local(turns(shard.clone(), wakes.clone())),
+        ]);
+        tasks.extend(udp::spawn(&shard, &wakes));
+        receive(shard, self.from_hub).await;
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Shard {
+    /// Makes a shard of its parts. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What the system says of the socket for datagrams.
+    pub fn start(setup: ShardSetup) -> std::io::Result<StartedShard> {
+        let (id, now) = (setup.config.shard, Instant::now());
+        let udp = setup.udp.map(|setup| Udp::new(setup, id, now)).transpose()?;
+        let wakes = Rc::new(Wakes::default());
         let shard = Self {
-            sessions: session::Shard::new(config, metrics, Instant::now()),
-            scratch: Scratch::new(scratch),
+            sessions: session::Shard::new(setup.config, setup.metrics, now),
+            scratch: Scratch::new(setup.scratch),
             connections: Slab::new(),
+            udp: udp.map(Box::new),
             by_slot: Vec::new(),
             outbox_limits: OutboxLimits {
-                connection_bytes: outbox_bytes,
-                budget: Budget::new(outbox_total_bytes),
+                connection_bytes: setup.outbox_bytes,
+                budget: Budget::new(setup.outbox_total_bytes),
             },
             lingering: VecDeque::new(),
             wakes: wakes.clone(),
             timer_due: None,
             stopping: false,
         };
-        let shard = Rc::new(RefCell::new(shard));
-        let accepts = setup.listeners.into_iter();
-        let mut tasks: Vec<_> = accepts
-            .map(|listener| tokio::task::spawn_local(accept(shard.clone(), listener)))
-            .collect();
-        tasks.extend([
-            tokio::task::spawn_local(flush(shard.clone(), wakes.clone(), id, setup.to_hub)),
-            tokio::task::spawn_local(timers(shard.clone(), wakes.clone())),
-            tokio::task::spawn_local(turns(shard.clone(), wakes)),
-        ]);
-        receive(shard, setup.from_hub).await;
-        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        Ok(StartedShard {
+            id,
+            shard: Rc::new(RefCell::new(shard)),
+            wakes,
+            listeners: setup.listeners,
+            to_hub: setup.to_hub,
+            from_hub: setup.from_hub,
+        })
     }
 
     /// Takes a connection; gives the task that moves its bytes.
@@ -121,8 +149,8 @@ impl Shard {
         kind: &ListenerKind,
     ) -> Option<ConnectionId> {
         let channel = match kind {
-            ListenerKind::Ws => AnyChannel::Ws(WsChannel::new(&mut self.scratch)),
-            ListenerKind::Wss(tls) => AnyChannel::Wss(
+            ListenerKind::Ws => AnyStream::Ws(WsChannel::new(&mut self.scratch)),
+            ListenerKind::Wss(tls) => AnyStream::Wss(
                 WssChannel::new(tls)
                     .inspect_err(|error| tracing::error!(%error, "no TLS session could be made"))
                     .ok()?,
@@ -130,18 +158,26 @@ impl Shard {
         };
         let key = self.sessions.accept(Instant::now(), channel.kind(), address)?;
         let id = self.connections.insert(Connection::new(stream, channel, key));
-        let slot = key.slot as usize;
-        if self.by_slot.len() <= slot {
-            self.by_slot.resize(slot + 1, None);
-        }
         let id = ConnectionId(id as u32);
-        self.by_slot[slot] = Some(id);
+        self.place(key, Place::Stream(id));
         self.end_turn();
         Some(id)
     }
 
+    /// Notes where the session's connection is.
+    pub(super) fn place(&mut self, key: SessionKey, place: Place) {
+        let slot = key.slot as usize;
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize(slot + 1, None);
+        }
+        self.by_slot[slot] = Some(place);
+    }
+
     /// What follows whatever changed something: other tasks hear of it.
     pub(super) fn end_turn(&mut self) {
+        if self.transmit_datagrams() {
+            self.wakes.datagrams.notify_one();
+        }
         if self.sessions.has_for_hub() {
             self.wakes.hub.notify_one();
         }
@@ -156,7 +192,9 @@ impl Shard {
 
     fn next_deadline(&self) -> Option<Instant> {
         let linger = self.lingering.front().map(|(at, _)| *at);
-        [self.sessions.poll_timeout(), linger].into_iter().flatten().min()
+        let datagrams = self.udp.as_ref().and_then(|udp| udp.next_deadline());
+        let deadlines = [self.sessions.poll_timeout(), linger, datagrams];
+        deadlines.into_iter().flatten().min()
     }
 
     fn on_timer(&mut self, now: Instant) {
@@ -168,6 +206,7 @@ impl Shard {
                 connection.on_linger_over(now);
             }
         }
+        self.on_udp_timer(now);
         self.pump(now);
     }
 

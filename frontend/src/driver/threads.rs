@@ -14,17 +14,19 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
+use super::datagrams::Datagrams;
 use super::shard::{DeviceListener, ListenerKind, Shard, ShardSetup};
+use super::udp::UdpSetup;
 use crate::admin::{self, AdminState};
 use crate::channel::listener::{AcceptCounters, AcceptOptions, Listener};
 use crate::channel::{ScratchLimits, TlsConfigError, load_server_config};
-use crate::config::{Config, TunnelConfig, WsConfig};
+use crate::config::{Config, LimitsConfig, TunnelConfig};
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
 use crate::link::tunnel::{LinkKeys, Tunnel, TunnelMetrics};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
-use crate::session::{ShardConfig, ShardMetrics, Unfinished};
+use crate::session::{ShardConfig, ShardMetrics, Sources, Unfinished};
 
 /// Why the frontend did not start, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,8 @@ pub enum StartError {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("udp.listen: {0}")]
+    Datagrams(std::io::Error),
     #[error("tunnel.key = \"{}\": {error}", path.display())]
     LinkKey { path: PathBuf, error: std::io::Error },
     #[error("wss: {0}")]
@@ -73,6 +77,7 @@ impl Frontend {
         let admin_listener = listen("admin", config.admin)?;
         let admin_address = admin_listener.local_addr().unwrap_or(config.admin);
         let places = places(config)?;
+        let mut datagrams = Datagrams::bind(config, &data)?;
 
         let (to_hub, from_shards) = mpsc::unbounded_channel();
         let mut to_shards: ToShards = Vec::new();
@@ -80,7 +85,9 @@ impl Frontend {
         for shard in shard_configs(config, data.epoch) {
             let metrics = ShardMetrics::default();
             let label = ("shard".into(), shard.shard.0.to_string().into());
-            metrics.register(registry.sub_registry_with_label(label));
+            let labelled = registry.sub_registry_with_label(label);
+            metrics.register(labelled);
+            let udp = datagrams.as_mut().and_then(|d| d.next(config, labelled));
             shard_metrics.push(metrics.clone());
             let (sender, receiver) = mpsc::unbounded_channel();
             to_shards.push(sender);
@@ -88,6 +95,7 @@ impl Frontend {
                 shard,
                 metrics,
                 places: places.clone(),
+                udp,
                 to_hub: to_hub.clone(),
                 from_hub: receiver,
             };
@@ -131,6 +139,7 @@ impl Frontend {
             devices: places
                 .iter()
                 .map(|place| (place.channel(), place.address))
+                .chain(datagrams.map(|datagrams| (ChannelKind::Udp, datagrams.address)))
                 .collect(),
             admin: admin_address,
         })
@@ -159,6 +168,7 @@ struct ShardParts {
     shard: ShardConfig,
     metrics: ShardMetrics,
     places: Vec<Place>,
+    udp: Option<UdpSetup>,
     to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
     from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
 }
@@ -166,7 +176,16 @@ struct ShardParts {
 /// One for each shard; what they share counts over all of them. The configuration allows no more shards than an id can name.
 fn shard_configs(config: &Config, epoch: FrontendEpoch) -> impl Iterator<Item = ShardConfig> {
     let unfinished = Arc::new(Unfinished::new(rand::random()));
-    let sources = config.ws.as_ref().and_then(throttle);
+    let sources = Sources {
+        ws: config
+            .ws
+            .as_ref()
+            .and_then(|ws| throttle(ws.source_attempts_per_minute, ws.source_attempts_burst)),
+        udp: config
+            .udp
+            .as_ref()
+            .and_then(|udp| throttle(udp.source_attempts_per_minute, udp.source_attempts_burst)),
+    };
     (0..config.shards).map(move |index| ShardConfig {
         unfinished: unfinished.clone(),
         sources: sources.clone(),
@@ -241,15 +260,9 @@ fn probe(key: &'static str, address: SocketAddr, kind: ListenerKind) -> Result<P
 /// Slots of the table of sources: 512 KiB, so that 1,000 busy sources share one with another about once in 65.
 const SOURCE_SLOTS: usize = 1 << 16;
 
-fn throttle(ws: &WsConfig) -> Option<Arc<Throttle>> {
-    let per_minute = u64::from(ws.source_attempts_per_minute);
-    let interval_ms = 60_000_u64.checked_div(per_minute)?;
-    let throttle = Throttle::new(
-        rand::random(),
-        SOURCE_SLOTS,
-        interval_ms,
-        ws.source_attempts_burst,
-    );
+pub(super) fn throttle(per_minute: u32, burst: u32) -> Option<Arc<Throttle>> {
+    let interval_ms = 60_000_u64.checked_div(per_minute.into())?;
+    let throttle = Throttle::new(rand::random(), SOURCE_SLOTS, interval_ms, burst);
     Some(Arc::new(throttle))
 }
 
@@ -297,7 +310,6 @@ fn start_shard(config: &Config, parts: ShardParts) -> Result<(), StartError> {
                 Ok(listeners) => listeners,
                 Err(error) => return drop(started.send(Err(error))),
             };
-            drop(started.send(Ok(())));
             let setup = ShardSetup {
                 config: parts.shard,
                 metrics: parts.metrics,
@@ -305,16 +317,32 @@ fn start_shard(config: &Config, parts: ShardParts) -> Result<(), StartError> {
                     max_message_bytes: limits.max_message_bytes,
                     budget_bytes: limits.input_total_bytes / shards,
                 },
-                // The session's own bound speaks first; what TLS adds must not make the socket's speak instead.
-                outbox_bytes: limits.output_bytes * 2 + MAX_REPLY_BYTES * 2,
-                outbox_total_bytes: limits.output_total_bytes / shards * 2 + MAX_REPLY_BYTES * 2,
+                outbox_bytes: outbox_bytes(&limits),
+                outbox_total_bytes: outbox_total_bytes(&limits, shards),
                 listeners,
+                udp: parts.udp,
                 to_hub: parts.to_hub,
                 from_hub: parts.from_hub,
             };
-            Shard::run(setup).await;
+            match Shard::start(setup) {
+                Ok(shard) => {
+                    drop(started.send(Ok(())));
+                    shard.run().await;
+                }
+                Err(error) => drop(started.send(Err(StartError::Datagrams(error)))),
+            }
         });
     })
+}
+
+/// The session's own bound speaks first; what encryption adds must not make the channel's speak instead.
+pub(super) fn outbox_bytes(limits: &LimitsConfig) -> usize {
+    limits.output_bytes * 2 + MAX_REPLY_BYTES * 2
+}
+
+/// The same for all sessions of a shard.
+pub(super) fn outbox_total_bytes(limits: &LimitsConfig, shards: usize) -> usize {
+    limits.output_total_bytes / shards * 2 + MAX_REPLY_BYTES * 2
 }
 
 fn bind(place: Place, options: AcceptOptions) -> Result<DeviceListener, StartError> {

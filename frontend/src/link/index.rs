@@ -1,6 +1,7 @@
 //! Which session a device has here. One entry per device: the login policy is `replace`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use holdfast_proto::link::frames;
 use holdfast_proto::{DeviceId, SessionId};
@@ -86,6 +87,14 @@ impl DeviceIndex {
         }
     }
 
+    /// The session's device is at another address; an entry of another session stays as it is.
+    pub fn on_moved(&mut self, device: &DeviceId, session: SessionId, address: SocketAddr) {
+        let entry = self.devices.get_mut(device);
+        if let Some(entry) = entry.filter(|e| e.presence.session == session) {
+            entry.presence.address = address;
+        }
+    }
+
     /// Sessions after `cursor`, and where the next page begins (0: there is none).
     pub fn page(&self, cursor: u64) -> (Vec<frames::SessionInfo>, u64) {
         let from = cursor.saturating_add(1);
@@ -154,6 +163,18 @@ mod tests {
         assert_eq!(index.get(&device).unwrap().session, session(2));
         index.on_offline(&device, session(2));
         assert!(index.is_empty() && index.order.is_empty());
+    }
+
+    #[test]
+    fn a_session_that_moves_takes_its_entry_along() {
+        let mut index = DeviceIndex::default();
+        index.on_online(login("a", 2, 10));
+        let (device, there) = ("a".parse().unwrap(), "192.0.2.9:9".parse().unwrap());
+        index.on_moved(&device, session(1), there);
+        assert_ne!(index.get(&device).unwrap().address, there, "an older session's");
+        index.on_moved(&device, session(2), there);
+        assert_eq!(index.get(&device).unwrap().address, there);
+        assert_eq!(index.page(0).0[0].address, "192.0.2.9:9");
     }
 
     #[test]

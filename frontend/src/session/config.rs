@@ -7,7 +7,7 @@ use holdfast_proto::throttle::Throttle;
 
 use super::unfinished::Unfinished;
 use super::window::WindowLimits;
-use holdfast_proto::{FrontendEpoch, FrontendId, ShardId};
+use holdfast_proto::{ChannelKind, FrontendEpoch, FrontendId, ShardId};
 
 /// Limits and times of one shard. The defaults are those of the frontend's configuration.
 #[derive(Debug, Clone)]
@@ -40,8 +40,8 @@ pub struct ShardConfig {
     pub challenge_timeout: Duration,
     /// Unfinished handshakes by device, shared by all shards.
     pub unfinished: Arc<Unfinished>,
-    /// How often one source may ask for a handshake, shared by all shards. `None`: as often as it likes.
-    pub sources: Option<Arc<Throttle>>,
+    /// How often one source may ask for a handshake.
+    pub sources: Sources,
     /// Silence after which the frontend pings.
     pub ping_after: Duration,
     /// Silence after which it closes.
@@ -51,6 +51,24 @@ pub struct ShardConfig {
     /// A retry hint is drawn between this and twice this.
     pub retry_hint: Duration,
     pub seed: u64,
+}
+
+/// How often one source may ask for a handshake, by the kind of channel; each is shared by all shards. `None`: as often as it
+/// likes. There is none for `wss`: TLS protects itself, and costs more before anything comes here.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    pub ws: Option<Arc<Throttle>>,
+    pub udp: Option<Arc<Throttle>>,
+}
+
+impl Sources {
+    pub fn of(&self, kind: ChannelKind) -> Option<&Throttle> {
+        match kind {
+            ChannelKind::Ws => self.ws.as_deref(),
+            ChannelKind::Udp => self.udp.as_deref(),
+            ChannelKind::Wss => None,
+        }
+    }
 }
 
 impl Default for ShardConfig {
@@ -77,7 +95,7 @@ impl Default for ShardConfig {
             hello_timeout: Duration::from_secs(1),
             challenge_timeout: Duration::from_secs(10),
             unfinished: Arc::new(Unfinished::new(1)),
-            sources: None,
+            sources: Sources::default(),
             ping_after: Duration::from_secs(30),
             close_after: Duration::from_secs(75),
             request_deadline: Duration::from_secs(30),

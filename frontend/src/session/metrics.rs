@@ -38,6 +38,7 @@ pub struct ShardMetrics {
     pub refused: Family<ReasonLabel, Counter>,
     pub closed: Family<ReasonLabel, Counter>,
     pub device_closes: Family<ReasonLabel, Counter>,
+    pub moves: Counter,
 }
 
 impl ShardMetrics {
@@ -98,6 +99,11 @@ impl ShardMetrics {
             "device_closes",
             "Closes that devices sent, by the code that they gave",
             self.device_closes.clone(),
+        );
+        r.register(
+            "moves",
+            "Times a device's address changed while it was connected",
+            self.moves.clone(),
         );
         let link = registry.sub_registry_with_prefix("link");
         link.register(

@@ -39,6 +39,8 @@ pub struct Session {
     pub(super) blob: Bytes,
     pub(super) blob_version: u32,
     pub(super) address: SocketAddr,
+    /// Whether `address` is where the device is: over datagrams anybody may write any sender on the envelope.
+    pub(super) proven: bool,
     /// The backend that has, or last had, its requests.
     pub(super) serving: Option<PeerId>,
     pub(super) next: Sequence,
@@ -102,6 +104,7 @@ impl Session {
             blob: Bytes::new(),
             blob_version: 0,
             address,
+            proven: true,
             serving: None,
             next: Sequence(1),
             heard: now,

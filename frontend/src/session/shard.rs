@@ -6,6 +6,7 @@ mod frames_in;
 mod peers;
 mod push;
 mod repeat;
+mod source;
 mod timers;
 mod usage;
 mod write;
@@ -25,7 +26,7 @@ use super::metrics::ShardMetrics;
 use super::roster::Roster;
 use super::session::{Active, Session, SessionKey};
 use super::state::{CloseReason, State};
-use super::wheel::Wheel;
+use super::wheel::{TICK, Wheel};
 use crate::exchange::ToHub;
 
 /// What a channel shall do.
@@ -165,7 +166,7 @@ impl Shard {
             slots: Vec::new(),
             free: Vec::new(),
             roster: Roster::default(),
-            wheel: Wheel::new(now),
+            wheel: Wheel::new(now, TICK),
             window_bytes: 0,
             out_bytes: 0,
             waiting: 0,

@@ -20,3 +20,5 @@ mod push;
 mod repeat;
 #[path = "shard/tests/requests.rs"]
 mod requests;
+#[path = "shard/tests/source.rs"]
+mod source;

@@ -86,7 +86,7 @@ struct ErrorBody {
     retryable: bool,
 }
 
-pub(super) fn classify(message: Message) -> Incoming {
+pub(crate) fn classify(message: Message) -> Incoming {
     match message {
         Message::Text(text) if text.starts_with('@') => control(text.as_str()),
         Message::Text(text) => match serde_json::from_str::<TextEvent<'_>>(text.as_str()) {

@@ -65,6 +65,7 @@ pub(super) type Settings = Vec<(String, Value)>;
 pub(super) struct Listen {
     pub(super) wss: SocketAddr,
     pub(super) ws: SocketAddr,
+    pub(super) udp: SocketAddr,
     pub(super) admin: SocketAddr,
 }
 
@@ -129,6 +130,7 @@ impl Layout {
         set(&mut config, "link", self.link(number).into());
         set(&mut config, "admin", listen.admin.to_string().into());
         set(&mut config, "ws.listen", listen.ws.to_string().into());
+        set(&mut config, "udp.listen", listen.udp.to_string().into());
         set(&mut config, "wss.listen", listen.wss.to_string().into());
         set(&mut config, "wss.certificate", text(&self.dir.join("cert.pem")));
         set(&mut config, "wss.key", text(&self.dir.join("key.pem")));

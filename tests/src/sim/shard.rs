@@ -463,6 +463,7 @@ impl World {
             | ToHub::Drained { .. }
             | ToHub::ShareTaken { .. }
             | ToHub::Offline { .. }
+            | ToHub::Moved { .. }
             | ToHub::PushDone { .. }
             | ToHub::BroadcastDone { .. }
             | ToHub::Stopped => {}

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::super::{Channel, ChannelError, ChannelEvent, Scratch, ScratchLimits};
+use super::super::{ChannelError, ChannelEvent, Scratch, ScratchLimits, StreamChannel};
 
 /// The suite's longest message has 16 MiB.
 const LIMITS: ScratchLimits = ScratchLimits {
@@ -15,7 +15,7 @@ const LIMITS: ScratchLimits = ScratchLimits {
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Echoes until the process ends; gives the port.
-pub(super) fn start<C: Channel>(open: impl Fn(&mut Scratch) -> C + Send + 'static) -> u16 {
+pub(super) fn start<C: StreamChannel>(open: impl Fn(&mut Scratch) -> C + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -30,7 +30,7 @@ pub(super) fn start<C: Channel>(open: impl Fn(&mut Scratch) -> C + Send + 'stati
     port
 }
 
-fn serve<C: Channel>(mut stream: TcpStream, scratch: &mut Scratch, mut channel: C) -> io::Result<()> {
+fn serve<C: StreamChannel>(mut stream: TcpStream, scratch: &mut Scratch, mut channel: C) -> io::Result<()> {
     loop {
         let n = stream.read(scratch.read_target())?;
         if n == 0 {
@@ -57,15 +57,15 @@ fn serve<C: Channel>(mut stream: TcpStream, scratch: &mut Scratch, mut channel: 
 }
 
 /// Whether the connection is over.
-fn turn<C: Channel>(scratch: &mut Scratch, channel: &mut C, n: usize) -> Result<bool, ChannelError> {
+fn turn<C: StreamChannel>(scratch: &mut Scratch, channel: &mut C, n: usize) -> Result<bool, ChannelError> {
     let mut over = false;
     channel.handle_input(scratch, n)?;
     while let Some(event) = channel.poll_event(scratch)? {
         match event {
             ChannelEvent::Upgrade(_) => channel.accept(scratch, None)?,
             ChannelEvent::Message(kind, payload) => channel.send(scratch, kind, &payload)?,
-            ChannelEvent::Alive => {}
-            ChannelEvent::Closed { .. } => over = true,
+            ChannelEvent::Alive | ChannelEvent::Delivered(_) | ChannelEvent::Moved(_) => {}
+            ChannelEvent::Closed { .. } | ChannelEvent::Lost => over = true,
         }
     }
     channel.park(scratch)?;

@@ -2,6 +2,8 @@
 //!
 //! LOGIN and its answer pass through here, so the entry is made before the shard hears of the answer and says `@welcome`.
 
+use std::net::SocketAddr;
+
 use holdfast_proto::link::frames::{self, logged_in};
 use holdfast_proto::link::{Class, Command, session_id};
 use holdfast_proto::{ChannelKind, CloseCode, DeviceId, SessionId};
@@ -66,6 +68,14 @@ impl Hub {
         self.logins.remove(&session);
         self.index.on_offline(device, session);
         self.forget_requests(session);
+    }
+
+    /// The device of a session is elsewhere now.
+    pub(super) fn on_moved(&mut self, device: &DeviceId, session: SessionId, address: SocketAddr) {
+        if let Some(login) = self.logins.get_mut(&session) {
+            login.presence.address = address;
+        }
+        self.index.on_moved(device, session, address);
     }
 
     /// What an ended session still had waiting for credit is dropped, or devices that come and go could fill the queues of

@@ -40,6 +40,11 @@ impl Hub {
             ToHub::Drained { peer } => self.on_shard_drained(peer),
             ToHub::ShareTaken { peer } => self.on_share_taken(peer),
             ToHub::Offline { device, session } => self.on_offline(&device, session),
+            ToHub::Moved {
+                device,
+                session,
+                address,
+            } => self.on_moved(&device, session, address),
             ToHub::PushDone { peer, result } => self.answer(peer, Command::PushResult(result)),
             ToHub::BroadcastDone { peer, number, counts } => self.on_broadcast_done(peer, number, counts),
             ToHub::Stopped => self.stopped_shards += 1,

@@ -1,9 +1,8 @@
 //! What comes from a session's channel.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use holdfast_proto::throttle::source_of;
 use holdfast_proto::{CloseCode, MessageKind, Sequence};
 
 use super::{Goodbye, Output, Refusal, Shard, Stalled};
@@ -37,16 +36,6 @@ impl Shard {
             return self.refuse_overloaded(now, key);
         }
         self.deliver(now, key.slot);
-    }
-
-    /// How long the source of a handshake is to stay away, if it had too many. TLS protects itself, and costs more before it comes here.
-    fn throttled(&mut self, now: Instant, key: SessionKey) -> Option<Duration> {
-        let since_start = now.saturating_duration_since(self.born).as_millis() as u64;
-        let session = self.get(key).filter(|s| s.kind.secure().is_some())?;
-        let source = source_of(session.address.ip());
-        let sources = self.config.sources.as_ref()?;
-        let wait_ms = sources.check(&source, since_start).err()?;
-        Some(Duration::from_millis(wait_ms) + self.retry_hint())
     }
 
     fn refuse_overloaded(&mut self, now: Instant, key: SessionKey) {

@@ -154,7 +154,7 @@ fn a_device_has_a_few_unfinished_handshakes_and_no_more() {
 
 #[test]
 fn a_source_that_asks_too_often_is_told_to_wait_and_tls_is_left_alone() {
-    let mut w = World::with(|config| config.sources = Some(Arc::new(Throttle::new(1, 64, 1_000, 2))));
+    let mut w = World::with(|config| config.sources.ws = Some(Arc::new(Throttle::new(1, 64, 1_000, 2))));
     w.active(A);
     waiting(&mut w);
     waiting(&mut w);

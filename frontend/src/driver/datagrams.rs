@@ -1,0 +1,115 @@
+//! What the shards' sockets for datagrams have in common: their address, their keys, and what they were configured with.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Instant;
+
+use holdfast_proto::throttle::Throttle;
+use holdfast_proto::udp::{self, Cookies, ResetKey};
+use prometheus_client::registry::Registry;
+
+use super::threads::{StartError, outbox_bytes, outbox_total_bytes};
+use super::udp::{Admission, SocketBuffers, UdpMetrics, UdpSetup, bind_group, granted};
+use crate::config::{Config, CookieRule, UdpConfig};
+use crate::epoch::DataDir;
+
+/// What a device may send beyond what its session took, in bytes and messages: enough for one upload of 5 MB/s at a round trip of 50 ms.
+/// A session that takes nothing more holds at most twice that.
+const RECEIVE_BYTES: u32 = 256 * 1024;
+const RECEIVE_MESSAGES: u16 = 64;
+/// Messages to one device that it has not acknowledged. Its session's bound is in bytes, and each costs some of its own.
+const SEND_MESSAGES: usize = 4_096;
+/// How often one source may ask for a handshake without showing that it is there: one each second in the long run, 64 at once.
+const UNPROVEN_INTERVAL_MS: u64 = 1_000;
+const UNPROVEN_BURST: u32 = 64;
+/// Slots of that table: 512 KiB.
+const UNPROVEN_SLOTS: usize = 1 << 16;
+
+/// The sockets that no shard has taken yet, and what goes with each.
+pub(super) struct Datagrams {
+    /// Where devices come.
+    pub(super) address: SocketAddr,
+    sockets: std::vec::IntoIter<UdpSocket>,
+    reset_key: ResetKey,
+    admission: Admission,
+}
+
+impl Datagrams {
+    /// Binds one socket per shard, if devices come over datagrams at all.
+    pub(super) fn bind(config: &Config, data: &DataDir) -> Result<Option<Self>, StartError> {
+        let Some(udp) = &config.udp else { return Ok(None) };
+        let buffers = SocketBuffers {
+            receive: udp.receive_buffer_bytes,
+            send: udp.send_buffer_bytes,
+        };
+        let failed = |source| StartError::Listen {
+            key: "udp.listen",
+            address: udp.listen,
+            source,
+        };
+        let sockets = bind_group(udp.listen, config.shards.into(), buffers).map_err(failed)?;
+        let mut address = udp.listen;
+        if let Some(first) = sockets.first() {
+            address = first.local_addr().map_err(failed)?;
+            say_what_was_granted(udp, granted(first).map_err(failed)?);
+        }
+        Ok(Some(Self {
+            address,
+            sockets: sockets.into_iter(),
+            reset_key: ResetKey::from_bytes(data.reset_key().map_err(StartError::Data)?),
+            admission: admission(udp),
+        }))
+    }
+
+    /// What the next shard gets; its metrics are put into `registry`.
+    pub(super) fn next(&mut self, config: &Config, registry: &mut Registry) -> Option<UdpSetup> {
+        let (socket, udp) = (self.sockets.next()?, config.udp.as_ref()?);
+        let metrics = UdpMetrics::default();
+        metrics.register(registry);
+        let (limits, shards) = (&config.limits, usize::from(config.shards));
+        Some(UdpSetup {
+            socket,
+            config: udp::Config {
+                max_message_bytes: limits.max_message_bytes,
+                receive_bytes: RECEIVE_BYTES,
+                receive_messages: RECEIVE_MESSAGES,
+                max_datagram: udp.max_datagram,
+                give_up: udp.give_up.get(),
+                keep_alive: None,
+                send_bytes: outbox_bytes(limits),
+                send_messages: SEND_MESSAGES,
+            },
+            reset_key: self.reset_key.clone(),
+            admission: self.admission.clone(),
+            shards: config.shards,
+            max_held_bytes: limits.input_total_bytes / shards + outbox_total_bytes(limits, shards),
+            metrics,
+        })
+    }
+}
+
+fn admission(udp: &UdpConfig) -> Admission {
+    let unproven = Throttle::new(
+        rand::random(),
+        UNPROVEN_SLOTS,
+        UNPROVEN_INTERVAL_MS,
+        UNPROVEN_BURST,
+    );
+    Admission {
+        cookies: Cookies::new(rand::random()),
+        born: Instant::now(),
+        always: udp.cookie == CookieRule::Always,
+        above: udp.cookie_above as usize,
+        unproven: Arc::new(unproven),
+    }
+}
+
+fn say_what_was_granted(udp: &UdpConfig, granted: SocketBuffers) {
+    if granted.receive < udp.receive_buffer_bytes || granted.send < udp.send_buffer_bytes {
+        tracing::info!(
+            receive = granted.receive,
+            send = granted.send,
+            "the kernel holds fewer bytes of datagrams than [udp] asks for: see net.core.rmem_max and wmem_max"
+        );
+    }
+}

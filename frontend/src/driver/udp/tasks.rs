@@ -1,0 +1,92 @@
+//! The two tasks that a shard has for datagrams: one receives, one sends what the others could not.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::task::{JoinHandle, spawn_local};
+
+use super::super::shard::{Shard, Wakes};
+use super::socket::{Buffers, DatagramSocket};
+
+/// System calls that receive before other tasks have their turn.
+const RECEIVES_PER_TURN: usize = 4;
+/// What to wait when the socket gives errors and no datagrams, so that it does not spin.
+const AFTER_ERROR: Duration = Duration::from_millis(10);
+
+/// Starts the two, where devices come over datagrams at all.
+pub(in super::super) fn spawn(shard: &Rc<RefCell<Shard>>, wakes: &Rc<Wakes>) -> Vec<JoinHandle<()>> {
+    let socket = shard.borrow().udp.as_ref().map(|udp| udp.socket.clone());
+    let Some(socket) = socket else {
+        return Vec::new();
+    };
+    vec![
+        spawn_local(receive_datagrams(shard.clone(), socket.clone())),
+        spawn_local(send_datagrams(shard.clone(), wakes.clone(), socket)),
+    ]
+}
+
+async fn receive_datagrams(shard: Rc<RefCell<Shard>>, socket: Rc<DatagramSocket>) {
+    let mut buffers = Buffers::new();
+    loop {
+        socket.readable().await;
+        for _ in 0..RECEIVES_PER_TURN {
+            match socket.receive(&mut buffers) {
+                Ok(filled) => shard.borrow_mut().on_datagrams(buffers.arrived(filled)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Somebody's ICMP, or a shortage: no datagram is worth ending for.
+                Err(error) => {
+                    tracing::debug!(%error, "receiving failed");
+                    shard.borrow().count_receive_failure();
+                    tokio::time::sleep(AFTER_ERROR).await;
+                    break;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Goes on with what a turn had to leave, because it would have taken too long or because the socket took no more.
+async fn send_datagrams(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>, socket: Rc<DatagramSocket>) {
+    loop {
+        wakes.datagrams.notified().await;
+        let blocked = shard.borrow().is_udp_blocked();
+        if blocked {
+            socket.writable().await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+        let mut shard = shard.borrow_mut();
+        shard.unblock_udp();
+        shard.end_turn();
+    }
+}
+
+impl Shard {
+    fn count_receive_failure(&self) {
+        if let Some(udp) = &self.udp {
+            udp.metrics.receive_failures.inc();
+        }
+    }
+
+    fn is_udp_blocked(&self) -> bool {
+        self.udp.as_ref().is_some_and(|udp| udp.queue.is_blocked())
+    }
+
+    fn unblock_udp(&mut self) {
+        if let Some(udp) = &mut self.udp {
+            udp.queue.unblock();
+        }
+    }
+
+    /// Sends what the turn has made due. True when some is left.
+    pub(in super::super) fn transmit_datagrams(&mut self) -> bool {
+        let Some(udp) = &mut self.udp else { return false };
+        if udp.queue.has_more() && !udp.queue.is_blocked() {
+            udp.transmit(Instant::now());
+        }
+        udp.queue.has_more()
+    }
+}

@@ -1,0 +1,18 @@
+//! Shards on real sockets of the loopback, with devices and a hub of the tests' own.
+
+mod connections;
+mod harness;
+mod hello;
+
+use super::*;
+use crate::session;
+
+/// What an idle device costs is a promise: it may not grow unnoticed. Design §11: 1 KiB, better 512 bytes.
+#[test]
+fn an_idle_device_stays_small() {
+    let (record, session) = (udp_record_bytes(), size_of::<Option<session::Session>>());
+    println!("a connection's record and timer weigh {record} bytes, its session's record {session}");
+    assert!(record <= 360, "{record}");
+    // Its place among the slots, and its session's timer.
+    assert!(record + session + 24 <= 704, "{record} and {session}");
+}
