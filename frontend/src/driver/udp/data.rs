@@ -224,7 +224,7 @@ impl Shard {
 }
 
 /// The longest UDP payload that is taken.
-const MAX_BYTES: usize = holdfast_proto::udp::datagram::MAX_DATAGRAM_BYTES;
+const MAX_BYTES: usize = holdfast_proto::udp::MAX_DATAGRAM_BYTES as usize;
 
 impl Udp {
     /// DATA of a connection that is not here: its device learns so once, if that costs no more than it has sent, and not too often.
