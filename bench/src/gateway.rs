@@ -105,7 +105,7 @@ impl Gateway {
                 ca: None,
                 speak: Speak::Packets {
                     master_key: self.master_key,
-                    share: 1,
+                    sockets: 0,
                 },
             },
             ChannelKind::Wss => Endpoint {
@@ -125,11 +125,11 @@ impl Gateway {
         }
     }
 
-    /// The same on udp, with so many devices on each socket.
-    pub(crate) fn shared_endpoint(&self, share: u32) -> Endpoint {
+    /// The same on udp, on so many sockets per process.
+    pub(crate) fn shared_endpoint(&self, sockets: u32) -> Endpoint {
         let master_key = self.master_key;
         Endpoint {
-            speak: Speak::Packets { master_key, share },
+            speak: Speak::Packets { master_key, sockets },
             ..self.endpoint(ChannelKind::Udp)
         }
     }

@@ -54,10 +54,10 @@ pub(crate) enum Speak {
     Holdfast { token_seed: [u8; 32] },
     /// The same in records, with a device key derived from this master key.
     Records { master_key: [u8; 32] },
-    /// The same in packets over udp, so many devices on each socket.
-    Packets { master_key: [u8; 32], share: u32 },
+    /// The same in packets over udp, on so many sockets per process in turns; 0: one for each device.
+    Packets { master_key: [u8; 32], sockets: u32 },
     /// Packets, and expect back what was sent.
-    PacketEcho { master_key: [u8; 32], share: u32 },
+    PacketEcho { master_key: [u8; 32], sockets: u32 },
     /// Expect back what was sent.
     Echo,
     /// Say who one is; expect pushes.

@@ -70,7 +70,10 @@ impl Stage {
         let packets = Endpoint {
             address: packet_echo.address,
             ca: None,
-            speak: Speak::PacketEcho { master_key, share: 1 },
+            speak: Speak::PacketEcho {
+                master_key,
+                sockets: 0,
+            },
         };
         let echo = |server: &Worker, ca| Endpoint {
             address: server.address,

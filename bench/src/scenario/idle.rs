@@ -17,7 +17,8 @@ use crate::process::private_dirty;
 use crate::protocol::{Call, Traffic};
 use crate::report::{Of, Row, Table};
 
-/// Devices on a socket: so few that its receive buffer holds a datagram for each, so that a push to all overflows none.
+/// Devices on a socket: so few that its receive buffer holds a datagram for each, so that a push to all overflows none. They take
+/// turns, so that what goes to neighbours goes to different addresses, as it does in the world.
 const SHARE: u32 = 256;
 /// Devices of one process.
 const PER_PROCESS: u32 = 125_000;
@@ -183,7 +184,7 @@ impl Stage {
         let gateway = Gateway::start_for(bin_dir, &setup).await?;
         let processes = size.idle_sessions.div_ceil(PER_PROCESS).max(LEAST_PROCESSES);
         let apart = size.idle_sessions.div_ceil(processes) + STEPS;
-        let devices = Fleet::start(&gateway.shared_endpoint(SHARE), processes, apart).await?;
+        let devices = Fleet::start(&gateway.shared_endpoint(apart.div_ceil(SHARE)), processes, apart).await?;
         let call = Call::Broadcast {
             sessions: size.idle_sessions,
         };

@@ -20,8 +20,8 @@ use crate::stats::slope;
 
 /// Processes of devices: no process may hold more than half as many descriptors as the server.
 const PROCESSES: u32 = 3;
-/// Devices on a socket of theirs: a session on udp has none at the server.
-const UDP_SHARE: u32 = 100;
+/// Sockets of a process of devices: a session on udp has none at the server.
+const UDP_SOCKETS: u32 = 50;
 /// After the last handshake, before memory is read: allocators return pages late.
 const SETTLE: Duration = Duration::from_millis(1500);
 const LARGE_PAYLOAD_BYTES: usize = 16 * 1024;
@@ -116,7 +116,7 @@ fn notes(size: &Size) -> Vec<String> {
             size.memory_sessions / LARGE_SHARE
         ),
         "The gateway runs with MIMALLOC_PURGE_DELAY=0: without it, pages that handshakes freed are kept for a while and then reused, which hides what sessions hold. Slab is the whole machine's: it contains the devices' ends and whatever else went on.".to_owned(),
-        format!("Devices on udp are {UDP_SHARE} to a socket."),
+        format!("Devices on udp share {UDP_SOCKETS} sockets per process."),
     ]
 }
 
@@ -135,7 +135,7 @@ async fn gateway(size: &Size, bin_dir: Option<&Path>, kind: ChannelKind, label: 
     };
     let gateway = Gateway::start_for(bin_dir, &setup).await?;
     let endpoint = match kind {
-        ChannelKind::Udp => gateway.shared_endpoint(UDP_SHARE),
+        ChannelKind::Udp => gateway.shared_endpoint(UDP_SOCKETS),
         _ => gateway.endpoint(kind),
     };
     let fleet = Fleet::start(endpoint).await?;

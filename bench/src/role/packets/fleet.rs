@@ -22,9 +22,11 @@ use crate::role::load::Load;
 /// Devices, their connections and their sockets.
 pub(super) struct Fleet {
     server: SocketAddr,
-    /// Number of the first device, and how many share a socket.
+    /// Number of the first device.
     first: u32,
-    share: u32,
+    /// Those that devices are put on in turns; without a number of them each has its own.
+    sockets: Vec<Rc<Socket>>,
+    most_sockets: u32,
     /// Whether replies are events of the gateway, or what was sent.
     gateway: bool,
     openings: Openings,
@@ -34,8 +36,6 @@ pub(super) struct Fleet {
     devices: Vec<Device>,
     /// Let in, and not welcomed yet.
     unwelcome: usize,
-    /// The socket that devices are put on now.
-    socket: Option<Rc<Socket>>,
     load: Rc<Load>,
     due: Vec<u32>,
 }
@@ -48,7 +48,7 @@ struct Device {
 
 impl Fleet {
     pub(super) fn new(role: Devices) -> Result<Self> {
-        let (Speak::Packets { master_key, share } | Speak::PacketEcho { master_key, share }) =
+        let (Speak::Packets { master_key, sockets } | Speak::PacketEcho { master_key, sockets }) =
             role.endpoint.speak
         else {
             bail!("these devices speak udp only");
@@ -58,14 +58,14 @@ impl Fleet {
         Ok(Self {
             server: role.endpoint.address,
             first: role.first,
-            share: share.max(1),
+            sockets: Vec::new(),
+            most_sockets: sockets,
             gateway,
             openings: Openings::new(role.endpoint.address, master),
             lines: Lines::new(device_config(), Instant::now()),
             index: FxHashMap::default(),
             devices: Vec::new(),
             unwelcome: 0,
-            socket: None,
             load: Rc::default(),
             due: Vec::new(),
         })
@@ -92,18 +92,33 @@ impl Fleet {
     pub(super) fn open(&mut self, now: Instant) -> Result<Option<Rc<Socket>>> {
         let index = self.devices.len() as u32;
         let number = self.first + index;
-        let made = index.is_multiple_of(self.share) || self.socket.is_none();
-        if made {
-            let socket = lines::bind(source(number), false)?;
-            connect(&socket, self.server)?;
-            self.socket = Some(Rc::new(socket));
-        }
-        let socket = self.socket.clone().context("there is a socket")?;
+        let (socket, made) = self.socket_of(index)?;
         self.devices.push(Device::default());
         let (config, sent) = (&self.lines.config, &mut self.lines.traffic.sent);
         self.openings
             .begin(now, (index, number), (config, socket.clone()), sent)?;
         Ok(made.then_some(socket))
+    }
+
+    /// A device's socket, and whether it is new.
+    fn socket_of(&mut self, index: u32) -> Result<(Rc<Socket>, bool)> {
+        if self.most_sockets == 0 {
+            return Ok((self.bind(self.first + index)?, true));
+        }
+        let at = index % self.most_sockets;
+        if let Some(socket) = self.sockets.get(at as usize) {
+            return Ok((socket.clone(), false));
+        }
+        let socket = self.bind(self.first + at * APART)?;
+        self.sockets.push(socket.clone());
+        Ok((socket, true))
+    }
+
+    fn bind(&self, number: u32) -> Result<Rc<Socket>> {
+        let socket = lines::bind(source(number), false)?;
+        // Datagrams go to the server and come from there alone.
+        socket2::SockRef::from(&socket).connect(&self.server.into())?;
+        Ok(Rc::new(socket))
     }
 
     pub(super) fn on_datagram(&mut self, now: Instant, datagram: &mut [u8]) {
@@ -223,12 +238,6 @@ impl Fleet {
     }
 }
 
-/// Datagrams go to the server and come from there alone.
-fn connect(socket: &Socket, server: SocketAddr) -> Result<()> {
-    socket2::SockRef::from(socket).connect(&server.into())?;
-    Ok(())
-}
-
 /// Of a device that gets pushes now and then and has little memory.
 fn device_config() -> Config {
     Config {
@@ -238,5 +247,7 @@ fn device_config() -> Config {
 }
 
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(25);
+/// Sockets that are shared have source addresses as if so many devices were between two of them.
+const APART: u32 = 256;
 const HELLO: &[u8] = b"@hello {}";
 const WELCOME: &str = "@welcome ";
