@@ -580,7 +580,7 @@ def read_piece(data):
     piece = dict(Proto(data).fields(PIECE))
     length, offset = piece.get("length", 0), piece.get("offset", 0)
     end = offset + len(piece.get("data", b""))
-    if piece.get("kind", 0) > 1 or length and end > length or not length and offset:
+    if piece.get("kind", 0) > 1 or length and (end > length or end == offset) or not length and offset:
         raise Rejected("piece")
     return piece | ({"data": piece["data"].hex()} if "data" in piece else {})
 

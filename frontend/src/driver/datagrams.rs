@@ -19,9 +19,11 @@ const RECEIVE_BYTES: u32 = 256 * 1024;
 const RECEIVE_MESSAGES: u16 = 64;
 /// Messages to one device that it has not acknowledged. Its session's bound is in bytes, and each costs some of its own.
 const SEND_MESSAGES: usize = 4_096;
-/// How often one source may ask for a handshake without showing that it is there: one each second in the long run, 64 at once.
-const UNPROVEN_INTERVAL_MS: u64 = 1_000;
-const UNPROVEN_BURST: u32 = 64;
+/// How often one source may ask for a handshake without showing that it is there: one each four seconds in the long run, two at once.
+/// It is less than a device's unfinished handshakes may be: who says again in a device's name what he has heard shall not use them
+/// up. A site that comes back as a whole pays a round trip for each device.
+const UNPROVEN_INTERVAL_MS: u64 = 4_000;
+const UNPROVEN_BURST: u32 = 2;
 /// Slots of that table: 512 KiB.
 const UNPROVEN_SLOTS: usize = 1 << 16;
 

@@ -5,7 +5,9 @@
 
 mod data;
 mod generate;
+mod malformed;
 mod packets;
+mod sealed;
 
 use serde_json::Value;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast_tests::ChannelKind;
 use holdfast_tests::datagrams::UdpDevice;
 use holdfast_tests::device::{ABNORMAL, Incoming};
-use holdfast_tests::gateway::Gateway;
+use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
 use http::Method;
 use serde_json::{Value, json};
@@ -142,11 +142,15 @@ async fn a_wrong_key_is_refused() {
     assert_eq!((refusal.status, refusal.retryable), (401, false), "{refusal:?}");
 }
 
-/// Longer than a datagram, both ways, and a reply longer than any message that a device may send.
+/// Much longer than a datagram, both ways.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_messages_pass() {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let route = Route {
+        max_reply_bytes: Some(4 << 20),
+        ..Route::new("Demo", service.url("/demo"))
+    };
+    let gateway = Gateway::builder(&service).routes(vec![route]).start().await;
     let mut device = gateway.udp_device("d", here()).await;
     let long = "x".repeat(600_000);
     device.request(("Demo", "Echo"), "r", &json!({"text": long}));

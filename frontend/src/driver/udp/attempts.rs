@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
@@ -25,6 +26,8 @@ pub(super) struct AttemptKey(u64);
 struct Attempt {
     /// The device's own number for it; the hash alone would be too short to trust.
     number: u64,
+    /// Where it was begun, and the one place to which it is answered: who gets the answer there is taken to be there.
+    from: SocketAddr,
     /// `None` while a backend judges it.
     answer: Option<Box<[u8]>>,
     finished: bool,
@@ -36,6 +39,8 @@ pub(super) enum Known<'a> {
     No,
     /// A backend judges it.
     UnderWay,
+    /// It was begun from another address.
+    Elsewhere,
     Answered(&'a [u8]),
 }
 
@@ -71,9 +76,10 @@ impl Attempts {
         AttemptKey(hasher.finish())
     }
 
-    pub(super) fn find(&self, key: AttemptKey, number: u64) -> Known<'_> {
+    pub(super) fn find(&self, key: AttemptKey, number: u64, from: SocketAddr) -> Known<'_> {
         match self.attempts.get(&key).filter(|a| a.number == number) {
             None => Known::No,
+            Some(attempt) if attempt.from != from => Known::Elsewhere,
             Some(attempt) => attempt.answer.as_deref().map_or(Known::UnderWay, Known::Answered),
         }
     }
@@ -84,13 +90,14 @@ impl Attempts {
     }
 
     /// A backend is asked.
-    pub(super) fn begin(&mut self, key: AttemptKey, number: u64) -> Result<(), Full> {
+    pub(super) fn begin(&mut self, key: AttemptKey, number: u64, from: SocketAddr) -> Result<(), Full> {
         if self.unfinished >= MAX_UNFINISHED {
             return Err(Full);
         }
         self.unfinished += 1;
         let attempt = Attempt {
             number,
+            from,
             answer: None,
             finished: false,
         };
@@ -144,6 +151,10 @@ impl Attempts {
 mod tests {
     use super::*;
 
+    fn here() -> SocketAddr {
+        ([192, 0, 2, 1], 5).into()
+    }
+
     fn attempts() -> Attempts {
         Attempts::new(0x1234_5678_9abc_def0_1122_3344_5566_7788)
     }
@@ -153,20 +164,26 @@ mod tests {
         let (mut attempts, now) = (attempts(), Instant::now());
         let key = attempts.key(b"parameters", b"credential");
         assert_ne!(key, attempts.key(b"parameters", b"credentiaL"));
-        assert_eq!(attempts.find(key, 1), Known::No);
-        attempts.begin(key, 1).unwrap();
-        assert_eq!(attempts.find(key, 1), Known::UnderWay);
-        assert_eq!(attempts.find(key, 2), Known::No, "the hash alone is not trusted");
+        assert_eq!(attempts.find(key, 1, here()), Known::No);
+        attempts.begin(key, 1, here()).unwrap();
+        assert_eq!(attempts.find(key, 1, here()), Known::UnderWay);
+        assert_eq!(
+            attempts.find(key, 2, here()),
+            Known::No,
+            "the hash alone is not trusted"
+        );
         attempts.answer(key, b"answer");
-        assert_eq!(attempts.find(key, 1), Known::Answered(b"answer"));
+        assert_eq!(attempts.find(key, 1, here()), Known::Answered(b"answer"));
+        let elsewhere = ([192, 0, 2, 1], 6).into();
+        assert_eq!(attempts.find(key, 1, elsewhere), Known::Elsewhere);
         assert_eq!(attempts.unfinished(), 1);
         attempts.finish(now, key);
         attempts.finish(now, key);
         assert_eq!(attempts.unfinished(), 0);
         attempts.expire(now + KEPT - Duration::from_millis(1));
-        assert_eq!(attempts.find(key, 1), Known::Answered(b"answer"));
+        assert_eq!(attempts.find(key, 1, here()), Known::Answered(b"answer"));
         attempts.expire(now + KEPT);
-        assert_eq!(attempts.find(key, 1), Known::No);
+        assert_eq!(attempts.find(key, 1, here()), Known::No);
         assert!(attempts.attempts.is_empty());
     }
 
@@ -174,12 +191,15 @@ mod tests {
     fn what_came_to_nothing_may_begin_again() {
         let mut attempts = attempts();
         let key = attempts.key(b"", b"x");
-        attempts.begin(key, 1).unwrap();
+        attempts.begin(key, 1, here()).unwrap();
         attempts.forget(key);
         attempts.forget(key);
-        assert_eq!((attempts.find(key, 1), attempts.unfinished()), (Known::No, 0));
-        attempts.begin(key, 1).unwrap();
-        attempts.begin(key, 2).unwrap();
+        assert_eq!(
+            (attempts.find(key, 1, here()), attempts.unfinished()),
+            (Known::No, 0)
+        );
+        attempts.begin(key, 1, here()).unwrap();
+        attempts.begin(key, 2, here()).unwrap();
         assert_eq!(attempts.unfinished(), 1, "one place, one attempt");
     }
 
@@ -190,14 +210,14 @@ mod tests {
             .map(|n| (attempts.key(&n.to_be_bytes(), b""), n))
             .collect();
         for (key, n) in &keys[..MAX_UNFINISHED] {
-            attempts.begin(*key, *n).unwrap();
+            attempts.begin(*key, *n, here()).unwrap();
         }
         let (key, n) = keys[MAX_UNFINISHED];
-        assert_eq!(attempts.begin(key, n), Err(Full));
+        assert_eq!(attempts.begin(key, n, here()), Err(Full));
         for (key, _) in &keys[..MAX_UNFINISHED] {
             attempts.finish(now, *key);
         }
         assert_eq!(attempts.attempts.len(), MAX_FINISHED);
-        attempts.begin(key, n).unwrap();
+        attempts.begin(key, n, here()).unwrap();
     }
 }

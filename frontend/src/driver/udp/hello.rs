@@ -44,9 +44,11 @@ impl Shard {
         udp.attempts.expire(now);
         let parameters = hello.parameters.encode();
         let key = udp.attempts.key(&parameters, hello.credential);
-        match udp.attempts.find(key, hello.parameters.attempt) {
+        match udp.attempts.find(key, hello.parameters.attempt, from) {
             Known::No => {}
             Known::UnderWay => return udp.metrics.attempt("repeated"),
+            // Its answer there would let whoever gets it speak for the address where it was begun.
+            Known::Elsewhere => return udp.metrics.attempt("repeated_elsewhere"),
             Known::Answered(answer) => {
                 let answer = answer.to_vec();
                 udp.metrics.attempt("repeated");
@@ -138,7 +140,10 @@ impl Udp {
     fn insert(&mut self, attempt: &Attempt<'_>, session: SessionKey) -> Option<u32> {
         let parameters = attempt.hello.parameters;
         if self.records.len() >= MAX_CONNECTIONS
-            || self.attempts.begin(attempt.key, parameters.attempt).is_err()
+            || self
+                .attempts
+                .begin(attempt.key, parameters.attempt, attempt.from)
+                .is_err()
         {
             return None;
         }

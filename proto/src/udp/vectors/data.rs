@@ -158,7 +158,7 @@ fn datagrams_are_sealed_and_opened() {
         assert_eq!((of, number_low), (cid(vector), at as u32));
         // Before a rekeying the receiver still has the key of the generation before.
         let before = match at % (1 << REKEY_SHIFT) {
-            0 if at > 0 => generate::generation(&key(vector, "first_key"), (at - 1) >> REKEY_SHIFT),
+            0 if at > 0 => sealed::generation(&key(vector, "first_key"), (at - 1) >> REKEY_SHIFT),
             _ => key(vector, "key"),
         };
         let opener = Opener::at(before, at);

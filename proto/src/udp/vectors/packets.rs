@@ -104,10 +104,22 @@ pub(super) fn encode(fields: &Value) -> Vec<u8> {
 }
 
 fn packets() -> Vec<Packet> {
+    let packet = |(about, fields): (&'static str, Value)| Packet {
+        about,
+        bytes: encode(&fields),
+        fields,
+    };
+    with_messages()
+        .into_iter()
+        .chain(without_messages())
+        .map(packet)
+        .collect()
+}
+
+fn with_messages() -> Vec<(&'static str, Value)> {
     let text = |text: &str| hex(text.as_bytes());
     let token = hex(&ResetKey::from_bytes(RESET_KEY).token(CID).0);
-    let largest = ResetKey::from_bytes(RESET_KEY).token(ConnectionId(0)).0;
-    let cases = [
+    vec![
         (
             "a device's first: a whole message, padded to a datagram of 48 bytes",
             json!({ "pieces": [{ "data": text("@hello {}") }], "padding": 4 }),
@@ -143,6 +155,13 @@ fn packets() -> Vec<Packet> {
                 ],
             }),
         ),
+    ]
+}
+
+/// What is sent beside messages.
+fn without_messages() -> Vec<(&'static str, Value)> {
+    let largest = ResetKey::from_bytes(RESET_KEY).token(ConnectionId(0)).0;
+    vec![
         ("a keep-alive", json!({ "ping": true, "padding": 15 })),
         ("nothing", json!({})),
         (
@@ -169,13 +188,7 @@ fn packets() -> Vec<Packet> {
             "a close without a word",
             json!({ "close": { "code": 1000 }, "padding": 12 }),
         ),
-    ];
-    let packet = |(about, fields): (&'static str, Value)| Packet {
-        about,
-        bytes: encode(&fields),
-        fields,
-    };
-    cases.into_iter().map(packet).collect()
+    ]
 }
 
 pub(super) fn good() -> Vec<Value> {
@@ -238,6 +251,10 @@ pub(super) fn rejected() -> Vec<Value> {
         (
             "a piece that begins beyond its message",
             piece(&[number(3, 10), number(4, 11)]),
+        ),
+        (
+            "a part of a message without data",
+            piece(&[number(3, 10), number(4, 5)]),
         ),
         ("a kind of 2", piece(&[number(2, 2), bytes(5, b"abc")])),
         ("a length of 2^32", piece(&[number(3, 1 << 32), bytes(5, b"abc")])),

@@ -76,7 +76,10 @@ impl World {
     pub(super) async fn with(change: impl FnOnce(&mut Plan)) -> Self {
         let mut plan = Plan {
             session: ShardConfig::default(),
-            config: udp::Config::default(),
+            config: udp::Config {
+                max_message_bytes: 200_000,
+                ..udp::Config::default()
+            },
             always: false,
             above: 64,
             burst: 64,

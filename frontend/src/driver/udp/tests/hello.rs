@@ -42,6 +42,12 @@ fn a_hello_is_judged_once_and_answered_as_often_as_it_is_asked() {
         device.hello(7, b"").await;
         assert_eq!(device.receive().await, answer);
         assert!(world.hears_nothing().await);
+        let elsewhere = Stranger::new(&world).await;
+        elsewhere.hello(7, b"").await;
+        assert!(
+            elsewhere.hears_nothing().await,
+            "it would speak for the first address"
+        );
         device.hello(8, b"").await;
         assert_ne!(
             session(world.bind().await.id),
