@@ -62,7 +62,7 @@ pub(crate) enum Command {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  holdfast up\n  holdfast --dir /tmp/hf up --port-base 7500")]
 pub(crate) struct UpArgs {
-    /// First of five ports: wss, HTTP API, frontend admin, demo service, ws
+    /// First of five ports: wss, HTTP API, frontend admin, demo service, ws and udp
     #[arg(long, default_value_t = 7400, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65531))]
     pub(crate) port_base: u16,
     /// The frontend's binary [default: holdfast-frontend beside this program]
@@ -90,7 +90,7 @@ pub(crate) struct TokenArgs {
     pub(crate) ttl: Duration,
 }
 
-/// Print the key with which DEVICE can connect on ws
+/// Print the key with which DEVICE can connect on ws and udp
 ///
 /// It is derived from a master key (DIR/keys/master.toml, which `holdfast up` made) and from what the device says of itself:
 /// another product, class or key version gives another key. Only the key is printed.
@@ -149,10 +149,10 @@ pub(crate) struct DeviceArgs {
     /// What to connect over [default: as --url or the other options say, else wss]
     #[arg(long, value_enum)]
     pub(crate) channel: Option<DeviceChannel>,
-    /// wss: PEM file with the CA to trust [default: from DIR/up.json]
+    /// PEM file with the CA to trust [default: from DIR/up.json]
     #[arg(long, value_name = "FILE", help_heading = "Options on wss")]
     pub(crate) ca: Option<PathBuf>,
-    /// wss: token to show [default: made with DIR/token_key.pem]
+    /// Token to show [default: made with DIR/token_key.pem]
     #[arg(long, help_heading = "Options on wss")]
     pub(crate) token: Option<String>,
     #[command(flatten)]
@@ -179,20 +179,22 @@ pub(crate) struct DeviceArgs {
 /// What a device connects over
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeviceChannel {
-    /// Without TLS: the device proves that it holds its key, and so must the gateway
+    /// TCP without TLS: the device proves that it holds its key, and so must the gateway
     Ws,
+    /// Datagrams, in the same way
+    Udp,
     /// TLS and a bearer token
     Wss,
 }
 
-/// A device's key on ws, as it is or made from a master key
+/// A device's key on ws and udp, as it is or made from a master key
 #[derive(clap::Args)]
-#[command(next_help_heading = "Options on ws")]
+#[command(next_help_heading = "Options on ws and udp")]
 pub(crate) struct DeviceKeyArgs {
-    /// ws: the device's key, as `holdfast key` prints it; needs --key-id. Other users of this machine can see it
+    /// The device's key, as `holdfast key` prints it; needs --key-id. Other users of this machine can see it
     #[arg(long, conflicts_with_all = ["key_file", "master_key_file"], requires = "key_id")]
     pub(crate) key: Option<String>,
-    /// ws: a file that holds it; needs --key-id
+    /// A file that holds it; needs --key-id
     #[arg(
         long,
         value_name = "FILE",
@@ -200,7 +202,7 @@ pub(crate) struct DeviceKeyArgs {
         requires = "key_id"
     )]
     pub(crate) key_file: Option<PathBuf>,
-    /// ws: file of master keys to derive it from [default: from DIR/up.json]
+    /// File of master keys to derive it from [default: from DIR/up.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) master_key_file: Option<PathBuf>,
     #[command(flatten)]
@@ -211,7 +213,9 @@ const DEVICE_EXAMPLES: &str = "\
 Examples:
   holdfast device
   holdfast device --channel ws
+  holdfast device --channel udp
   holdfast device --device lamp-1 --url ws://gateway:7404 --key-file lamp-1.key --key-id k1
+  holdfast device --device lamp-1 --url udp://gateway:7404 --key-file lamp-1.key --key-id k1
   echo 'Demo.Time {}' | holdfast device --device tv-1
   holdfast device --count 1000 --rate 200 --event 'Demo.Slow {\"delay_ms\":20}'";
 

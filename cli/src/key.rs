@@ -1,4 +1,4 @@
-//! `holdfast key`: the keys of devices on ws.
+//! `holdfast key`: the keys of devices on ws and udp.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

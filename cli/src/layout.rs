@@ -64,7 +64,7 @@ impl Layout {
         self.root.join("keys")
     }
 
-    /// What the keys of devices on `ws` are derived from.
+    /// What the keys of devices on `ws` and `udp` are derived from.
     pub(crate) fn master_key(&self) -> PathBuf {
         self.key_dir().join("master.toml")
     }

@@ -68,6 +68,8 @@ struct Frontend {
     process: Option<Process>,
     /// Where devices connect.
     wss: Option<String>,
+    ws: Option<String>,
+    udp: Option<String>,
     live: bool,
     ready: bool,
     id: Option<u64>,
@@ -133,6 +135,8 @@ impl Status {
             frontend: Frontend {
                 process: None,
                 wss: None,
+                ws: None,
+                udp: None,
                 live,
                 ready,
                 id: said.frontend_id,
@@ -160,7 +164,11 @@ impl Status {
             ..status
         };
         status.frontend.process = Some(Process::new(up.frontend_pid, up.frontend_restarts));
-        status.frontend.wss = Some(up.wss.clone());
+        // An earlier version's gateway does not say where it listens for some of them.
+        let listens = |url: &String| (!url.is_empty()).then(|| url.clone());
+        status.frontend.wss = listens(&up.wss);
+        status.frontend.ws = listens(&up.ws);
+        status.frontend.udp = listens(&up.udp);
         status
     }
 

@@ -17,6 +17,8 @@ pub(crate) struct UpJson {
     pub(crate) wss: String,
     #[serde(default)]
     pub(crate) ws: String,
+    #[serde(default)]
+    pub(crate) udp: String,
     pub(crate) api: String,
     pub(crate) api_key: String,
     /// PEM file of the CA that signed the certificate of `wss`.

@@ -116,6 +116,34 @@ fn up_without_binaries_names_the_file_and_the_option() {
 }
 
 #[test]
+fn a_port_in_use_by_another_protocol_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let (taken, base) = std::iter::repeat_with(|| 10_000 + rand::random::<u16>() % 20_000)
+        .find_map(|base| {
+            let taken = std::net::UdpSocket::bind(("127.0.0.1", base + 4)).ok()?;
+            (base..base + 5).all(is_free).then_some((taken, base))
+        })
+        .unwrap();
+    let base = base.to_string();
+    let args = [
+        "up",
+        "--port-base",
+        &base,
+        "--frontend-bin",
+        "/bin/true",
+        "--backend-bin",
+        "/bin/true",
+    ];
+    let error = fails(dir.path(), &args);
+    let port = taken.local_addr().unwrap().port();
+    assert!(
+        error.contains(&format!("port {port} cannot be used for udp")),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

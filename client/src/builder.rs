@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::secure::{DeviceKey, Identity};
+use holdfast_proto::udp::{self, MAX_DATAGRAM_BYTES, MIN_DATAGRAM_LIMIT};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -27,7 +28,7 @@ pub(crate) enum Credentials {
         /// It may give another token next time.
         renews: bool,
     },
-    /// On `ws`.
+    /// On `ws` and `udp`.
     Key(Arc<DeviceIdentity>),
 }
 
@@ -42,6 +43,7 @@ pub struct Builder {
     pub(crate) url: String,
     pub(crate) credentials: Credentials,
     pub(crate) clockless: bool,
+    pub(crate) datagrams: Datagrams,
     pub(crate) tls: Option<Tls>,
     pub(crate) instance: String,
     pub(crate) local_address: Option<IpAddr>,
@@ -64,6 +66,7 @@ impl Builder {
             url: url.into(),
             credentials,
             clockless: false,
+            datagrams: Datagrams::default(),
             tls: None,
             instance: String::new(),
             local_address: None,
@@ -81,7 +84,7 @@ impl Builder {
         }
     }
 
-    /// Whom to trust. Required on `wss`; without effect on `ws`, where the key says who the server is.
+    /// Whom to trust. Required on `wss`; without effect on `ws` and `udp`, where the key says who the server is.
     pub fn tls(self, tls: Tls) -> Self {
         Self {
             tls: Some(tls),
@@ -89,7 +92,7 @@ impl Builder {
         }
     }
 
-    /// The device's clock cannot be relied on: its credential on `ws` carries no time. An operator may refuse such devices.
+    /// The device's clock cannot be relied on: its credential on `ws` and `udp` carries no time. An operator may refuse such devices.
     pub fn clockless(self) -> Self {
         Self {
             clockless: true,
@@ -159,6 +162,33 @@ impl Builder {
         }
     }
 
+    /// `udp` only: a device that has sent nothing for so long, or up to a tenth less, asks for a sign of life, which also keeps the way
+    /// open in firewalls and address translators; default 25 s, at least 1 s. Less is for those that forget sooner: when a way is forgotten,
+    /// pushes do not arrive until the device sends again. More than the server's heartbeat (30 s by default) has no effect.
+    pub fn keep_alive(self, interval: Duration) -> Self {
+        let keep_alive = interval.max(MIN_KEEP_ALIVE);
+        Self {
+            datagrams: Datagrams {
+                keep_alive,
+                ..self.datagrams
+            },
+            ..self
+        }
+    }
+
+    /// `udp` only: the longest datagram to send and to take, in bytes of UDP payload, from 512 to 1472; default 1200, which gets
+    /// through nearly everywhere. More is for networks whose every hop is known.
+    pub fn max_datagram(self, bytes: u16) -> Self {
+        let max_datagram = bytes.clamp(MIN_DATAGRAM_LIMIT, MAX_DATAGRAM_BYTES);
+        Self {
+            datagrams: Datagrams {
+                max_datagram,
+                ..self.datagrams
+            },
+            ..self
+        }
+    }
+
     /// The longest message taken from the server, in bytes; default 1 MiB and 64 KiB for the header.
     pub fn max_message(self, bytes: usize) -> Self {
         Self {
@@ -167,7 +197,7 @@ impl Builder {
         }
     }
 
-    /// For TCP, TLS, the upgrade and the challenge together, and again for `@welcome`; default 15 s.
+    /// For TCP, TLS, the upgrade and the challenge together (on `udp`: the handshake), and again for `@welcome`; default 15 s.
     pub fn connect_timeout(self, timeout: Duration) -> Self {
         Self {
             connect_timeout: timeout,
@@ -230,32 +260,82 @@ impl Builder {
     pub(crate) fn target(&self) -> Result<Target, Error> {
         let bad = |what: String| Error::Config(format!("url {:?}: {what}", self.url));
         let url = Url::parse(&self.url).map_err(|e| bad(e.to_string()))?;
-        let (tls, default_port) = match (&self.credentials, url.scheme()) {
-            (Credentials::Token { .. }, "wss") => {
-                let tls = self.tls.clone();
-                let missing = || Error::Config("no TLS trust was given".into());
-                (Some(tls.ok_or_else(missing)?), 443)
-            }
-            (Credentials::Key(_), "ws") => (None, 80),
-            (Credentials::Token { .. }, _) => {
-                return Err(bad("a bearer token is sent over wss:// only".into()));
-            }
-            (Credentials::Key(_), "wss") => {
-                return Err(bad(
-                    "a device key is for ws://; over wss:// a bearer token is shown".into(),
-                ));
-            }
-            (Credentials::Key(_), _) => return Err(bad("a device key is for ws:// only".into())),
-        };
+        let (scheme, default_port) = self.scheme(&url).map_err(|error| match error {
+            BadScheme::For(what) => bad(what.into()),
+            BadScheme::NoTrust => Error::Config("no TLS trust was given".into()),
+        })?;
         let host = url.host_str().ok_or_else(|| bad("no host".into()))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = url.port().unwrap_or(default_port);
+        if host.is_empty() {
+            return Err(bad("no host".into()));
+        }
+        let port = url.port().or(default_port).ok_or_else(|| bad("no port".into()))?;
+        if matches!(scheme, Scheme::Udp) && has_more_than_an_address(&url) {
+            return Err(bad("there is no path over udp".into()));
+        }
         Ok(Target {
             url: url.to_string(),
             host,
             port,
-            tls,
+            scheme,
         })
+    }
+
+    /// Also the port that a URL without one means.
+    fn scheme(&self, url: &Url) -> Result<(Scheme, Option<u16>), BadScheme> {
+        match (&self.credentials, url.scheme()) {
+            (Credentials::Token { .. }, "wss") => {
+                let tls = self.tls.clone().ok_or(BadScheme::NoTrust)?;
+                Ok((Scheme::Wss(tls), Some(443)))
+            }
+            (Credentials::Key(_), "ws") => Ok((Scheme::Ws, Some(80))),
+            (Credentials::Key(_), "udp") => Ok((Scheme::Udp, None)),
+            (Credentials::Token { .. }, _) => Err(BadScheme::For("a bearer token is sent over wss:// only")),
+            (Credentials::Key(_), "wss") => Err(BadScheme::For(
+                "a device key is for ws:// and udp://; over wss:// a bearer token is shown",
+            )),
+            (Credentials::Key(_), _) => Err(BadScheme::For("a device key is for ws:// and udp:// only")),
+        }
+    }
+}
+
+enum BadScheme {
+    For(&'static str),
+    NoTrust,
+}
+
+fn has_more_than_an_address(url: &Url) -> bool {
+    !matches!(url.path(), "" | "/")
+        || url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+}
+
+/// What concerns `udp` alone.
+#[derive(Clone, Copy)]
+pub(crate) struct Datagrams {
+    keep_alive: Duration,
+    max_datagram: u16,
+}
+
+impl Default for Datagrams {
+    fn default() -> Self {
+        Self {
+            keep_alive: DEFAULT_KEEP_ALIVE,
+            max_datagram: udp::Config::default().max_datagram,
+        }
+    }
+}
+
+impl Datagrams {
+    pub(crate) fn config(self, max_message: usize) -> udp::Config {
+        udp::Config {
+            max_message_bytes: max_message,
+            max_datagram: self.max_datagram,
+            keep_alive: Some(self.keep_alive),
+            ..udp::Config::default()
+        }
     }
 }
 
@@ -265,11 +345,67 @@ pub(crate) struct Target {
     pub(crate) url: String,
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// `None` on `ws`.
-    pub(crate) tls: Option<Tls>,
+    pub(crate) scheme: Scheme,
 }
 
+#[derive(Clone)]
+pub(crate) enum Scheme {
+    Ws,
+    Wss(Tls),
+    Udp,
+}
+
+/// Under the 30 s after which the hastiest address translators forget (RFC 4787, REQ-5, asks for two minutes).
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// A shorter one would be a load without a use.
+const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
 const DEFAULT_MAX_IN_FLIGHT: usize = 256;
 const DEFAULT_MAX_MESSAGE: usize = (1 << 20) + (64 << 10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keyed(url: &str) -> Builder {
+        let identity = Identity {
+            key_id: "k1".into(),
+            product: String::new(),
+            class: String::new(),
+            device: "d".parse().unwrap(),
+            key_version: 1,
+        };
+        Device::builder_with_key(url, identity, DeviceKey::from_bytes(&[7; 32]).unwrap())
+    }
+
+    #[test]
+    fn a_url_names_host_and_port() {
+        for (url, host, port, is_udp) in [
+            ("udp://gateway:7404", "gateway", 7404, true),
+            ("udp://10.0.0.1:1/", "10.0.0.1", 1, true),
+            ("udp://[fe80::1]:7404", "fe80::1", 7404, true),
+            ("ws://gateway", "gateway", 80, false),
+            ("ws://[::1]:7404/path", "::1", 7404, false),
+        ] {
+            let target = keyed(url)
+                .target()
+                .unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!((target.host.as_str(), target.port), (host, port), "{url}");
+            assert_eq!(matches!(target.scheme, Scheme::Udp), is_udp, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_datagrams_is_kept_within_its_bounds() {
+        let config = |builder: Builder| builder.datagrams.config(10_000);
+        let usual = config(keyed("udp://h:1"));
+        assert_eq!((usual.max_datagram, usual.max_message_bytes), (1200, 10_000));
+        assert_eq!(usual.keep_alive, Some(Duration::from_secs(25)));
+        for (asked, given) in [(0, 512), (512, 512), (1300, 1300), (1473, 1472)] {
+            assert_eq!(config(keyed("udp://h:1").max_datagram(asked)).max_datagram, given);
+        }
+        let hasty = keyed("udp://h:1").keep_alive(Duration::ZERO);
+        assert_eq!(config(hasty).keep_alive, Some(MIN_KEEP_ALIVE));
+    }
+}

@@ -1,38 +1,23 @@
-//! One WebSocket as the connection sees it: whole messages both ways, signs of life, and how it ends. What differs between the
-//! channels is here and in [`records`]: on `wss` TLS vouches for all that comes, on `ws` only what a record holds counts.
+//! A connection's transport as the connection sees it: whole messages both ways, signs of life, and how it ends. What differs between
+//! the channels is in [`web_socket`] (`wss` and `ws`) and in [`udp`].
 
-mod records;
-mod stream;
+mod udp;
+mod web_socket;
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::{Sink, Stream as _};
 use holdfast_proto::codes::CloseCode;
-use holdfast_proto::secure::TrafficKeys;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use self::records::Records;
-pub(crate) use self::stream::Stream;
+pub(crate) use self::udp::{Transport, UdpChannel};
+pub(crate) use self::web_socket::{Socket, Stream, WebSocketChannel};
 use crate::message::Encoded;
 use crate::{Disturbance, Violation};
 
-pub(crate) type Socket = WebSocketStream<Stream>;
-
-/// An upgraded connection whose server may be spoken with.
-pub(crate) struct Channel {
-    socket: Socket,
-    codec: Codec,
-}
-
-enum Codec {
-    /// WebSocket messages are the messages.
-    Plain,
-    /// Each WebSocket message is a record.
-    Records(Box<Records>),
+/// An open channel whose server may be spoken with.
+pub(crate) enum Channel {
+    WebSocket(WebSocketChannel),
+    Udp(UdpChannel),
 }
 
 /// What came from the other end.
@@ -41,7 +26,7 @@ pub(crate) enum Received {
     /// UTF-8.
     Text(Bytes),
     Binary(Bytes),
-    /// A ping, a pong, or a part of a message: the server lives.
+    /// A ping, a pong, an acknowledgement, or a part of a message: the server lives.
     Alive,
     /// Something that anybody on the way can make. It says nothing about the server.
     Unproven,
@@ -50,7 +35,7 @@ pub(crate) enum Received {
         code: u16,
         reason: String,
     },
-    /// The WebSocket's close frame, the last thing that comes. `proven`: nobody but the server can have sent it.
+    /// The last thing that comes: the WebSocket's close frame, or the close on `udp`. `proven`: nobody but the server can have sent it.
     CloseFrame {
         code: u16,
         reason: String,
@@ -61,7 +46,7 @@ pub(crate) enum Received {
 /// Why a channel cannot go on.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The socket is gone.
+    /// The socket is gone, or the connection above it.
     Broken(String),
     /// Somebody on the way changed something.
     Disturbed(Disturbance),
@@ -70,106 +55,62 @@ pub(crate) enum Fault {
 }
 
 impl Channel {
-    /// A channel within TLS.
-    pub(crate) fn plain(socket: Socket) -> Self {
-        Self {
-            socket,
-            codec: Codec::Plain,
-        }
-    }
-
-    /// A channel whose messages go in records under these keys.
-    pub(crate) fn records(socket: Socket, keys: TrafficKeys, max_message: usize) -> Self {
-        Self {
-            socket,
-            codec: Codec::Records(Box::new(Records::new(keys, max_message))),
-        }
-    }
-
     /// After a fault other than [`Fault::Broken`] only the close frame is of interest; the rest comes as `Unproven`.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Fault>> {
-        let message = match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return Poll::Ready(Err(error.into())),
-            None => return Poll::Ready(Err(Fault::Broken("the server hung up".into()))),
-        };
-        Poll::Ready(match (&mut self.codec, message) {
-            (codec, Message::Close(frame)) => {
-                let proven = matches!(codec, Codec::Plain);
-                Ok(close_frame(frame, proven))
-            }
-            (Codec::Plain, Message::Text(text)) => Ok(Received::Text(text.into())),
-            (Codec::Plain, Message::Binary(bytes)) => Ok(Received::Binary(bytes)),
-            // tungstenite has queued a pong.
-            (Codec::Plain, Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(Received::Alive),
-            (Codec::Records(records), message) => records.handle(message),
-        })
+        match self {
+            Self::WebSocket(channel) => channel.poll_next(cx),
+            Self::Udp(channel) => channel.poll_next(cx),
+        }
     }
 
     /// Whether a message may be given to [`Self::start_send`].
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        Pin::new(&mut self.socket).poll_ready(cx).map_err(Fault::from)
+        match self {
+            Self::WebSocket(channel) => channel.poll_ready(cx),
+            Self::Udp(channel) => channel.poll_ready(),
+        }
     }
 
     pub(crate) fn start_send(&mut self, message: Encoded) -> Result<(), Fault> {
-        match (&mut self.codec, message) {
-            (Codec::Plain, Encoded::Text(text)) => self.put(Message::text(text)),
-            (Codec::Plain, Encoded::Binary(bytes)) => self.put(Message::binary(bytes)),
-            (Codec::Records(records), message) => {
-                // The socket buffers all records of one message, which is no more than it would buffer of one frame.
-                for record in records.seal(&message)? {
-                    self.put(Message::binary(record))?;
-                }
-                Ok(())
-            }
+        match self {
+            Self::WebSocket(channel) => channel.start_send(message),
+            Self::Udp(channel) => channel.start_send(message),
         }
     }
 
-    /// Says that this end closes. A socket that takes it no more is closed by dropping it.
+    /// Says that this end closes. A channel that takes it no more is closed by dropping it.
     pub(crate) fn start_close(&mut self, code: CloseCode) {
-        if let Codec::Records(records) = &mut self.codec
-            && let Some(record) = records.seal_close(code)
-        {
-            let _ = self.put(Message::binary(record));
+        match self {
+            Self::WebSocket(channel) => channel.start_close(code),
+            Self::Udp(channel) => channel.start_close(code),
         }
-        let frame = CloseFrame {
-            code: (code as u16).into(),
-            reason: code.label().into(),
-        };
-        let _ = self.put(Message::Close(Some(frame)));
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        if let Codec::Records(records) = &mut self.codec
-            && records.owes_pong()
-        {
-            ready!(Pin::new(&mut self.socket).poll_ready(cx))?;
-            if let Some(record) = records.seal_pong() {
-                self.put(Message::binary(record))?;
+        match self {
+            Self::WebSocket(channel) => channel.poll_flush(cx),
+            Self::Udp(channel) => channel.poll_flush(cx).map(Ok),
+        }
+    }
+
+    /// Whether the channel has things to send and deadlines to keep of its own: then [`Self::poll_flush`] is due in each turn.
+    pub(crate) fn wants_flush(&self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+
+    /// Has the server show that it lives by the channel's own means; false where that takes a message.
+    pub(crate) fn ping(&mut self) -> bool {
+        match self {
+            Self::WebSocket(_) => false,
+            Self::Udp(channel) => {
+                channel.ping();
+                true
             }
         }
-        Pin::new(&mut self.socket).poll_flush(cx).map_err(Fault::from)
     }
 
-    fn put(&mut self, message: Message) -> Result<(), Fault> {
-        Pin::new(&mut self.socket)
-            .start_send(message)
-            .map_err(Fault::from)
+    /// Whether the server hears of each thing that it sends, so that hearing from it is being heard as well.
+    pub(crate) fn acknowledges(&self) -> bool {
+        matches!(self, Self::Udp(_))
     }
 }
-
-fn close_frame(frame: Option<CloseFrame>, proven: bool) -> Received {
-    let (code, reason) = frame.map_or((NO_CLOSE_CODE, String::new()), |frame| {
-        (frame.code.into(), frame.reason.to_string())
-    });
-    Received::CloseFrame { code, reason, proven }
-}
-
-impl From<WsError> for Fault {
-    fn from(error: WsError) -> Self {
-        Self::Broken(error.to_string())
-    }
-}
-
-/// RFC 6455 section 7.4.1: no code in the close frame.
-const NO_CLOSE_CODE: u16 = 1005;

@@ -259,6 +259,7 @@ impl<'a> Connection<'a> {
                     Ok(())
                 }
                 Beat::Dead => Err(End::broken(Error::HeartbeatTimeout)),
+                Beat::SendPing if self.channel.ping() => Ok(()),
                 Beat::SendPing => match self.channel.poll_ready(cx) {
                     Poll::Ready(Ok(())) => self.send(Encoded::Text(message::PING.to_owned())),
                     Poll::Ready(Err(fault)) => self.handle_fault(fault),
@@ -281,7 +282,7 @@ impl<'a> Connection<'a> {
     }
 
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if !self.link.unflushed {
+        if !self.link.unflushed && !self.channel.wants_flush() {
             return Ok(());
         }
         match self.channel.poll_flush(cx) {

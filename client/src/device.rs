@@ -56,7 +56,11 @@ impl Device {
         Builder::new(url, credentials)
     }
 
-    /// A device on `ws` that proves who it is with its key, as the server must prove to it.
+    /// A device on `ws` or `udp` that proves who it is with its key, as the server must prove to it. The URL decides:
+    /// `ws://host:port` or `udp://host:port`.
+    ///
+    /// On `udp` a change of this machine's addresses does not end the connection, nor does a network that is away for a while: requests
+    /// wait until the connection is given up, which takes as long as two of its server's heartbeats and a half.
     pub fn builder_with_key(url: impl Into<String>, identity: Identity, key: DeviceKey) -> Builder {
         let credentials = Credentials::Key(Arc::new(DeviceIdentity { identity, key }));
         Builder::new(url, credentials)

@@ -1,32 +1,24 @@
-//! From a URL to a channel: TCP, TLS on `wss`, the WebSocket upgrade with the credential, on `ws` the server's challenge.
+//! From a URL to a channel.
+
+mod udp;
+mod web_socket;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::StreamExt as _;
+use holdfast_proto::secure::HandshakeError;
+use tokio::net::lookup_host;
 
-use holdfast_proto::secure::{Initiator, MAX_RECORD_BYTES, SecureChannel, TrafficKeys, parse_challenge};
-use http::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
-use rustls_pki_types::ServerName;
-use serde::Deserialize;
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::client_async_with_config;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-
-use crate::builder::{Builder, Credentials, DeviceIdentity, Target};
-use crate::channel::{Channel, Socket, Stream};
-use crate::{Disturbance, Error, Refusal, Tls};
+use crate::Error;
+use crate::builder::{Builder, Credentials, Scheme, Target};
+use crate::channel::Channel;
 
 /// Makes one connection, or says why not; bounded by the builder's `connect_timeout`.
 pub(crate) async fn dial(settings: &Builder, target: &Target) -> Result<Box<Channel>, Error> {
     let attempt = Box::pin(attempt(settings, target));
     match tokio::time::timeout(settings.connect_timeout, attempt).await {
-        Ok(result) => result,
+        Ok(result) => result.map(Box::new),
         Err(_) => Err(Error::Connect(format!(
             "no connection to {} in time",
             target.host
@@ -34,217 +26,57 @@ pub(crate) async fn dial(settings: &Builder, target: &Target) -> Result<Box<Chan
     }
 }
 
-async fn attempt(settings: &Builder, target: &Target) -> Result<Box<Channel>, Error> {
-    match &settings.credentials {
-        Credentials::Token { provider, .. } => {
+async fn attempt(settings: &Builder, target: &Target) -> Result<Channel, Error> {
+    match (&settings.credentials, &target.scheme) {
+        (Credentials::Token { provider, .. }, _) => {
             let token = provider().map_err(|e| Error::Token(e.to_string()))?;
-            let socket = upgrade(settings, target, format!("Bearer {token}"), settings.max_message).await?;
-            Ok(Box::new(Channel::plain(socket)))
+            let channel = web_socket::dial_plain(settings, target, token).await?;
+            Ok(Channel::WebSocket(channel))
         }
-        Credentials::Key(identity) => {
-            // A credential is for one attempt: its ephemeral key must not come back.
-            let (initiator, credential) = introduce(identity, settings.clockless)?;
-            let longest = MAX_RECORD_BYTES;
-            let mut socket = upgrade(settings, target, format!("Holdfast {credential}"), longest).await?;
-            let keys = await_challenge(&mut socket, initiator).await?;
-            Ok(Box::new(Channel::records(socket, keys, settings.max_message)))
+        (Credentials::Key(identity), Scheme::Udp) => {
+            let channel = udp::dial(settings, target, identity).await?;
+            Ok(Channel::Udp(channel))
+        }
+        (Credentials::Key(identity), Scheme::Ws | Scheme::Wss(_)) => {
+            let channel = web_socket::dial_records(settings, target, identity).await?;
+            Ok(Channel::WebSocket(channel))
         }
     }
 }
 
-/// Connects and upgrades. No message over `longest` bytes is taken.
-async fn upgrade(
-    settings: &Builder,
-    target: &Target,
-    authorization: String,
-    longest: usize,
-) -> Result<Socket, Error> {
-    let mut request = target
-        .url
-        .as_str()
-        .into_client_request()
-        .map_err(|e| Error::Config(format!("url {}: {e}", target.url)))?;
-    let mut authorization = HeaderValue::try_from(authorization)
-        .map_err(|_| Error::Config("a token holds visible ASCII only".into()))?;
-    authorization.set_sensitive(true);
-    request.headers_mut().insert(AUTHORIZATION, authorization);
-
-    let failed = |e: io::Error| Error::Connect(format!("{}:{}: {e}", target.host, target.port));
-    let tcp = connect_tcp(settings, target).await.map_err(failed)?;
-    let stream = match &target.tls {
-        Some(tls) => Stream::Tls(Box::new(encrypt(target, tls, tcp).await?)),
-        None => Stream::Tcp(tcp),
-    };
-    match client_async_with_config(request, stream, Some(web_socket_config(longest))).await {
-        Ok((socket, _)) => Ok(socket),
-        Err(WsError::Http(response)) => Err(Error::Refused(refusal(&response))),
-        Err(error) => Err(Error::Connect(format!(
-            "{}:{}: {error}",
-            target.host, target.port
-        ))),
-    }
-}
-
-async fn encrypt(target: &Target, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-    let name = ServerName::try_from(target.host.clone())
-        .map_err(|_| Error::Config(format!("{:?} is not a host name", target.host)))?;
-    TlsConnector::from(tls.0.clone())
-        .connect(name, tcp)
-        .await
-        .map_err(|e| Error::Connect(format!("{}:{}: {e}", target.host, target.port)))
-}
-
-/// The device's first half of the handshake, and the credential that carries it.
-fn introduce(identity: &DeviceIdentity, clockless: bool) -> Result<(Initiator, String), Error> {
-    let now_ms = (!clockless).then(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-    });
-    Initiator::new(SecureChannel::Ws, &identity.identity, &identity.key, now_ms)
-        .map_err(|error| Error::Config(format!("the device's key: {error}")))
-}
-
-/// The server's half: whoever can answer so holds this device's key. No other message may come first.
-async fn await_challenge(socket: &mut Socket, initiator: Initiator) -> Result<TrafficKeys, Error> {
-    loop {
-        let message = match socket.next().await {
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return Err(Error::Connect(format!("no challenge: {error}"))),
-            None => return Err(Error::Connect("no challenge: the server hung up".into())),
-        };
-        let challenge = match &message {
-            Message::Text(text) => parse_challenge(text),
-            Message::Close(_) => return Err(Error::Connect("no challenge: the server closed".into())),
-            _ => None,
-        };
-        let keys = challenge.and_then(|message2| initiator.finish(&message2).ok());
-        return keys.ok_or(Error::Disturbed(Disturbance::Challenge));
-    }
-}
-
-async fn connect_tcp(settings: &Builder, target: &Target) -> io::Result<TcpStream> {
+/// The addresses of the target's name, to be tried one after the other, and how long each may take: one that answers nothing must
+/// leave time for those behind it.
+async fn candidates(settings: &Builder, target: &Target) -> io::Result<Vec<(SocketAddr, Duration)>> {
     let fits = |address: &SocketAddr| {
         let local = settings.local_address;
         local.is_none_or(|local| local.is_ipv4() == address.is_ipv4())
     };
     let found = lookup_host((target.host.as_str(), target.port)).await?;
     let addresses: Vec<SocketAddr> = found.filter(fits).take(MAX_ADDRESSES).collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for (index, address) in addresses.iter().enumerate() {
-        // An address that answers nothing must leave time for those behind it.
-        let share = settings.connect_timeout / (addresses.len() - index) as u32;
-        match tokio::time::timeout(share, connect_to(settings, *address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
-        }
-    }
-    Err(last)
+    let left = (1..=addresses.len() as u32).rev();
+    let shares = left.map(|left| settings.connect_timeout / left);
+    Ok(addresses.into_iter().zip(shares).collect())
 }
 
-async fn connect_to(settings: &Builder, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    if let Some(local) = settings.local_address {
-        socket.bind(SocketAddr::new(local, 0))?;
-    }
-    let stream = socket.connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the name has no address")
 }
 
-/// Small buffers: one process of a load test holds 15,000 devices.
-fn web_socket_config(longest: usize) -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(BUFFER_BYTES)
-        .max_message_size(Some(longest))
-        .max_frame_size(Some(longest))
+fn silent(address: SocketAddr) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer"))
 }
 
-const BUFFER_BYTES: usize = 4096;
+/// Milliseconds since 1970, unless the device's clock is not to be relied on.
+fn clock(settings: &Builder) -> Option<u64> {
+    (!settings.clockless).then(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    })
+}
+
+fn bad_key(error: HandshakeError) -> Error {
+    Error::Config(format!("the device's key: {error}"))
+}
+
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Problem {
-    code: String,
-    title: String,
-    detail: String,
-    retry_after_ms: Option<u64>,
-    retryable: Option<bool>,
-}
-
-fn refusal(response: &http::Response<Option<Vec<u8>>>) -> Refusal {
-    let body = response.body().as_deref().unwrap_or_default();
-    let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
-    let seconds = response
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|v| v.to_str().ok()?.trim().parse().ok());
-    let hints = [
-        seconds.map(Duration::from_secs),
-        problem.retry_after_ms.map(Duration::from_millis),
-    ];
-    let status = response.status();
-    let code = if problem.code.is_empty() {
-        format!("http_{}", status.as_u16())
-    } else {
-        problem.code
-    };
-    let detail = if problem.detail.is_empty() {
-        problem.title
-    } else {
-        problem.detail
-    };
-    Refusal {
-        status: status.as_u16(),
-        code,
-        detail,
-        retry_after: hints.into_iter().flatten().max(),
-        retryable: problem.retryable,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_says_what_the_problem_document_says() {
-        let response = http::Response::builder()
-            .status(503)
-            .header(RETRY_AFTER, "3")
-            .body(Some(
-                br#"{"code":"overloaded","title":"busy","retryable":true,"retry_after_ms":3400}"#.to_vec(),
-            ))
-            .unwrap();
-        let refusal = refusal(&response);
-        assert_eq!(
-            (refusal.status, refusal.code.as_str(), refusal.detail.as_str()),
-            (503, "overloaded", "busy")
-        );
-        assert_eq!(refusal.retry_after, Some(Duration::from_millis(3400)));
-        assert_eq!(refusal.retryable, Some(true));
-        assert_eq!(
-            refusal.to_string(),
-            "the server refused the connection: 503 overloaded: busy"
-        );
-    }
-
-    #[test]
-    fn a_refusal_without_a_document_still_has_a_code() {
-        let response = http::Response::builder()
-            .status(502)
-            .body(Some(b"<html>".to_vec()))
-            .unwrap();
-        let refusal = refusal(&response);
-        assert_eq!((refusal.code.as_str(), refusal.retry_after), ("http_502", None));
-        assert_eq!(refusal.retryable, None);
-    }
-}

@@ -29,13 +29,14 @@ pub enum Error {
     /// The server broke the device protocol (a reply twice, crossed, out of order, or unreadable).
     #[error("protocol error: {0}")]
     Protocol(Violation),
-    /// Somebody between here and the server changed something, or it is not our server (on `ws`). The connection was dropped.
+    /// Somebody between here and the server changed something, or it is not our server (on `ws` and `udp`). The connection was dropped.
     #[error("the channel was disturbed: {0}")]
     Disturbed(Disturbance),
-    /// The server answered the upgrade with something else than 101.
+    /// The server answered the upgrade with something else than 101, on `udp` the HELLO with a refusal.
     #[error("{0}")]
     Refused(Refusal),
-    /// No connection could be made, or it broke (DNS, TCP, TLS, WebSocket).
+    /// No connection could be made, or it broke (DNS, TCP, TLS, WebSocket; on `udp` also: nothing was acknowledged, or the server has
+    /// forgotten the connection).
     #[error("{0}")]
     Connect(String),
     /// Nothing was heard from the server for 2.5 heartbeats.
@@ -55,7 +56,7 @@ pub enum Error {
     Closed,
 }
 
-/// What on `ws` must not be, and what anybody on the way can bring about.
+/// What on `ws` and `udp` must not be, and what anybody on the way can bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Disturbance {
     /// Another first message than a challenge that only a holder of this device's key can make.
@@ -93,7 +94,7 @@ pub enum Violation {
     Reordered { seq: u64, after: u64 },
 }
 
-/// An HTTP answer that refused the upgrade: the problem document's (RFC 9457) code and title, as far as it had them.
+/// An answer that refused the connection: of HTTP the problem document's (RFC 9457) code and title, as far as it had them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server refused the connection: {status} {code}{}{detail}", if detail.is_empty() { "" } else { ": " })]
 pub struct Refusal {

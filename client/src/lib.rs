@@ -15,15 +15,15 @@
 //! # }
 //! ```
 //!
-//! A device with a bearer token goes over `wss`, one with a key ([`Device::builder_with_key`]) over `ws`, where the two ends prove to
-//! each other who they are and encrypt by themselves. It never changes from one to the other, whatever anybody answers.
+//! A device with a bearer token goes over `wss`, one with a key ([`Device::builder_with_key`]) over `ws` or `udp`, where the two ends
+//! prove to each other who they are and encrypt by themselves. It never changes from one to the other, whatever anybody answers.
 //!
 //! How data flows: a [`Device`] is a handle; one task per device (`driver`) dials (`dial`), runs a `connection` over a
 //! `channel` until it ends, and waits as [`Backoff`] says before the next. Only `dial` and `channel` know what the channels differ in.
 //! What can be decided without a socket or a clock is in `in_flight`,
-//! `heartbeat`, `backoff` and `message`, which are pure.
+//! `heartbeat`, `backoff` and `message`, which are pure, as is the transport below the `udp` channel ([`holdfast_proto::udp`]).
 //!
-//! What it deliberately is not: there is no `udp` channel, no resume ticket, no acknowledgement of kept pushes, and
+//! What it deliberately is not: there is no resume ticket, no acknowledgement of kept pushes, and
 //! nothing is stored on disk. A request whose outcome is unknown is reported as that ([`Error::Disconnected`]), and sent again
 //! only if it carries a retry key.
 

@@ -19,6 +19,7 @@ use crate::up_json::UpJson;
 pub(crate) enum Channel {
     Ws,
     Wss,
+    Udp,
 }
 
 /// What the bench's devices connect over
@@ -26,6 +27,7 @@ pub(crate) enum Channel {
 pub(crate) enum Channels {
     Ws,
     Wss,
+    Udp,
     /// All there are, in turn
     Mixed,
 }
@@ -35,6 +37,7 @@ impl Channels {
         match self {
             Self::Ws => &[Channel::Ws],
             Self::Wss => &[Channel::Wss],
+            Self::Udp => &[Channel::Udp],
             Self::Mixed => &Channel::ALL,
         }
     }
@@ -47,19 +50,20 @@ impl Channels {
 }
 
 impl Channel {
-    pub(crate) const ALL: [Self; 2] = [Self::Ws, Self::Wss];
+    pub(crate) const ALL: [Self; 3] = [Self::Ws, Self::Wss, Self::Udp];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Ws => "ws",
             Self::Wss => "wss",
+            Self::Udp => "udp",
         }
     }
 
     /// File descriptors that a device takes in this process.
     pub(crate) fn descriptors(self) -> u64 {
         match self {
-            Self::Ws | Self::Wss => 1,
+            Self::Ws | Self::Wss | Self::Udp => 1,
         }
     }
 }
@@ -72,6 +76,7 @@ pub(crate) struct Dialler {
     tls: Tls,
     signer: Arc<Signer>,
     ws: String,
+    udp: String,
     master: Arc<MasterKeys>,
 }
 
@@ -84,6 +89,7 @@ impl Dialler {
             tls: Tls::from_ca_pem(&pem)?,
             signer: Arc::new(Signer::open(Path::new(&up.token_key))?),
             ws: up.ws.clone(),
+            udp: up.udp.clone(),
             master: Arc::new(MasterKeys::open(&up.master_key)?),
         })
     }
@@ -91,8 +97,9 @@ impl Dialler {
     /// A device of the kind that its number gives. Replies must come in the order of requests, as the bench's route says.
     pub(crate) fn builder(&self, device: u32) -> Result<Builder> {
         let builder = match self.channels.of(device) {
-            Channel::Ws => self.ws(device)?,
+            Channel::Ws => self.keyed(&self.ws, device)?,
             Channel::Wss => self.wss(device),
+            Channel::Udp => self.keyed(&self.udp, device)?,
         };
         Ok(builder
             .expect_order(true)
@@ -102,7 +109,7 @@ impl Dialler {
             .seed(u64::from(device)))
     }
 
-    fn ws(&self, device: u32) -> Result<Builder> {
+    fn keyed(&self, url: &str, device: u32) -> Result<Builder> {
         let of = KeyOf {
             product: "bench".into(),
             class: String::new(),
@@ -110,7 +117,7 @@ impl Dialler {
             key_version: 1,
         };
         let (identity, key) = self.master.derive(&format!("bench-{device}"), &of)?;
-        Ok(Device::builder_with_key(self.ws.clone(), identity, key))
+        Ok(Device::builder_with_key(url, identity, key))
     }
 
     fn wss(&self, device: u32) -> Builder {

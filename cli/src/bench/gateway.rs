@@ -1,7 +1,7 @@
 //! The gateway under test: `holdfast up` of this very program, in a directory and on ports of its own.
 
 use std::fs::{File, OpenOptions};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -181,12 +181,13 @@ pub(crate) fn myself() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find this program")
 }
 
-/// The first of four ports in a row that nobody uses now.
+/// The first of five ports in a row that nobody uses now, the last of them for datagrams neither.
 fn free_ports() -> Result<u16> {
     for _ in 0..PORT_TRIES {
         let base = FIRST_PORT + rand::random::<u16>() % PORT_RANGE;
         let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if (base..base + 5).all(is_free) {
+        let takes_datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, base + 4)).is_ok();
+        if takes_datagrams && (base..base + 5).all(is_free) {
             return Ok(base);
         }
     }

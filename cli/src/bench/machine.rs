@@ -37,11 +37,13 @@ pub(crate) fn allow_descriptors(devices: u32) -> Result<()> {
 }
 
 fn check_descriptors(devices: u32, limit: u64) -> Result<()> {
-    let needed: u64 = OTHER_DESCRIPTORS
-        + Channel::ALL
-            .iter()
-            .map(|channel| u64::from(devices).div_ceil(Channel::ALL.len() as u64) * channel.descriptors())
-            .sum::<u64>();
+    let kinds = Channel::ALL.len() as u64;
+    // They take turns, so the first kinds may have one more.
+    let of = |turn: u64| (u64::from(devices) + kinds - 1 - turn) / kinds;
+    let taken = (0..)
+        .zip(Channel::ALL)
+        .map(|(turn, channel)| of(turn) * channel.descriptors());
+    let needed = OTHER_DESCRIPTORS + taken.sum::<u64>();
     if needed > limit {
         bail!(
             "--devices {devices}: that takes {} file descriptors, and this system allows a process {} (`ulimit -Hn`): \

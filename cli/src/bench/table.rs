@@ -240,7 +240,7 @@ mod tests {
     fn the_table_says_all_that_was_counted() {
         let text = table(&report(true));
         for part in [
-            "200 devices over ws, wss",
+            "200 devices over ws, wss, udp",
             "requests sent 60,000",
             "answered after more than 5 s 0 (the longest: 410 ms)",
             "pushes that nobody sent 0",

@@ -17,19 +17,21 @@ use crate::up_json::UpJson;
 pub(super) fn find(dir: &Path, args: &DeviceArgs) -> Result<Builder> {
     match channel(args)? {
         DeviceChannel::Wss => wss(dir, args),
-        DeviceChannel::Ws => ws(dir, args),
+        DeviceChannel::Ws => by_key(dir, args, |up| &up.ws),
+        DeviceChannel::Udp => by_key(dir, args, |up| &up.udp),
     }
 }
 
 /// The URL decides; what does not go with it is said before anything is sent.
 fn channel(args: &DeviceArgs) -> Result<DeviceChannel> {
-    let on_ws = on_ws(args);
+    let by_key = by_key_options(args);
     let on_wss = [("--ca", args.ca.is_some()), ("--token", args.token.is_some())];
     let given = |options: &[(&'static str, bool)]| options.iter().find(|(_, is)| *is).map(|(name, _)| *name);
     let by_url = match args.url.as_deref() {
         Some(url) if url.starts_with("ws://") => Some(DeviceChannel::Ws),
         Some(url) if url.starts_with("wss://") => Some(DeviceChannel::Wss),
-        Some(url) => bail!("--url {url}: it begins with ws:// or wss://"),
+        Some(url) if url.starts_with("udp://") => Some(DeviceChannel::Udp),
+        Some(url) => bail!("--url {url}: it begins with ws://, wss:// or udp://"),
         None => None,
     };
     if let (Some(by_url), Some(asked)) = (by_url, args.channel)
@@ -37,21 +39,23 @@ fn channel(args: &DeviceArgs) -> Result<DeviceChannel> {
     {
         bail!("--url and --channel name different channels");
     }
-    let by_options = given(&on_ws).map(|_| DeviceChannel::Ws);
+    let by_options = given(&by_key).map(|_| DeviceChannel::Ws);
     let channel = by_url
         .or(args.channel)
         .or(by_options)
         .unwrap_or(DeviceChannel::Wss);
-    match (channel, given(&on_ws), given(&on_wss)) {
-        (DeviceChannel::Wss, Some(option), _) => bail!("{option} is for ws; on wss a device shows a token"),
-        (DeviceChannel::Ws, _, Some(option)) => {
-            bail!("{option} is for wss; on ws a device proves that it holds its key")
+    match (channel, given(&by_key), given(&on_wss)) {
+        (DeviceChannel::Wss, Some(option), _) => {
+            bail!("{option} is for ws and udp; on wss a device shows a token")
+        }
+        (DeviceChannel::Ws | DeviceChannel::Udp, _, Some(option)) => {
+            bail!("{option} is for wss; on ws and udp a device proves that it holds its key")
         }
         _ => Ok(channel),
     }
 }
 
-fn on_ws(args: &DeviceArgs) -> [(&'static str, bool); 7] {
+fn by_key_options(args: &DeviceArgs) -> [(&'static str, bool); 7] {
     let (key, of) = (&args.key, &args.key.of);
     [
         ("--key", key.key.is_some()),
@@ -88,14 +92,14 @@ fn wss(dir: &Path, args: &DeviceArgs) -> Result<Builder> {
     Ok(builder.tls(Tls::from_ca_pem(&pem)?))
 }
 
-fn ws(dir: &Path, args: &DeviceArgs) -> Result<Builder> {
+fn by_key(dir: &Path, args: &DeviceArgs, of_up: fn(&UpJson) -> &String) -> Result<Builder> {
     let given = &args.key;
     let has_key = given.key.is_some() || given.key_file.is_some() || given.master_key_file.is_some();
     let up = match (&args.url, has_key) {
         (Some(_), true) => None,
         _ => Some(UpJson::read(dir)?),
     };
-    let url = url(args, up.as_ref().map(|up| &up.ws))?;
+    let url = url(args, up.as_ref().map(of_up))?;
     let key = match (&given.key, &given.key_file) {
         (Some(key), _) => Some(Zeroizing::new(key.clone())),
         (None, Some(path)) => Some(read_key(path)?),
@@ -161,6 +165,8 @@ mod tests {
             (&["--channel", "ws"], DeviceChannel::Ws),
             (&["--url", "ws://h"], DeviceChannel::Ws),
             (&["--url", "wss://h"], DeviceChannel::Wss),
+            (&["--channel", "udp", "--product", "lamp"], DeviceChannel::Udp),
+            (&["--url", "udp://h:1"], DeviceChannel::Udp),
             (&["--product", "lamp"], DeviceChannel::Ws),
             (&["--key", KEY, "--key-id", "k1"], DeviceChannel::Ws),
             (&["--token", "t"], DeviceChannel::Wss),
@@ -177,9 +183,11 @@ mod tests {
     fn what_does_not_go_together_is_said() {
         for (options, wanted) in [
             (&["--url", "ws://h", "--channel", "wss"][..], "different channels"),
-            (&["--url", "http://h"], "begins with ws:// or wss://"),
+            (&["--url", "http://h"], "begins with ws://, wss:// or udp://"),
             (&["--url", "ws://h", "--token", "t"], "--token is for wss"),
             (&["--channel", "ws", "--ca", "f"], "--ca is for wss"),
+            (&["--channel", "udp", "--token", "t"], "--token is for wss"),
+            (&["--url", "udp://h:1", "--channel", "ws"], "different channels"),
             (&["--url", "wss://h", "--key-id", "k1"], "--key-id is for ws"),
             (
                 &["--channel", "wss", "--key-version", "2"],
@@ -197,6 +205,10 @@ mod tests {
     #[test]
     fn a_key_needs_no_gateway_here() {
         let nowhere = Path::new("/nowhere");
+        for url in ["ws://h:1", "udp://h:1"] {
+            let args = parse(&["--url", url, "--key-id", "k1", "--key", KEY]).unwrap();
+            assert!(find(nowhere, &args).is_ok(), "{url}");
+        }
         let base = ["--url", "ws://h:1", "--key-id", "k1"];
         let find = |more: &[&str]| {
             let args = parse(&[&base[..], more].concat()).unwrap();

@@ -42,6 +42,8 @@ impl Frontend {
             Some(who.join(" ")),
             Some(health(self.live, self.ready).into()),
             self.wss.clone(),
+            self.ws.clone(),
+            self.udp.clone(),
         ];
         let words: Vec<_> = words
             .into_iter()

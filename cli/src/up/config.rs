@@ -47,6 +47,7 @@ fn frontend_keys(layout: &Layout, ports: &Ports) -> Result<Vec<Setting>> {
         ("link", Value::String(link(layout)?)),
         ("admin", Value::String(format!("127.0.0.1:{}", ports.admin))),
         ("ws.listen", Value::String(format!("127.0.0.1:{}", ports.ws))),
+        ("udp.listen", Value::String(format!("127.0.0.1:{}", ports.udp))),
         ("wss.listen", Value::String(format!("127.0.0.1:{}", ports.wss))),
         ("wss.certificate", text(&layout.certificate())?),
         ("wss.key", text(&layout.certificate_key())?),
@@ -200,6 +201,7 @@ mod tests {
             toml::from_str(&std::fs::read_to_string(layout.frontend_config()).unwrap()).unwrap();
         assert_eq!(table["wss"]["listen"].as_str(), Some("127.0.0.1:7500"));
         assert_eq!(table["ws"]["listen"].as_str(), Some("127.0.0.1:7504"));
+        assert_eq!(table["udp"]["listen"].as_str(), Some("127.0.0.1:7504"));
         assert_eq!(
             table["wss"]["handshake"].as_str(),
             Some("9s"),

@@ -39,6 +39,8 @@ struct Ports {
     admin: u16,
     demo: u16,
     ws: u16,
+    /// The same number: it is of another protocol.
+    udp: u16,
 }
 
 impl Ports {
@@ -50,6 +52,7 @@ impl Ports {
             admin: base + 2,
             demo: base + 3,
             ws: base + 4,
+            udp: base + 4,
         }
     }
 }

@@ -44,6 +44,7 @@ pub(super) async fn prepare(layout: &Layout, args: &UpArgs) -> Result<Prepared> 
     for port in [ports.wss, ports.ws, ports.admin] {
         drop(listen(port)?);
     }
+    check_datagrams(ports.udp)?;
     let api = listen(ports.api)?.into_std().context("the API's socket")?;
     let demo = listen(ports.demo)?;
 
@@ -118,6 +119,13 @@ fn listen(port: u16) -> Result<TcpListener> {
         socket.listen(BACKLOG)
     };
     attempt().with_context(|| format!("port {port} cannot be used (choose others with --port-base)"))
+}
+
+/// Whether the port is free for the frontend.
+fn check_datagrams(port: u16) -> Result<()> {
+    std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port))
+        .map(drop)
+        .with_context(|| format!("port {port} cannot be used for udp (choose others with --port-base)"))
 }
 
 /// Callers that may wait while the backend restarts.

@@ -267,6 +267,8 @@ impl Supervisor {
     fn announce(&self) {
         let UpJson {
             wss,
+            ws,
+            udp,
             api,
             frontend_pid,
             backend_pid,
@@ -276,6 +278,7 @@ impl Supervisor {
         show!(
             "holdfast is up: {wss} (frontend {frontend_pid}), {api} (backend {backend_pid}), files in {dir}"
         );
+        show!("Devices with keys of their own connect to {ws} or {udp}.");
         show!();
         show!("Try, in other terminals:");
         show!("  holdfast --dir {dir} device                  then type: Demo.Echo {{\"n\":1}}");
@@ -293,6 +296,7 @@ fn board(layout: &Layout, prepared: &Prepared) -> UpJson {
     UpJson {
         wss: format!("wss://localhost:{}", ports.wss),
         ws: format!("ws://127.0.0.1:{}", ports.ws),
+        udp: format!("udp://127.0.0.1:{}", ports.udp),
         api: format!("http://127.0.0.1:{}", ports.api),
         api_key: prepared.api_key.clone(),
         ca: layout.ca(),

@@ -17,7 +17,11 @@ impl Connection<'_> {
         if let Phase::Online { heartbeat, .. } = &mut self.link.phase
             && received != Received::Unproven
         {
-            heartbeat.handle_heard(Instant::now());
+            let now = Instant::now();
+            heartbeat.handle_heard(now);
+            if self.channel.acknowledges() {
+                heartbeat.handle_sent(now);
+            }
         }
         match received {
             Received::Text(text) => self.handle_message(message::decode_text(text)),

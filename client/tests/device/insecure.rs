@@ -142,7 +142,7 @@ async fn what_was_done_to_records_is_noticed_and_the_device_comes_back() {
     for n in 0..5 {
         let server = server().await;
         let (device, mut losses, mut peer) = online(&server).await;
-        let records = peer.records.as_mut().unwrap();
+        let records = peer.web().records.as_mut().unwrap();
         let mut seal = |text: &str| records.seal(RecordKind::Text, false, text.as_bytes());
         let (first, second) = (seal("@pong"), seal("@pong"));
         let mut changed = first.to_vec();
@@ -155,7 +155,7 @@ async fn what_was_done_to_records_is_noticed_and_the_device_comes_back() {
             _ => vec![first.slice(..3)],
         };
         for record in sent {
-            peer.send_clear(Message::binary(record)).await;
+            peer.web().send_clear(Message::binary(record)).await;
         }
         assert_eq!(close_code(&mut peer).await, 4007, "{n}");
         drop(peer);
@@ -171,7 +171,7 @@ async fn a_message_in_the_clear_is_no_message() {
     let server = server().await;
     let (device, mut losses, mut peer) = online(&server).await;
     let push = json!({"header": {"namespace": "N", "name": "P"}, "payload": {}}).to_string();
-    peer.send_clear(Message::text(push)).await;
+    peer.web().send_clear(Message::text(push)).await;
     assert_eq!(close_code(&mut peer).await, 4008);
     drop(peer);
     assert_eq!(losses.next().await, Error::Disturbed(Disturbance::ClearText));
@@ -189,7 +189,7 @@ async fn a_close_in_the_clear_is_a_lost_connection() {
         code: 4000.into(),
         reason: "replaced".into(),
     };
-    peer.socket.close(Some(frame)).await.unwrap();
+    peer.web().socket.close(Some(frame)).await.unwrap();
     assert!(matches!(losses.next().await, Error::Connect(_)));
     let _peer = server.welcome(NEVER).await;
     device.wait_online().await.unwrap();
@@ -203,7 +203,7 @@ async fn pings_in_the_clear_are_answered_and_are_no_life() {
     let device = device.unwrap();
     let mut pongs = 0;
     // Without end, if a clear ping were life.
-    while let Ok(()) = peer.socket.send(Message::Ping(bytes::Bytes::new())).await {
+    while let Ok(()) = peer.web().socket.send(Message::Ping(bytes::Bytes::new())).await {
         match peer.next().await {
             Some(Message::Pong(_)) => pongs += 1,
             Some(_) => {}
@@ -245,9 +245,14 @@ async fn chunks_without_end_are_not_collected() {
     let pending = device.send(echo()).unwrap();
     let long = vec![b'x'; 200_000];
     for (more, data) in chunks(&long) {
-        let record = peer.records.as_mut().unwrap().seal(RecordKind::Text, more, data);
+        let record = peer
+            .web()
+            .records
+            .as_mut()
+            .unwrap()
+            .seal(RecordKind::Text, more, data);
         // The device hangs up before the last one.
-        peer.socket.send(Message::binary(record)).await.ok();
+        peer.web().socket.send(Message::binary(record)).await.ok();
     }
     assert_eq!(close_code(&mut peer).await, 1009);
     drop(peer);

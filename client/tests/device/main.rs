@@ -1,10 +1,13 @@
-//! The SDK against a scripted server over real sockets: what is the same on both channels, and (`insecure`) what only `ws` must
-//! withstand.
+//! The SDK against a scripted server over real sockets: what is the same on all channels, what only `ws` must withstand
+//! (`insecure`), and what only `udp` has (`datagrams`).
 
 #![allow(clippy::unwrap_used)]
 
+mod datagrams;
 mod insecure;
+mod nat;
 mod support;
+mod udp_server;
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +24,12 @@ const NEVER: u64 = 60_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 macro_rules! over_each_channel {
-    ($($test:ident),* $(,)?) => {
+    (web: $($web:ident),*; all: $($test:ident),* $(,)?) => {
         mod wss {
+            $(#[tokio::test]
+            async fn $web() {
+                super::$web(super::ChannelKind::Wss).await;
+            })*
             $(#[tokio::test]
             async fn $test() {
                 super::$test(super::ChannelKind::Wss).await;
@@ -30,20 +37,32 @@ macro_rules! over_each_channel {
         }
         mod ws {
             $(#[tokio::test]
+            async fn $web() {
+                super::$web(super::ChannelKind::Ws).await;
+            })*
+            $(#[tokio::test]
             async fn $test() {
                 super::$test(super::ChannelKind::Ws).await;
+            })*
+        }
+        mod udp {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::ChannelKind::Udp).await;
             })*
         }
     };
 }
 
 over_each_channel! {
+    web:
+    it_pings_when_idle_and_gives_a_silent_server_up,
+    it_answers_pings;
+    all:
     many_requests_are_matched_to_their_replies_in_any_order,
     errors_and_binary_replies_reach_their_callers,
     crossed_replies_end_the_connection_and_the_caller_hears_why,
     a_second_reply_and_an_early_one_are_violations,
-    it_pings_when_idle_and_gives_a_silent_server_up,
-    it_answers_pings,
     pushes_go_to_the_handler_and_to_a_bounded_queue,
     a_lost_connection_fails_requests_except_those_with_a_retry_key,
     a_goodbye_says_when_to_come_back,
@@ -200,9 +219,8 @@ async fn it_answers_pings(kind: ChannelKind) {
     let _device = device.unwrap();
     // A record has no room for a payload.
     let payload = match kind {
-        ChannelKind::Udp => unreachable!("this speaks WebSocket"),
         ChannelKind::Wss => Bytes::from_static(b"x"),
-        ChannelKind::Ws => Bytes::new(),
+        ChannelKind::Ws | ChannelKind::Udp => Bytes::new(),
     };
     peer.send_message(Message::Ping(payload.clone())).await;
     assert_eq!(peer.next().await, Some(Message::Pong(payload)));
@@ -426,11 +444,19 @@ async fn dropping_the_last_handle_closes(kind: ChannelKind) {
 #[tokio::test]
 async fn unusable_settings_are_said_at_once() {
     let server = Server::new(ChannelKind::Wss).await;
-    for url in ["ws://localhost:1", "http://x", "nonsense"] {
+    for url in ["ws://localhost:1", "udp://localhost:1", "http://x", "nonsense"] {
         let device = Device::builder(url, "t").start();
         assert!(matches!(device.err(), Some(Error::Config(_))), "{url}");
     }
-    for url in ["wss://localhost:1", "http://x", "nonsense"] {
+    for url in [
+        "wss://localhost:1",
+        "http://x",
+        "nonsense",
+        "udp://localhost",
+        "udp://:1",
+        "udp://localhost:1/path",
+        "udp://user@localhost:1",
+    ] {
         let device = Device::builder_with_key(url, identity(), device_key()).start();
         assert!(matches!(device.err(), Some(Error::Config(_))), "{url}");
     }

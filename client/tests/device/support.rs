@@ -1,4 +1,5 @@
-//! A server that does what each test tells it to: real TCP, WebSocket, and TLS or records, and a scripted peer.
+//! A server that does what each test tells it to: real TCP, WebSocket, and TLS or records (or what is in `udp_server`), and a scripted
+//! peer.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,6 +23,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
+use crate::udp_server::{UdpPeer, UdpServer};
+
 pub(crate) trait Bytestream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytestream for T {}
 type Socket = WebSocketStream<Box<dyn Bytestream>>;
@@ -31,6 +34,7 @@ pub(crate) struct Server {
     kind: ChannelKind,
     acceptor: TlsAcceptor,
     tls: Tls,
+    pub(crate) udp: UdpServer,
     pub(crate) address: SocketAddr,
 }
 
@@ -47,13 +51,18 @@ impl Server {
                 .with_single_cert(vec![certified.cert.der().clone()], key)
                 .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let udp = UdpServer::new().await;
+        let address = match kind {
+            ChannelKind::Ws | ChannelKind::Wss => listener.local_addr().unwrap(),
+            ChannelKind::Udp => udp.address(),
+        };
         let tls = Tls::from_ca_pem(certified.cert.pem().as_bytes()).unwrap();
         Self {
             listener,
             kind,
             acceptor: TlsAcceptor::from(Arc::new(config)),
             tls,
+            udp,
             address,
         }
     }
@@ -64,9 +73,10 @@ impl Server {
 
     pub(crate) fn builder(&self) -> Builder {
         let builder = match self.kind {
-            ChannelKind::Udp => unreachable!("this speaks WebSocket"),
             ChannelKind::Wss => self.builder_with_token("a.token"),
-            ChannelKind::Ws => Device::builder_with_key(self.url(), identity(), device_key()),
+            ChannelKind::Ws | ChannelKind::Udp => {
+                Device::builder_with_key(self.url(), identity(), device_key())
+            }
         };
         builder.seed(1)
     }
@@ -98,8 +108,15 @@ impl Server {
         (socket, authorization)
     }
 
-    /// Takes one connection as far as the upgrade, and on `ws` the challenge.
+    /// Takes one connection as far as the upgrade, and on `ws` and `udp` the challenge.
     pub(crate) async fn accept(&self) -> Peer {
+        match self.kind {
+            ChannelKind::Ws | ChannelKind::Wss => Peer::Web(Box::new(self.accept_web().await)),
+            ChannelKind::Udp => Peer::Udp(self.udp.accept().await),
+        }
+    }
+
+    async fn accept_web(&self) -> WebPeer {
         let (mut socket, authorization) = self.accept_upgrade().await;
         let records = match self.kind {
             ChannelKind::Udp => unreachable!("this speaks WebSocket"),
@@ -113,7 +130,7 @@ impl Server {
                 Some(Records::new(keys))
             }
         };
-        Peer { socket, records }
+        WebPeer { socket, records }
     }
 
     /// Takes one connection, its `@hello`, and answers `@welcome`.
@@ -126,8 +143,12 @@ impl Server {
         peer
     }
 
-    /// Takes one connection and answers its upgrade with `response` (head and body).
+    /// Takes one connection and answers its upgrade with `response` (head and body), on `udp` its HELLO with an overload.
     pub(crate) async fn refuse(&self, response: &str) {
+        if self.kind == ChannelKind::Udp {
+            let asked = self.udp.hello().await;
+            return self.udp.refuse(&asked, 503, "http_503", 0).await;
+        }
         let mut stream = self.accept_stream().await;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -168,7 +189,12 @@ pub(crate) fn verify(authorization: &str) -> Verified {
     Verified::verify(SecureChannel::Ws, &credential, &device_key()).unwrap()
 }
 
-pub(crate) struct Peer {
+pub(crate) enum Peer {
+    Web(Box<WebPeer>),
+    Udp(UdpPeer),
+}
+
+pub(crate) struct WebPeer {
     pub(crate) socket: Socket,
     pub(crate) records: Option<Records>,
 }
@@ -235,12 +261,8 @@ impl Records {
     }
 }
 
-impl Peer {
-    pub(crate) async fn send(&mut self, text: &str) {
-        self.send_message(Message::text(text)).await;
-    }
-
-    pub(crate) async fn send_message(&mut self, message: Message) {
+impl WebPeer {
+    async fn send_message(&mut self, message: Message) {
         let Some(records) = &mut self.records else {
             self.send_clear(message).await;
             return;
@@ -253,6 +275,60 @@ impl Peer {
     /// Sends a message of the WebSocket as it is.
     pub(crate) async fn send_clear(&mut self, message: Message) {
         self.socket.send(message).await.unwrap();
+    }
+
+    /// What a record holds counts as the message.
+    async fn next(&mut self) -> Option<Message> {
+        loop {
+            let message = self.socket.next().await.and_then(Result::ok)?;
+            match (&mut self.records, message) {
+                (Some(records), Message::Binary(record)) => {
+                    if let Some(message) = records.open(&record) {
+                        return Some(message);
+                    }
+                }
+                (_, message) => return Some(message),
+            }
+        }
+    }
+
+    /// On `ws` with a record before the close frame.
+    async fn start_close(&mut self, code: u16) {
+        let frame = CloseFrame {
+            code: code.into(),
+            reason: "".into(),
+        };
+        if self.records.is_some() {
+            self.send_message(Message::Close(Some(frame.clone()))).await;
+        }
+        self.socket.close(Some(frame)).await.unwrap();
+    }
+}
+
+impl Peer {
+    pub(crate) fn web(&mut self) -> &mut WebPeer {
+        match self {
+            Self::Web(peer) => peer,
+            Self::Udp(_) => panic!("not a WebSocket"),
+        }
+    }
+
+    pub(crate) fn udp(&mut self) -> &mut UdpPeer {
+        match self {
+            Self::Udp(peer) => peer,
+            Self::Web(_) => panic!("a WebSocket"),
+        }
+    }
+
+    pub(crate) async fn send(&mut self, text: &str) {
+        self.send_message(Message::text(text)).await;
+    }
+
+    pub(crate) async fn send_message(&mut self, message: Message) {
+        match self {
+            Self::Web(peer) => peer.send_message(message).await,
+            Self::Udp(peer) => peer.send_message(message),
+        }
     }
 
     pub(crate) async fn reply(&mut self, seq: u64, reply_to: &str, payload: Value) {
@@ -276,31 +352,20 @@ impl Peer {
         event["header"].clone()
     }
 
-    /// The next message, `None` when the client hung up. What a record holds counts as the message.
+    /// The next message, `None` when the client hung up.
     pub(crate) async fn next(&mut self) -> Option<Message> {
-        loop {
-            let message = self.socket.next().await.and_then(Result::ok)?;
-            match (&mut self.records, message) {
-                (Some(records), Message::Binary(record)) => {
-                    if let Some(message) = records.open(&record) {
-                        return Some(message);
-                    }
-                }
-                (_, message) => return Some(message),
-            }
+        match self {
+            Self::Web(peer) => peer.next().await,
+            Self::Udp(peer) => peer.next().await,
         }
     }
 
-    /// Closes, on `ws` with a record before the close frame.
+    /// Closes, and waits until the client hung up.
     pub(crate) async fn close(&mut self, code: u16) {
-        let frame = CloseFrame {
-            code: code.into(),
-            reason: "".into(),
-        };
-        if self.records.is_some() {
-            self.send_message(Message::Close(Some(frame.clone()))).await;
+        match self {
+            Self::Web(peer) => peer.start_close(code).await,
+            Self::Udp(peer) => peer.start_close(code),
         }
-        self.socket.close(Some(frame)).await.unwrap();
         while self.next().await.is_some() {}
     }
 }

@@ -9,7 +9,7 @@ use holdfast_proto::secure::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Fault, Received};
+use crate::channel::{Fault, Received};
 use crate::message::Encoded;
 use crate::{Disturbance, Violation};
 
