@@ -132,9 +132,9 @@ impl Size {
             push_rate: 2_000,
             fanout_sessions: 5_000,
             broadcasts: 20,
-            packets: 1_000_000,
+            packets: 300_000,
             idle_sessions: 100_000,
-            idle_watch: Duration::from_secs(30),
+            idle_watch: Duration::from_secs(50),
         };
         let quick = Self {
             rounds: 1,
@@ -148,7 +148,7 @@ impl Size {
             broadcasts: 4,
             packets: 50_000,
             idle_sessions: 2_000,
-            idle_watch: Duration::from_secs(5),
+            idle_watch: Duration::from_secs(25),
             ..full
         };
         let size = if args.quick { quick } else { full };

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use holdfast_proto::secure::{Opener, RECORD_OVERHEAD, RecordKind, Sealer, TrafficKeys, chunks};
+use holdfast_proto::secure::{
+    ControlRecord, Opener, RECORD_OVERHEAD, RecordKind, Sealer, TrafficKeys, chunks,
+};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
@@ -23,6 +25,8 @@ struct Records {
     opener: Opener,
     /// Chunks of a message that has not ended.
     partial: Vec<u8>,
+    /// Pings that are not answered.
+    pings: u32,
 }
 
 impl Line {
@@ -37,6 +41,7 @@ impl Line {
             sealer: Sealer::new(keys.to_server),
             opener: Opener::new(keys.to_device),
             partial: Vec::new(),
+            pings: 0,
         }));
         Self { socket, records }
     }
@@ -54,7 +59,17 @@ impl Line {
         Ok(())
     }
 
+    /// Sends what is queued, and answers pings.
     pub(super) async fn flush(&mut self) -> Result<()> {
+        if let Some(records) = &mut self.records {
+            for _ in 0..std::mem::take(&mut records.pings) {
+                let (pong, mut record) = (ControlRecord::Pong.encode(), Vec::new());
+                records
+                    .sealer
+                    .seal(RecordKind::Control, false, &pong, &mut record)?;
+                self.socket.feed(Message::binary(record)).await?;
+            }
+        }
         Ok(self.socket.flush().await?)
     }
 
@@ -105,11 +120,13 @@ impl Records {
         match opened.kind {
             RecordKind::Text if opened.more => Ok(None),
             RecordKind::Text => Ok(Some(String::from_utf8(std::mem::take(&mut self.partial))?)),
-            // A ping; runs are shorter than what the gateway waits for an answer.
-            RecordKind::Control => {
-                self.partial.clear();
-                Ok(None)
-            }
+            RecordKind::Control => match ControlRecord::decode(&std::mem::take(&mut self.partial))? {
+                ControlRecord::Ping => {
+                    self.pings += 1;
+                    Ok(None)
+                }
+                other => bail!("unexpected {other:?}"),
+            },
             RecordKind::Binary => bail!("an unexpected binary message"),
         }
     }

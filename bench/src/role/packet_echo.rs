@@ -25,6 +25,13 @@ use super::{Commands, answer};
 use crate::protocol::Answer;
 
 pub(super) async fn serve(master_key: &[u8; 32], commands: Commands) -> Result<()> {
+    let address = start(master_key)?;
+    answer(&Answer::Ready(Some(address), None))?;
+    commands.until_end().await
+}
+
+/// Starts the threads, which end with the process. Needs a runtime.
+pub(super) fn start(master_key: &[u8; 32]) -> Result<SocketAddr> {
     // Held until all are bound to its port.
     let first = lines::bind(SocketAddr::from(([127, 0, 0, 1], 0)), true)?;
     let address = first.local_addr()?;
@@ -42,8 +49,7 @@ pub(super) async fn serve(master_key: &[u8; 32], commands: Commands) -> Result<(
             .name(format!("echo-{number}"))
             .spawn(serve)?;
     }
-    answer(&Answer::Ready(Some(address), None))?;
-    commands.until_end().await
+    Ok(address)
 }
 
 async fn echo(shard: u8, socket: std::net::UdpSocket, master: MasterKey) -> Result<()> {

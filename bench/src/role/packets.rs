@@ -117,3 +117,57 @@ async fn keep_time(fleet: Shared) {
         fleet.on_tick(Instant::now());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Endpoint, Pace, Speak};
+    use crate::role::packet_echo;
+    use tokio::task::LocalSet;
+
+    const KEY: [u8; 32] = [7; 32];
+
+    async fn fleet(sockets: u32) -> Shared {
+        let endpoint = Endpoint {
+            address: packet_echo::start(&KEY).unwrap(),
+            ca: None,
+            speak: Speak::PacketEcho {
+                master_key: KEY,
+                sockets,
+            },
+        };
+        let fleet = Rc::new(RefCell::new(Fleet::new(Devices { endpoint, first: 40 }).unwrap()));
+        tokio::task::spawn_local(keep_time(fleet.clone()));
+        connect(&fleet, 30).await.unwrap();
+        fleet
+    }
+
+    async fn exchange(fleet: &Shared, pace: Pace, payload: usize) -> Outcome {
+        let run = Run {
+            requests: 300,
+            pace,
+            depth: 4,
+            payload,
+            devices: (0, 0),
+        };
+        self::run(fleet, &run, &mut 0).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn devices_on_shared_and_on_own_sockets_get_online_and_every_request_is_answered() {
+        let all = async {
+            for sockets in [0, 4] {
+                let fleet = fleet(sockets).await;
+                assert_eq!((fleet.borrow().len(), fleet.borrow().unfinished()), (30, 0));
+                for payload in [64, 5000] {
+                    for pace in [Pace::Saturated, Pace::PerSecond(2000)] {
+                        assert_eq!(exchange(&fleet, pace, payload).await.requests, 300);
+                    }
+                }
+                let traffic = fleet.borrow().traffic();
+                assert!(traffic.sent.payload > 2 * 300 * 5064 && traffic.received.packets > 4 * 300);
+            }
+        };
+        LocalSet::new().run_until(all).await;
+    }
+}

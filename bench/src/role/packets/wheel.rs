@@ -11,10 +11,10 @@ pub(super) struct Wheel {
     next: u32,
 }
 
-/// How exact times are: well below the 25 ms by which acknowledgements may be late.
-pub(in super::super) const TICK: Duration = Duration::from_millis(5);
+/// How exact times are: the peer allows acknowledgements 25 ms and hardly more.
+pub(in super::super) const TICK: Duration = Duration::from_millis(1);
 /// A turn of the wheel is longer than any keep-alive; what is due later is asked once a turn.
-const SLOTS: u32 = 8192;
+const SLOTS: u32 = 32_768;
 
 impl Wheel {
     pub(super) fn new(now: Instant) -> Self {
@@ -76,6 +76,6 @@ mod tests {
         let mut wheel = Wheel::new(start);
         assert_eq!(wheel.tick_of(start + Duration::from_secs(3600)), SLOTS - 1);
         assert_eq!(wheel.pop(start + Duration::from_millis(50)), None);
-        assert_eq!(wheel.tick_of(start), 11);
+        assert_eq!(wheel.tick_of(start), 51);
     }
 }
