@@ -128,7 +128,7 @@ impl Server {
             };
             self.answered.insert(attempt, challenge);
         }
-        let _ = self.socket.try_send_to(&self.answered[&attempt], from);
+        lines::send_to(&self.socket, &self.answered[&attempt], from);
     }
 
     fn admit(&mut self, now: Instant, from: SocketAddr, hello: &Hello<'_>) -> Option<Vec<u8>> {

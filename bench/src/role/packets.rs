@@ -123,6 +123,7 @@ mod tests {
     use super::*;
     use crate::protocol::{Endpoint, Pace, Speak};
     use crate::role::packet_echo;
+    use holdfast_proto::udp::dial::FIRST_REPETITION;
     use tokio::task::LocalSet;
 
     const KEY: [u8; 32] = [7; 32];
@@ -138,7 +139,12 @@ mod tests {
         };
         let fleet = Rc::new(RefCell::new(Fleet::new(Devices { endpoint, first: 40 }).unwrap()));
         tokio::task::spawn_local(keep_time(fleet.clone()));
+        let began = Instant::now();
         connect(&fleet, 30).await.unwrap();
+        assert!(
+            began.elapsed() < FIRST_REPETITION,
+            "each HELLO must be answered the first time"
+        );
         fleet
     }
 

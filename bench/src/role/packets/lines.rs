@@ -39,6 +39,11 @@ fn enlarge(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_send_buffer_size(BUFFER_BYTES)
 }
 
+/// Sends at once: tokio lets a new socket send only when its driver has had a turn.
+pub(in super::super) fn send_to(socket: &Socket, datagram: &[u8], to: SocketAddr) -> bool {
+    SockRef::from(socket).send_to(datagram, &to.into()).is_ok()
+}
+
 /// All connections of a thread.
 pub(in super::super) struct Lines {
     pub(in super::super) config: Config,
@@ -141,7 +146,7 @@ impl Lines {
         let mut run = line.connection.transmit_run(&self.config, now);
         while let Some(to) = run.poll(&mut self.out) {
             // What the kernel has no room for is lost, as on any other way.
-            if line.socket.try_send_to(&self.out, to).is_ok() {
+            if send_to(&line.socket, &self.out, to) {
                 self.traffic.sent.datagram(self.out.len());
             }
             self.out.clear();

@@ -10,7 +10,7 @@ use holdfast_proto::secure::MasterKey;
 use holdfast_proto::udp::dial::DIAL_TIMEOUT;
 use holdfast_proto::udp::{Config, Connection, Datagram, Dial, Dialed, Dialing, Parameters, parse};
 
-use super::lines::Socket;
+use super::lines::{Socket, send_to};
 use crate::protocol::Flow;
 use crate::role::dial::identity;
 
@@ -73,7 +73,7 @@ impl Openings {
         };
         let dial = Dial::new(now, &dialing)?;
         let mut begun = Attempt { index, dial, socket };
-        begun.transmit(now, &mut self.out, sent);
+        begun.transmit(now, self.server, (&mut self.out, sent));
         self.attempts.insert(attempt, begun);
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Openings {
                 };
                 return Ok(Some(opened));
             }
-            Dialed::Pending => attempt.transmit(now, &mut self.out, sent),
+            Dialed::Pending => attempt.transmit(now, self.server, (&mut self.out, sent)),
             other => bail!("a device did not get in: {other:?}"),
         }
         Ok(None)
@@ -121,7 +121,7 @@ impl Openings {
                 continue;
             }
             match attempt.dial.handle_timeout(now) {
-                Dialed::Pending => attempt.transmit(now, &mut self.out, sent),
+                Dialed::Pending => attempt.transmit(now, self.server, (&mut self.out, sent)),
                 other => bail!("a device did not get in: {other:?}"),
             }
         }
@@ -130,9 +130,9 @@ impl Openings {
 }
 
 impl Attempt {
-    fn transmit(&mut self, now: Instant, out: &mut Vec<u8>, sent: &mut Flow) {
+    fn transmit(&mut self, now: Instant, server: SocketAddr, (out, sent): (&mut Vec<u8>, &mut Flow)) {
         while self.dial.poll_transmit(now, out) {
-            if self.socket.try_send(out).is_ok() {
+            if send_to(&self.socket, out, server) {
                 sent.datagram(out.len());
             }
             out.clear();
