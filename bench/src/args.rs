@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Paced pushes per second in `push` [default: 2000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) push_rate: Option<u32>,
+    /// Sessions in `idle` [default: 100000, with --quick 2000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub(crate) sessions: Option<u32>,
     /// Where holdfast-frontend and holdfast-backend are [default: beside this program]
     #[arg(long, env = "HOLDFAST_BIN_DIR", value_name = "DIR")]
     pub(crate) bin_dir: Option<PathBuf>,
@@ -45,9 +49,9 @@ pub(crate) struct Args {
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
-    /// Bytes per idle session on ws and on wss, as slopes over 15,000
+    /// Bytes per idle session on ws, wss and udp, as slopes over 15,000
     Memory,
-    /// CPU per device that gets online, on ws and on wss
+    /// CPU per device that gets online, on ws, wss and udp
     Connect,
     /// What the gateway adds to calling the service directly, at low load
     Latency,
@@ -55,10 +59,28 @@ pub(crate) enum Scenario {
     Cpu,
     /// CPU per push through the HTTP API to 1,000 sessions
     Push,
+    /// CPU per delivery of a push to all of 5,000 sessions
+    Fanout,
+    /// Bytes on the wire of a small message
+    Wire,
+    /// CPU per packet of the udp transport alone
+    Core,
+    /// Very many idle sessions on udp: memory, heartbeats, a push to all
+    Idle,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 5] = [Self::Memory, Self::Connect, Self::Latency, Self::Cpu, Self::Push];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Memory,
+        Self::Connect,
+        Self::Latency,
+        Self::Cpu,
+        Self::Push,
+        Self::Fanout,
+        Self::Wire,
+        Self::Core,
+        Self::Idle,
+    ];
 }
 
 const EXAMPLES: &str = "\
@@ -66,6 +88,7 @@ Examples:
   cargo build --release && cargo run --release -p holdfast-bench
   cargo run --release -p holdfast-bench -- --quick
   cargo run --release -p holdfast-bench -- --only cpu --rate 8000 --rounds 5 --json cpu.json
+  cargo run --release -p holdfast-bench -- --only idle --sessions 1000000 --rounds 2
   HOLDFAST_BIN_DIR=/opt/holdfast/bin holdfast-bench --only memory";
 
 /// How much of everything.
@@ -85,6 +108,14 @@ pub(crate) struct Size {
     pub(crate) requests: u64,
     pub(crate) rate: u32,
     pub(crate) push_rate: u32,
+    /// Sessions in `fanout`, and pushes to all of them per round.
+    pub(crate) fanout_sessions: u32,
+    pub(crate) broadcasts: u64,
+    /// Packets per round of `core`.
+    pub(crate) packets: u64,
+    /// Sessions in `idle`, and how long their heartbeats are watched: longer than the time between two.
+    pub(crate) idle_sessions: u32,
+    pub(crate) idle_watch: Duration,
 }
 
 impl Size {
@@ -99,6 +130,11 @@ impl Size {
             requests: 40_000,
             rate: 4_000,
             push_rate: 2_000,
+            fanout_sessions: 5_000,
+            broadcasts: 20,
+            packets: 300_000,
+            idle_sessions: 100_000,
+            idle_watch: Duration::from_secs(50),
         };
         let quick = Self {
             rounds: 1,
@@ -108,6 +144,11 @@ impl Size {
             latency_requests: 100,
             sessions: 100,
             requests: 4_000,
+            fanout_sessions: 500,
+            broadcasts: 4,
+            packets: 50_000,
+            idle_sessions: 2_000,
+            idle_watch: Duration::from_secs(25),
             ..full
         };
         let size = if args.quick { quick } else { full };
@@ -115,6 +156,7 @@ impl Size {
             rounds: args.rounds.unwrap_or(size.rounds),
             rate: args.rate.unwrap_or(size.rate),
             push_rate: args.push_rate.unwrap_or(size.push_rate),
+            idle_sessions: args.sessions.unwrap_or(size.idle_sessions),
             ..size
         }
     }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command as Process};
 
 use crate::process::Cpu;
-use crate::protocol::{Answer, Command, Outcome, Role, Run};
+use crate::protocol::{Answer, Command, Outcome, Role, Run, Traffic};
 
 /// One process. Dropping it kills it.
 pub(crate) struct Worker {
@@ -82,6 +82,14 @@ impl Worker {
     pub(crate) async fn pushes(&mut self) -> Result<u64> {
         match self.ask(&Command::Pushes).await? {
             Answer::Pushes(count) => Ok(count),
+            other => bail!("the {} answered {other:?}", self.name),
+        }
+    }
+
+    /// What the devices' sockets have sent and received.
+    pub(crate) async fn traffic(&mut self) -> Result<Traffic> {
+        match self.ask(&Command::Traffic).await? {
+            Answer::Traffic(traffic) => Ok(traffic),
             other => bail!("the {} answered {other:?}", self.name),
         }
     }

@@ -21,6 +21,15 @@ use crate::keys::{Certificates, MASTER_KEY_ID, TokenKey, random_hex};
 use crate::process::Cpu;
 use crate::protocol::{Endpoint, Role, ServerTls, Speak};
 
+/// What a scenario needs of the gateway.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Setup {
+    /// Every freed page is given back at once, so that memory is what is held.
+    pub(crate) thrifty: bool,
+    /// How many sessions there will be, for limits that stand in their way.
+    pub(crate) sessions: u32,
+}
+
 /// One frontend and one backend. Dropping it kills both and removes their directory.
 pub(crate) struct Gateway {
     pub(crate) frontend_pid: u32,
@@ -30,6 +39,7 @@ pub(crate) struct Gateway {
     pub(crate) api_key: String,
     wss: SocketAddr,
     ws: SocketAddr,
+    udp: SocketAddr,
     token_seed: [u8; 32],
     master_key: [u8; 32],
     _frontend: Child,
@@ -41,15 +51,15 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// Starts everything; on return a backend is attached.
     pub(crate) async fn start(bin_dir: Option<&Path>) -> Result<Self> {
-        Self::start_with(bin_dir, &[]).await
+        Self::start_for(bin_dir, &Setup::default()).await
     }
 
-    /// A gateway whose processes give every freed page back at once, so that their memory is what they hold.
-    pub(crate) async fn start_thrifty(bin_dir: Option<&Path>) -> Result<Self> {
-        Self::start_with(bin_dir, &[("MIMALLOC_PURGE_DELAY", "0")]).await
-    }
-
-    async fn start_with(bin_dir: Option<&Path>, environment: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) async fn start_for(bin_dir: Option<&Path>, setup: &Setup) -> Result<Self> {
+        let environment: &[_] = if setup.thrifty {
+            &[("MIMALLOC_PURGE_DELAY", "0")]
+        } else {
+            &[]
+        };
         let binaries = ["holdfast-frontend", "holdfast-backend"].map(|name| binary(bin_dir, name));
         let [frontend_binary, backend_binary] = binaries;
         let (frontend_binary, backend_binary) = (frontend_binary?, backend_binary?);
@@ -57,13 +67,13 @@ impl Gateway {
         let dir = tempfile::Builder::new().prefix("holdfast-bench-").tempdir()?;
         let (token_seed, master_key) = (rand::random(), rand::random());
         let api_key = format!("hf_{}", random_hex());
-        let [wss, ws, admin, api] = free_ports()?;
+        let [wss, ws, udp, admin, api] = free_ports()?;
         write_shared(dir.path(), token_seed, &api_key, service.address)?;
         write(dir.path(), "master_keys.toml", &master_toml(&master_key)?)?;
         write(
             dir.path(),
             "frontend.toml",
-            &frontend_toml(dir.path(), (wss, ws), admin),
+            &frontend_toml(dir.path(), [wss, ws, udp], admin, setup.sessions),
         )?;
         write(dir.path(), "backend.toml", &backend_toml(dir.path(), api))?;
         let mut frontend = start(dir.path(), &frontend_binary, "frontend", environment)?;
@@ -78,6 +88,7 @@ impl Gateway {
             api_key,
             wss,
             ws,
+            udp,
             token_seed,
             master_key,
             _frontend: frontend,
@@ -89,7 +100,14 @@ impl Gateway {
     /// Where devices of this gateway connect.
     pub(crate) fn endpoint(&self, kind: ChannelKind) -> Endpoint {
         match kind {
-            ChannelKind::Udp => unreachable!("there is no udp here"),
+            ChannelKind::Udp => Endpoint {
+                address: self.udp,
+                ca: None,
+                speak: Speak::Packets {
+                    master_key: self.master_key,
+                    sockets: 0,
+                },
+            },
             ChannelKind::Wss => Endpoint {
                 address: self.wss,
                 ca: Some(self.ca()),
@@ -104,6 +122,15 @@ impl Gateway {
                     master_key: self.master_key,
                 },
             },
+        }
+    }
+
+    /// The same on udp, on so many sockets per process.
+    pub(crate) fn shared_endpoint(&self, sockets: u32) -> Endpoint {
+        let master_key = self.master_key;
+        Endpoint {
+            speak: Speak::Packets { master_key, sockets },
+            ..self.endpoint(ChannelKind::Udp)
         }
     }
 
@@ -148,11 +175,11 @@ fn binary(dir: Option<&Path>, name: &str) -> Result<PathBuf> {
 }
 
 /// Ports that were free a moment ago.
-fn free_ports() -> Result<[SocketAddr; 4]> {
+fn free_ports() -> Result<[SocketAddr; 5]> {
     let listen = || TcpListener::bind("127.0.0.1:0").context("no free port");
-    let listeners = [listen()?, listen()?, listen()?, listen()?];
-    let [a, b, c, d] = listeners.each_ref().map(TcpListener::local_addr);
-    Ok([a?, b?, c?, d?])
+    let listeners = [listen()?, listen()?, listen()?, listen()?, listen()?];
+    let [a, b, c, d, e] = listeners.each_ref().map(TcpListener::local_addr);
+    Ok([a?, b?, c?, d?, e?])
 }
 
 fn write_shared(dir: &Path, token_seed: [u8; 32], api_key: &str, service: SocketAddr) -> Result<()> {
@@ -182,20 +209,33 @@ fn master_toml(key: &[u8; 32]) -> Result<String> {
     Ok(format!("[keys]\n{MASTER_KEY_ID} = \"{}\"\n", key.to_text()))
 }
 
-fn frontend_toml(dir: &Path, (wss, ws): (SocketAddr, SocketAddr), admin: SocketAddr) -> String {
+/// Handshakes are not throttled by address: all devices come from this machine.
+fn frontend_toml(dir: &Path, [wss, ws, udp]: [SocketAddr; 3], admin: SocketAddr, sessions: u32) -> String {
     let dir = dir.display();
+    // Shards have equal parts of what is allowed, and not of the sessions.
+    let max_sessions = LEAST_SESSIONS.max(2 * sessions);
+    let output = LEAST_OUTPUT_BYTES.max(u64::from(sessions) * OUTPUT_BYTES_EACH);
     format!(
         "frontend_id = 1\ndata_dir = \"{dir}/frontend\"\nlink = \"ipc://{dir}/link/frontend.sock\"\n\
          admin = \"{admin}\"\n[wss]\nlisten = \"{wss}\"\ncertificate = \"{dir}/cert.pem\"\nkey = \"{dir}/key.pem\"\n\
-         [ws]\nlisten = \"{ws}\"\nsource_attempts_per_minute = 0\n"
+         [ws]\nlisten = \"{ws}\"\nsource_attempts_per_minute = 0\n\
+         [udp]\nlisten = \"{udp}\"\nsource_attempts_per_minute = 0\n\
+         [limits]\nmax_sessions = {max_sessions}\noutput_total_bytes = {output}\n"
     )
 }
+
+/// The frontend's defaults.
+const LEAST_SESSIONS: u32 = 1_000_000;
+const LEAST_OUTPUT_BYTES: u64 = 256 << 20;
+/// Room for one push to every session, twice over.
+const OUTPUT_BYTES_EACH: u64 = 1024;
 
 fn backend_toml(dir: &Path, api: SocketAddr) -> String {
     let dir = dir.display();
     format!(
         "name = \"backend\"\nfrontends = [\"ipc://{dir}/link/frontend.sock\"]\napi = \"{api}\"\n\
          api_keys = \"{dir}/api_keys.toml\"\ntoken_keys = \"{dir}/token_keys.pem\"\nroutes = \"{dir}/routes.toml\"\n\
+         push_timeout = \"60s\"\n\
          [signing]\nkey = \"{dir}/signing.key\"\n[device_keys]\nmaster = \"{dir}/master_keys.toml\"\n"
     )
 }

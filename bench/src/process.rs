@@ -53,6 +53,17 @@ impl Cpu {
         }
     }
 
+    /// Together with another process.
+    pub(crate) fn plus(mut self, other: &Self) -> Self {
+        self.user += other.user;
+        self.system += other.system;
+        for (name, used) in &other.threads {
+            let sum = self.threads.entry(name.clone()).or_default();
+            *sum = (sum.0 + used.0, sum.1 + used.1);
+        }
+        self
+    }
+
     /// Seconds in all: the scheduler's exact account where there is one, else that in steps of 10 ms.
     pub(crate) fn total(&self) -> f64 {
         let exact: f64 = self.threads.values().map(|(seconds, _)| seconds).sum();

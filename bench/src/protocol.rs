@@ -15,6 +15,16 @@ pub(crate) enum Role {
     Echo { tls: Option<ServerTls> },
     /// A bare server with a WebSocket per device and an HTTP endpoint that pushes to one of them.
     Mailbox { tls: ServerTls },
+    /// A bare udp server: the transport's core on one socket per core, which sends each message back.
+    PacketEcho { master_key: [u8; 32] },
+    /// A bare loop of `write` over accepted sockets, or of `send_to` to the addresses that wrote.
+    Burst { datagrams: bool },
+    /// Sockets that read what a [`Role::Burst`] writes, and count it.
+    Sinks {
+        address: SocketAddr,
+        datagrams: bool,
+        first: u32,
+    },
     /// Many devices on one endpoint.
     Devices(Devices),
     /// A bare HTTP client that makes one kind of call.
@@ -44,6 +54,10 @@ pub(crate) enum Speak {
     Holdfast { token_seed: [u8; 32] },
     /// The same in records, with a device key derived from this master key.
     Records { master_key: [u8; 32] },
+    /// The same in packets over udp, on so many sockets per process in turns; 0: one for each device.
+    Packets { master_key: [u8; 32], sockets: u32 },
+    /// Packets, and expect back what was sent.
+    PacketEcho { master_key: [u8; 32], sockets: u32 },
     /// Expect back what was sent.
     Echo,
     /// Say who one is; expect pushes.
@@ -68,8 +82,10 @@ pub(crate) struct Poster {
 pub(crate) enum Call {
     /// A JSON string as the body, which must come back.
     Echo,
-    /// A push to each of so many devices in turn, which must be reported as written.
-    Push { devices: u32 },
+    /// A push to each of so many devices in turn, beginning with this one; each must be reported as written.
+    Push { first: u32, devices: u32 },
+    /// A push to all of so many sessions, which must be reported as written to each.
+    Broadcast { sessions: u32 },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,8 +93,10 @@ pub(crate) enum Command {
     /// So many more devices get online.
     Connect(u32),
     Run(Run),
-    /// How many pushes the devices have got so far.
+    /// How many pushes (sinks: bytes) have come so far.
     Pushes,
+    /// What the devices' sockets have sent and received so far.
+    Traffic,
 }
 
 /// Requests to make and to see answered.
@@ -110,6 +128,7 @@ pub(crate) enum Answer {
     /// Latencies of the device and of the direct call.
     Both(Outcome, Outcome),
     Pushes(u64),
+    Traffic(Traffic),
     Failed(String),
 }
 
@@ -121,3 +140,65 @@ pub(crate) struct Outcome {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
 }
+
+/// What went over sockets, seen from the devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Traffic {
+    pub(crate) sent: Flow,
+    pub(crate) received: Flow,
+    /// udp: datagrams taken for lost, which is what was sent again at most.
+    pub(crate) lost: u64,
+}
+
+/// One direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Flow {
+    /// Datagrams; TCP segments, those without data included.
+    pub(crate) packets: u64,
+    /// Payload of UDP; of TCP without what was sent again.
+    pub(crate) payload: u64,
+    /// Payload and headers, those of IPv4 included.
+    pub(crate) wire: u64,
+}
+
+impl Traffic {
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            sent: self.sent.since(&before.sent),
+            received: self.received.since(&before.received),
+            lost: self.lost - before.lost,
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.sent.add(&other.sent);
+        self.received.add(&other.received);
+        self.lost += other.lost;
+    }
+}
+
+impl Flow {
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            packets: self.packets - before.packets,
+            payload: self.payload - before.payload,
+            wire: self.wire - before.wire,
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.payload += other.payload;
+        self.wire += other.wire;
+    }
+
+    /// One datagram more.
+    pub(crate) fn datagram(&mut self, payload: usize) {
+        self.packets += 1;
+        self.payload += payload as u64;
+        self.wire += payload as u64 + UDP_HEADERS;
+    }
+}
+
+/// Bytes of IPv4's header without options, and of UDP's.
+const UDP_HEADERS: u64 = 20 + 8;

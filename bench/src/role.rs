@@ -1,17 +1,24 @@
 //! The other end of stdin: this program as one of the processes of a run.
 
+mod burst;
 mod call;
+mod crew;
 mod device;
 mod devices;
 mod dial;
 mod echo;
+mod exchange;
 mod latency;
 mod line;
 mod load;
 mod mailbox;
 mod pace;
+mod packet_echo;
+mod packets;
 mod poster;
 mod service;
+mod sinks;
+mod tcp_info;
 mod tls;
 
 use std::io::{BufRead as _, Write as _};
@@ -42,6 +49,13 @@ async fn be() -> Result<()> {
         Role::Service => service::serve(commands).await,
         Role::Echo { tls } => echo::serve(tls, commands).await,
         Role::Mailbox { tls } => mailbox::serve(tls, commands).await,
+        Role::PacketEcho { master_key } => packet_echo::serve(&master_key, commands).await,
+        Role::Burst { datagrams } => burst::serve(datagrams, commands).await,
+        Role::Sinks {
+            address,
+            datagrams,
+            first,
+        } => sinks::serve(address, datagrams, first, commands).await,
         Role::Devices(devices) => devices::serve(devices, commands).await,
         Role::Poster(poster) => poster::serve(&poster, commands).await,
         Role::Latency { device, direct } => latency::serve(device, &direct, commands).await,

@@ -1,17 +1,23 @@
 //! What is measured. Each scenario starts what it needs, lets gateway and baseline take turns, and ends with a table.
 
 mod connect;
+mod core;
 mod cpu;
+mod fanout;
+mod fleet;
+mod idle;
 mod latency;
 mod memory;
 mod push;
 mod usage;
+mod wire;
 
 use anyhow::Result;
 
 use crate::args::{Args, Scenario, Size};
+use crate::conductor::Worker;
 use crate::machine::Machine;
-use crate::protocol::{Call, Poster};
+use crate::protocol::{Call, Poster, Role};
 use crate::report::Report;
 
 pub(crate) async fn run(args: &Args) -> Result<Report> {
@@ -27,8 +33,12 @@ pub(crate) async fn run(args: &Args) -> Result<Report> {
             Scenario::Memory => tables.push(memory::run(&size, bin_dir).await?),
             Scenario::Connect => tables.push(connect::run(&size, bin_dir).await?),
             Scenario::Latency => tables.push(latency::run(&size, bin_dir).await?),
-            Scenario::Cpu => tables.extend(cpu::run(&size, bin_dir).await?),
+            Scenario::Cpu => tables.extend(Box::pin(cpu::run(&size, bin_dir)).await?),
             Scenario::Push => tables.extend(push::run(&size, bin_dir).await?),
+            Scenario::Fanout => tables.push(fanout::run(&size, bin_dir).await?),
+            Scenario::Wire => tables.push(wire::run(&size, bin_dir).await?),
+            Scenario::Core => tables.push(core::run(&size).await?),
+            Scenario::Idle => tables.push(idle::run(&size, bin_dir).await?),
         }
     }
     let binaries = bin_dir.map_or_else(
@@ -49,6 +59,18 @@ fn progress(scenario: &str, what: &str) {
 
 /// Bytes of a payload where nothing else is said.
 const PAYLOAD_BYTES: usize = 128;
+
+/// Who makes calls to the HTTP API, or to a bare one.
+async fn pusher(api: std::net::SocketAddr, key: Option<&str>, call: Call) -> Result<Worker> {
+    let mut headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+    headers.extend(key.map(|key| ("authorization".to_owned(), format!("Bearer {key}"))));
+    let poster = Poster {
+        url: format!("http://{api}/v1/messages"),
+        headers,
+        call,
+    };
+    Worker::start("pusher", &Role::Poster(poster)).await
+}
 
 /// A bare client making the call that the backend makes: same service, same payload, headers of the same names and lengths,
 /// but not computed.

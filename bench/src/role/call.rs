@@ -8,10 +8,34 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
 
-use super::device::{payload_text, push_body};
 use super::dial::device_id;
+use super::exchange::{payload_text, push_body};
 use crate::protocol::{Call, Poster};
+
+/// What is read of the answer to a push to all.
+#[derive(Deserialize)]
+struct Broadcast {
+    counts: Counts,
+}
+
+#[derive(Deserialize)]
+struct Counts {
+    written: u64,
+    unconfirmed: u64,
+}
+
+impl Broadcast {
+    /// Whether it went to all. What the gateway stopped waiting for may still arrive: the devices count.
+    fn is_for(&self, sessions: u32) -> bool {
+        let Counts { written, unconfirmed } = self.counts;
+        if unconfirmed > 0 {
+            eprintln!("the gateway answered with {written} written, {unconfirmed} unconfirmed");
+        }
+        written + unconfirmed == u64::from(sessions)
+    }
+}
 
 /// Makes one kind of call.
 #[derive(Clone)]
@@ -42,7 +66,11 @@ impl Caller {
     pub(super) async fn call(&self, seq: u64, payload: usize) -> Result<()> {
         let body = Bytes::from(match self.call {
             Call::Echo => payload_text(seq, payload),
-            Call::Push { devices } => push_body(&device_id((seq % u64::from(devices)) as u32), seq, payload),
+            Call::Push { first, devices } => {
+                let device = device_id(first + (seq % u64::from(devices)) as u32);
+                push_body(&format!(r#""device":"{device}""#), seq, payload)
+            }
+            Call::Broadcast { .. } => push_body(r#""all":true"#, seq, payload),
         });
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = Method::POST;
@@ -56,6 +84,9 @@ impl Caller {
             Call::Push { .. } => {
                 let text = std::str::from_utf8(&answer).context("an answer that is not text")?;
                 text.contains(r#""status":"written""#)
+            }
+            Call::Broadcast { sessions } => {
+                serde_json::from_slice(&answer).is_ok_and(|answer: Broadcast| answer.is_for(sessions))
             }
         };
         if !status.is_success() || !good {

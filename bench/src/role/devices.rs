@@ -1,23 +1,25 @@
 //! Many devices in one process, and the runs that they make together.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::oneshot;
 
-use super::device::{Device, Handle};
+use super::crew::{self, Crew};
+use super::device::{Device, Handle, Order};
 use super::dial::Dialer;
 use super::load::Load;
-use super::pace::{Pacer, TICK};
-use super::{Commands, answer};
-use crate::protocol::{Answer, Command, Devices, Outcome, Pace, Run};
+use super::{Commands, answer, packets};
+use crate::protocol::{Answer, Command, Devices, Outcome, Run, Speak, Traffic};
 
 /// Handshakes at a time: enough to keep a server busy, few enough for its queues.
-const CONNECTING_AT_ONCE: usize = 16;
+pub(super) const CONNECTING_AT_ONCE: usize = 16;
 
 pub(super) async fn serve(role: Devices, mut commands: Commands) -> Result<()> {
+    if let Speak::Packets { .. } | Speak::PacketEcho { .. } = role.endpoint.speak {
+        return packets::serve(role, commands).await;
+    }
     let mut fleet = Fleet {
         dialer: Dialer::new(role.endpoint)?,
         first: role.first,
@@ -34,6 +36,7 @@ pub(super) async fn serve(role: Devices, mut commands: Commands) -> Result<()> {
             }
             Command::Run(run) => Answer::Done(fleet.run(&run).await?),
             Command::Pushes => Answer::Pushes(fleet.load.pushes()),
+            Command::Traffic => Answer::Traffic(fleet.traffic().await?),
         };
         fleet.load.check()?;
         answer(&done)?;
@@ -67,83 +70,47 @@ impl Fleet {
     }
 
     async fn run(&mut self, run: &Run) -> Result<Outcome> {
-        let devices = match run.devices {
-            (_, 0) => 0..self.devices.len(),
-            (first, count) => first as usize..(first + count) as usize,
-        };
-        let Some(devices) = self.devices.get(devices) else {
-            bail!("there are not so many devices");
-        };
-        self.load.begin(run);
-        let started = Instant::now();
-        match run.pace {
-            Pace::Saturated => fill(devices, &self.load, run.depth),
-            Pace::PerSecond(rate) => {
-                let mut round = Round {
-                    devices,
-                    load: &self.load,
-                    depth: run.depth,
-                    turn: self.turn,
-                };
-                round.pace(rate, run.requests).await?;
-                self.turn = round.turn;
+        let devices = taking_part(run, self.devices.len())?;
+        let mut crew = Handles(&self.devices);
+        crew::run(&mut crew, devices, run, (&self.load, &mut self.turn)).await
+    }
+
+    async fn traffic(&self) -> Result<Traffic> {
+        let mut all = Traffic::default();
+        for device in &self.devices {
+            let (sender, report) = oneshot::channel();
+            // A device that is gone has said why.
+            if device.orders.send(Order::Report(sender)).is_ok() {
+                all.add(&report.await??);
             }
         }
-        self.load.finish(started).await
+        Ok(all)
     }
 }
 
-/// Gives each device its depth of requests; replies keep it there.
-fn fill(devices: &[Handle], load: &Load, depth: u32) {
-    for device in devices {
-        let count = (0..depth).take_while(|_| load.take()).count() as u32;
-        device.order(count);
+/// The first device of a run, and the one behind its last.
+pub(super) fn taking_part(run: &Run, all: usize) -> Result<(usize, usize)> {
+    let (first, last) = match run.devices {
+        (_, 0) => (0, all),
+        (first, count) => (first as usize, (first + count) as usize),
+    };
+    if first >= last || last > all {
+        bail!("there are not so many devices");
     }
+    Ok((first, last))
 }
 
-/// Paced requests, to one device after the other.
-struct Round<'a> {
-    devices: &'a [Handle],
-    load: &'a Load,
-    depth: u32,
-    turn: usize,
-}
+struct Handles<'a>(&'a [Handle]);
 
-impl Round<'_> {
-    async fn pace(&mut self, rate: u32, requests: u64) -> Result<()> {
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut pacer, mut left) = (Pacer::new(rate, Instant::now()), requests);
-        while left > 0 {
-            ticks.tick().await;
-            self.load.check()?;
-            for _ in 0..pacer.due(Instant::now()).min(left) {
-                if !self.one() {
-                    break;
-                }
-                left -= 1;
-            }
-        }
-        Ok(())
+impl Crew for Handles<'_> {
+    fn in_flight(&self, device: usize) -> u32 {
+        self.0[device].in_flight.get()
     }
 
-    /// One request of the next device that has room. Closed loop: none if none has.
-    fn one(&mut self) -> bool {
-        for _ in 0..self.devices.len() {
-            self.turn += 1;
-            let device = &self.devices[self.turn % self.devices.len()];
-            if device.in_flight.get() < self.depth {
-                return self.load.take() && device.order(1);
-            }
-        }
-        false
-    }
-}
-
-impl Handle {
-    fn order(&self, count: u32) -> bool {
-        self.in_flight.set(self.in_flight.get() + count);
+    fn order(&mut self, device: usize, count: u32) {
+        let device = &self.0[device];
+        device.in_flight.set(device.in_flight.get() + count);
         // A device that is gone has said why.
-        self.orders.send(count).is_ok()
+        let _ = device.orders.send(Order::Requests(count));
     }
 }

@@ -65,7 +65,7 @@ impl Dialer {
         let greeting = match self.speak {
             Speak::Holdfast { .. } | Speak::Records { .. } => Some(("@hello {}".to_owned(), "@welcome ")),
             Speak::Mailbox => Some((format!("@id {}", device_id(number)), "@ok")),
-            Speak::Echo => None,
+            Speak::Echo | Speak::Packets { .. } | Speak::PacketEcho { .. } => None,
         };
         if let Some((hello, welcome)) = greeting {
             line.send(hello).await?;
@@ -79,8 +79,7 @@ impl Dialer {
 
     async fn upgrade(&self, number: u32) -> Result<Line> {
         let socket = TcpSocket::new_v4()?;
-        let [high, low] = ((number / DEVICES_PER_ADDRESS) as u16 + 1).to_be_bytes();
-        socket.bind(SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 0)))?;
+        socket.bind(source(number))?;
         let stream = socket.connect(self.address).await?;
         stream.set_nodelay(true)?;
         let stream = match &self.tls {
@@ -115,14 +114,24 @@ impl Dialer {
     }
 }
 
-fn start_handshake(master: &MasterKey, number: u32) -> Result<(Initiator, String)> {
-    let identity = Identity {
+/// Where a device binds its socket: of some thousand devices each has the same address.
+pub(super) fn source(number: u32) -> SocketAddr {
+    let [high, low] = ((number / DEVICES_PER_ADDRESS) as u16 + 1).to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 0))
+}
+
+pub(super) fn identity(number: u32) -> Result<Identity> {
+    Ok(Identity {
         key_id: MASTER_KEY_ID.to_owned(),
         product: "bench".to_owned(),
         class: String::new(),
         device: device_id(number).parse()?,
         key_version: 1,
-    };
+    })
+}
+
+fn start_handshake(master: &MasterKey, number: u32) -> Result<(Initiator, String)> {
+    let identity = identity(number)?;
     let key: DeviceKey = master.device_key(&identity);
     Ok(Initiator::new(SecureChannel::Ws, &identity, &key, None)?)
 }

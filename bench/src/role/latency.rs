@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::call::Caller;
-use super::device::{Device, Handle};
+use super::device::{Device, Handle, Order};
 use super::dial::Dialer;
 use super::load::{Load, outcome};
 use super::{Commands, answer};
@@ -75,7 +75,12 @@ impl Pair {
         self.load.begin(&one);
         self.load.take();
         let started = Instant::now();
-        self.handle.orders.send(1).context("the device is gone")?;
+        let order = Order::Requests(1);
+        self.handle
+            .orders
+            .send(order)
+            .ok()
+            .context("the device is gone")?;
         self.handle.in_flight.set(1);
         let answered = timeout(PATIENCE, self.load.finish(started)).await;
         answered.context("no reply")??;

@@ -2,10 +2,15 @@
 
 use anyhow::{Context, Result, bail};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use holdfast_proto::secure::{Opener, RECORD_OVERHEAD, RecordKind, Sealer, TrafficKeys, chunks};
+use holdfast_proto::secure::{
+    ControlRecord, Opener, RECORD_OVERHEAD, RecordKind, Sealer, TrafficKeys, chunks,
+};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::tcp_info;
+use crate::protocol::Traffic;
 
 pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -20,6 +25,8 @@ struct Records {
     opener: Opener,
     /// Chunks of a message that has not ended.
     partial: Vec<u8>,
+    /// Pings that are not answered.
+    pings: u32,
 }
 
 impl Line {
@@ -34,6 +41,7 @@ impl Line {
             sealer: Sealer::new(keys.to_server),
             opener: Opener::new(keys.to_device),
             partial: Vec::new(),
+            pings: 0,
         }));
         Self { socket, records }
     }
@@ -51,7 +59,17 @@ impl Line {
         Ok(())
     }
 
+    /// Sends what is queued, and answers pings.
     pub(super) async fn flush(&mut self) -> Result<()> {
+        if let Some(records) = &mut self.records {
+            for _ in 0..std::mem::take(&mut records.pings) {
+                let (pong, mut record) = (ControlRecord::Pong.encode(), Vec::new());
+                records
+                    .sealer
+                    .seal(RecordKind::Control, false, &pong, &mut record)?;
+                self.socket.feed(Message::binary(record)).await?;
+            }
+        }
         Ok(self.socket.flush().await?)
     }
 
@@ -70,6 +88,15 @@ impl Line {
     pub(super) fn next_now(&mut self) -> Option<Result<Option<String>>> {
         let message = self.socket.next().now_or_never()?;
         Some(self.read(message))
+    }
+
+    /// What its socket has sent and received.
+    pub(super) fn traffic(&self) -> Result<Traffic> {
+        match self.socket.get_ref() {
+            MaybeTlsStream::Plain(stream) => tcp_info::traffic(stream),
+            MaybeTlsStream::Rustls(stream) => tcp_info::traffic(stream.get_ref().0),
+            _ => bail!("a stream of another kind"),
+        }
     }
 
     fn read(&mut self, message: Option<Result<Message, Error>>) -> Result<Option<String>> {
@@ -93,11 +120,13 @@ impl Records {
         match opened.kind {
             RecordKind::Text if opened.more => Ok(None),
             RecordKind::Text => Ok(Some(String::from_utf8(std::mem::take(&mut self.partial))?)),
-            // A ping; runs are shorter than what the gateway waits for an answer.
-            RecordKind::Control => {
-                self.partial.clear();
-                Ok(None)
-            }
+            RecordKind::Control => match ControlRecord::decode(&std::mem::take(&mut self.partial))? {
+                ControlRecord::Ping => {
+                    self.pings += 1;
+                    Ok(None)
+                }
+                other => bail!("unexpected {other:?}"),
+            },
             RecordKind::Binary => bail!("an unexpected binary message"),
         }
     }

@@ -11,7 +11,7 @@ use crate::protocol::{Outcome, Pace, Run};
 use crate::stats::quantile;
 
 /// A run in which nothing is answered for so long has failed.
-const STALL: Duration = Duration::from_secs(15);
+const STALL: Duration = Duration::from_secs(75);
 
 /// Counts requests; collects latencies; keeps the first failure.
 #[derive(Default)]
@@ -79,6 +79,16 @@ impl Load {
             Some(why) => bail!("{why}"),
             None => Ok(()),
         }
+    }
+
+    /// Something happened that somebody may wait for.
+    pub(super) fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Until something happens.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Waits until every request is answered.

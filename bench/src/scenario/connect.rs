@@ -14,9 +14,9 @@ use crate::protocol::{Devices, Role};
 use crate::report::{Row, Table};
 
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
-    let mut found: [Found; 2] = Default::default();
+    let mut found: [Found; 3] = Default::default();
     for round in 1..=size.rounds {
-        for (kind, found) in ChannelKind::WEB_SOCKET.into_iter().zip(&mut found) {
+        for (kind, found) in ChannelKind::ALL.into_iter().zip(&mut found) {
             found.add(kind, size, bin_dir).await?;
             let last = |usage: &Usage| usage.per_operation().last().copied().unwrap_or_default();
             progress(
@@ -30,22 +30,53 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
             );
         }
     }
-    let [ws, wss] = &found;
-    let row = |figure: &str, ws: &Usage, wss: &Usage| {
-        Row::new(figure, "µs", ws.per_operation()).against("the same over wss", wss.per_operation())
+    let [ws, wss, udp] = &found;
+    let row = |figure: &str, ours: &Usage, wss: &Usage| {
+        Row::new(figure, "µs", ours.per_operation()).against("the same over wss", wss.per_operation())
+    };
+    let rate = |figure: &str, ours: &Usage, wss: &Usage| {
+        let rates = |usage: &Usage| usage.per_operation().iter().map(|us| 1e6 / us).collect();
+        Row::new(figure, "", rates(ours)).against("the same over wss", rates(wss))
     };
     Ok(Table {
-        title: format!("connect: {} devices get online over ws, {} over wss", size.connects, size.connects),
+        title: format!(
+            "connect: {} devices get online over each of ws, wss and udp",
+            size.connects
+        ),
         rows: vec![
             row("frontend per device over ws", &ws.frontend, &wss.frontend),
             row("backend per device over ws", &ws.backend, &wss.backend),
             row("device per device over ws", &ws.devices, &wss.devices),
+            row("frontend per device over udp", &udp.frontend, &wss.frontend),
+            row("backend per device over udp", &udp.backend, &wss.backend),
+            row("device per device over udp", &udp.devices, &wss.devices),
+            rate(
+                "handshakes per CPU-second of the frontend, ws",
+                &ws.frontend,
+                &wss.frontend,
+            ),
+            rate(
+                "handshakes per CPU-second of the frontend, udp",
+                &udp.frontend,
+                &wss.frontend,
+            ),
+            rate(
+                "handshakes per CPU-second of the backend, ws",
+                &ws.backend,
+                &wss.backend,
+            ),
+            rate(
+                "handshakes per CPU-second of the backend, udp",
+                &udp.backend,
+                &wss.backend,
+            ),
         ],
         notes: vec![
-            "From TCP to @welcome, 16 at a time, on fresh processes each round. A million µs of CPU divided by a figure are that side's handshakes per CPU-second."
-                .to_owned(),
+            "From the first packet to @welcome, 16 at a time, on fresh processes each round.".to_owned(),
             ws.frontend.parts("frontend, ws"),
             wss.frontend.parts("frontend, wss"),
+            udp.frontend.parts("frontend, udp"),
+            udp.backend.parts("backend, udp"),
         ],
     })
 }

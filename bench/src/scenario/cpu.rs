@@ -24,12 +24,12 @@ const SATURATED_TIMES: u64 = 3;
 const WARM_UP: u64 = 1000;
 
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Vec<Table>> {
-    progress("cpu", &format!("connecting four times {} devices", size.sessions));
+    progress("cpu", &format!("connecting six times {} devices", size.sessions));
     let mut stage = Stage::start(size, bin_dir).await?;
     let paced = stage.measure(size, Pace::PerSecond(size.rate)).await?;
     let saturated = stage.measure(size, Pace::Saturated).await?;
     let title = format!(
-        "cpu, paced: {} requests/s over {} wss sessions, {PAYLOAD_BYTES} B payload",
+        "cpu, paced: {} requests/s over {} sessions of each kind, {PAYLOAD_BYTES} B payload",
         size.rate, size.sessions
     );
     Ok(vec![
@@ -49,6 +49,9 @@ struct Stage {
     gateway: Gateway,
     devices: Worker,
     ws_devices: Worker,
+    udp_devices: Worker,
+    packet_echo: Worker,
+    packet_devices: Worker,
     tls_echo: Worker,
     tls_devices: Worker,
     tcp_echo: Worker,
@@ -62,6 +65,16 @@ impl Stage {
         let tls = Some(gateway.tls());
         let tls_echo = Worker::start("bare TLS echo server", &Role::Echo { tls }).await?;
         let tcp_echo = Worker::start("bare TCP echo server", &Role::Echo { tls: None }).await?;
+        let master_key = rand::random();
+        let packet_echo = Worker::start("bare udp echo server", &Role::PacketEcho { master_key }).await?;
+        let packets = Endpoint {
+            address: packet_echo.address,
+            ca: None,
+            speak: Speak::PacketEcho {
+                master_key,
+                sockets: 0,
+            },
+        };
         let echo = |server: &Worker, ca| Endpoint {
             address: server.address,
             ca,
@@ -73,6 +86,9 @@ impl Stage {
         let mut stage = Self {
             devices: Worker::start(name, &devices(gateway.endpoint(ChannelKind::Wss), 0)).await?,
             ws_devices: Worker::start(name, &devices(gateway.endpoint(ChannelKind::Ws), 300_000)).await?,
+            udp_devices: Worker::start(name, &devices(gateway.endpoint(ChannelKind::Udp), 600_000)).await?,
+            packet_devices: Worker::start(name, &devices(packets, 700_000)).await?,
+            packet_echo,
             tls_devices: Worker::start(name, &devices(echo(&tls_echo, Some(gateway.ca())), 100_000)).await?,
             tcp_devices: Worker::start(name, &devices(echo(&tcp_echo, None), 200_000)).await?,
             client: Worker::start("bare HTTP client", &client).await?,
@@ -83,6 +99,8 @@ impl Stage {
         for worker in [
             &mut stage.devices,
             &mut stage.ws_devices,
+            &mut stage.udp_devices,
+            &mut stage.packet_devices,
             &mut stage.tls_devices,
             &mut stage.tcp_devices,
         ] {
@@ -99,9 +117,11 @@ impl Stage {
             progress(
                 "cpu",
                 &format!(
-                    "{pace:?} round {round}: frontend {:.1} µs, bare TLS echo {:.1} µs; backend {:.1} µs, bare HTTP client {:.1} µs",
+                    "{pace:?} round {round}: frontend {:.1} µs, bare TLS echo {:.1} µs; on udp {:.1} µs, bare udp echo {:.1} µs; backend {:.1} µs, bare HTTP client {:.1} µs",
                     last(&found.frontend),
                     last(&found.tls_echo),
+                    last(&found.udp_frontend),
+                    last(&found.packet_echo),
                     last(&found.backend),
                     last(&found.client)
                 ),
@@ -142,6 +162,8 @@ impl Stage {
         self.ws_devices.run(run).await?;
         found.ws_frontend.add(self.gateway.cpu()?[0].since(&before[0]), n);
 
+        self.udp_round((warm_up, run), found).await?;
+
         self.tls_devices.run(warm_up).await?;
         let before = (self.tls_echo.cpu()?, self.tls_devices.cpu()?);
         found.tls_runs.push(self.tls_devices.run(run).await?);
@@ -171,6 +193,22 @@ impl Stage {
             .add(self.gateway.service.cpu()?.since(&before.1), n);
         Ok(())
     }
+
+    async fn udp_round(&mut self, (warm_up, run): (Run, Run), found: &mut Found) -> Result<()> {
+        let n = run.requests;
+        self.udp_devices.run(warm_up).await?;
+        let before = self.gateway.cpu()?;
+        found.udp_runs.push(self.udp_devices.run(run).await?);
+        let [frontend, backend, _] = self.gateway.cpu()?;
+        found.udp_frontend.add(frontend.since(&before[0]), n);
+        found.udp_backend.add(backend.since(&before[1]), n);
+
+        self.packet_devices.run(warm_up).await?;
+        let before = self.packet_echo.cpu()?;
+        self.packet_devices.run(run).await?;
+        found.packet_echo.add(self.packet_echo.cpu()?.since(&before), n);
+        Ok(())
+    }
 }
 
 /// CPU of everyone, and how the runs went.
@@ -178,6 +216,10 @@ impl Stage {
 struct Found {
     frontend: Usage,
     ws_frontend: Usage,
+    udp_frontend: Usage,
+    udp_backend: Usage,
+    packet_echo: Usage,
+    udp_runs: Vec<Outcome>,
     backend: Usage,
     service: Usage,
     devices: Usage,
@@ -192,50 +234,41 @@ struct Found {
 }
 
 impl Found {
-    fn table(&self, title: String, size: &Size) -> Table {
-        let row = |figure: &str, ours: &Usage, name, bare: &Usage| {
-            Row::new(figure, "µs", ours.per_operation()).against(name, bare.per_operation())
-        };
-        let rows = vec![
+    fn frontend_rows(&self) -> Vec<Row> {
+        let name = "frontend per request and reply";
+        let (ws, udp) = (format!("{name}, ws"), format!("{name}, udp"));
+        let over_wss = ("the same over wss", &self.frontend);
+        vec![
+            row(name, &self.frontend, ("bare TLS echo", &self.tls_echo)).limit(Of::Ratio, 1.5, 1.2),
+            row(&ws, &self.ws_frontend, ("bare plain TCP echo", &self.tcp_echo)),
+            row(&ws, &self.ws_frontend, over_wss),
+            row(&udp, &self.udp_frontend, ("bare udp echo", &self.packet_echo)).limit(Of::Ratio, 1.5, 1.2),
+            row(&udp, &self.udp_frontend, over_wss),
+        ]
+    }
+
+    fn other_rows(&self) -> Vec<Row> {
+        let name = "backend per request and reply";
+        let called = ("called by the client", &self.direct_service);
+        vec![
+            row(name, &self.backend, ("bare HTTP client", &self.client)).limit(Of::Ratio, 2.0, 1.4),
             row(
-                "frontend per request and reply",
-                &self.frontend,
-                "bare TLS echo",
-                &self.tls_echo,
-            )
-            .limit(Of::Ratio, 1.5, 1.2),
-            row(
-                "frontend per request and reply, ws",
-                &self.ws_frontend,
-                "bare plain TCP echo",
-                &self.tcp_echo,
+                &format!("{name}, udp"),
+                &self.udp_backend,
+                ("the same over wss", &self.backend),
             ),
-            row(
-                "frontend per request and reply, ws",
-                &self.ws_frontend,
-                "the same over wss",
-                &self.frontend,
-            ),
-            row(
-                "backend per request and reply",
-                &self.backend,
-                "bare HTTP client",
-                &self.client,
-            )
-            .limit(Of::Ratio, 2.0, 1.4),
-            row(
-                "service, called by the backend",
-                &self.service,
-                "called by the client",
-                &self.direct_service,
-            ),
+            row("service, called by the backend", &self.service, called),
             row(
                 "load generator at the gateway",
                 &self.devices,
-                "at the TLS echo",
-                &self.tls_devices,
+                ("at the TLS echo", &self.tls_devices),
             ),
-        ];
+        ]
+    }
+
+    fn table(&self, title: String, size: &Size) -> Table {
+        let mut rows = self.frontend_rows();
+        rows.extend(self.other_rows());
         let rate = |runs: &[Outcome]| {
             let run = |o: &Outcome| format!("{:.0}/s p50 {:.0} µs", o.requests as f64 / o.seconds, o.p50_us);
             runs.iter().map(run).collect::<Vec<_>>().join(", ")
@@ -243,18 +276,25 @@ impl Found {
         let notes = vec![
             self.frontend.parts("frontend, wss"),
             self.ws_frontend.parts("frontend, ws"),
+            self.udp_frontend.parts("frontend, udp"),
+            self.packet_echo.parts("bare udp echo (the transport's core)"),
             self.tls_echo.parts("bare TLS echo"),
             self.backend.parts("backend"),
             self.client.parts("bare HTTP client"),
             format!(
-                "{} rounds of {} requests each in turns. Seen by the load generator: gateway {}; TLS echo {}; HTTP client {}",
+                "{} rounds of {} requests each in turns. Seen by the load generator: gateway {}, on udp {}; TLS echo {}; HTTP client {}",
                 size.rounds,
                 self.gateway_runs.first().map_or(0, |run| run.requests),
                 rate(&self.gateway_runs),
+                rate(&self.udp_runs),
                 rate(&self.tls_runs),
                 rate(&self.client_runs)
             ),
         ];
         Table { title, rows, notes }
     }
+}
+
+fn row(figure: &str, ours: &Usage, (name, bare): (&'static str, &Usage)) -> Row {
+    Row::new(figure, "µs", ours.per_operation()).against(name, bare.per_operation())
 }

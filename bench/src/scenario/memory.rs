@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::progress;
 use crate::args::Size;
 use crate::conductor::Worker;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Setup};
 use crate::machine::slab_bytes;
 use crate::process::private_dirty;
 use crate::protocol::{Devices, Endpoint, Pace, Role, Run, Speak};
@@ -20,6 +20,8 @@ use crate::stats::slope;
 
 /// Processes of devices: no process may hold more than half as many descriptors as the server.
 const PROCESSES: u32 = 3;
+/// Sockets of a process of devices: a session on udp has none at the server.
+const UDP_SOCKETS: u32 = 50;
 /// After the last handshake, before memory is read: allocators return pages late.
 const SETTLE: Duration = Duration::from_millis(1500);
 const LARGE_PAYLOAD_BYTES: usize = 16 * 1024;
@@ -29,54 +31,82 @@ const LARGE_STEPS: u32 = 3;
 const LARGE_SHARE: u32 = 5;
 
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    let (mut ours_ws, mut bare_tcp) = (Vec::new(), Vec::new());
+    let mut found = Found::default();
     for round in 1..=size.rounds {
-        ours.push(
+        let ours = |kind: ChannelKind| {
             gateway(
                 size,
                 bin_dir,
-                ChannelKind::Wss,
-                &format!("round {round}: gateway, wss"),
+                kind,
+                format!("round {round}: gateway, {}", kind.label()),
             )
-            .await?,
-        );
-        bare.push(echo(size, bin_dir, true, &format!("round {round}: bare TLS echo")).await?);
-        ours_ws.push(
-            gateway(
-                size,
-                bin_dir,
-                ChannelKind::Ws,
-                &format!("round {round}: gateway, ws"),
-            )
-            .await?,
-        );
-        bare_tcp.push(echo(size, bin_dir, false, &format!("round {round}: bare TCP echo")).await?);
+        };
+        let bare = |tls, name| echo(size, bin_dir, tls, format!("round {round}: bare {name} echo"));
+        found.wss.push(ours(ChannelKind::Wss).await?);
+        found.bare_tls.push(bare(true, "TLS").await?);
+        found.ws.push(ours(ChannelKind::Ws).await?);
+        found.bare_tcp.push(bare(false, "TCP").await?);
+        found.udp.push(ours(ChannelKind::Udp).await?);
     }
-    let of = |slopes: &[Slopes], f: fn(&Slopes) -> f64| slopes.iter().map(f).collect::<Vec<_>>();
-    let row = |figure, f: fn(&Slopes) -> f64| {
-        Row::new(figure, "B", of(&ours, f)).against("tungstenite + rustls", of(&bare, f))
-    };
-    let rows = vec![
-        row("frontend, user space, per idle wss session", |s| s.idle).limit(Of::Value, 5120.0, 2048.0),
-        row("frontend, more per session after a 16 KB echo", |s| s.large),
-        Row::new(
-            "frontend, user space, per idle ws session",
-            "B",
-            of(&ours_ws, |s| s.idle),
-        )
-        .against("tungstenite on TCP", of(&bare_tcp, |s| s.idle))
-        .limit(Of::Value, 1536.0, 768.0),
-        Row::new(
-            "frontend, more per ws session after a 16 KB echo",
-            "B",
-            of(&ours_ws, |s| s.large),
-        )
-        .against("tungstenite on TCP", of(&bare_tcp, |s| s.large)),
-        Row::new("backend, user space, per session", "B", of(&ours, |s| s.backend)),
-        row("kernel slab of the machine per session (both ends)", |s| s.slab),
-    ];
-    let notes = vec![
+    Ok(Table {
+        title: "memory".to_owned(),
+        rows: found.rows(),
+        notes: notes(size),
+    })
+}
+
+/// Round by round.
+#[derive(Default)]
+struct Found {
+    wss: Vec<Slopes>,
+    ws: Vec<Slopes>,
+    udp: Vec<Slopes>,
+    bare_tls: Vec<Slopes>,
+    bare_tcp: Vec<Slopes>,
+}
+
+impl Found {
+    fn rows(&self) -> Vec<Row> {
+        type Figure = fn(&Slopes) -> f64;
+        let of = |slopes: &[Slopes], f: Figure| slopes.iter().map(f).collect::<Vec<_>>();
+        let row = |figure: &str, slopes: &[Slopes], f: Figure| Row::new(figure, "B", of(slopes, f));
+        let over_wss = |row: Row, f: Figure| row.against("the same over wss", of(&self.wss, f));
+        let tls = |row: Row, f: Figure| row.against("tungstenite + rustls", of(&self.bare_tls, f));
+        let tcp = |row: Row, f: Figure| row.against("tungstenite on TCP", of(&self.bare_tcp, f));
+        let (idle, large, slab): (Figure, Figure, Figure) = (|s| s.idle, |s| s.large, |s| s.slab);
+        let one = |kind: &str| format!("frontend, user space, per idle {kind} session");
+        let more = |kind: &str| format!("frontend, more per {kind} session after a 16 KB echo");
+        vec![
+            tls(row(&one("wss"), &self.wss, idle), idle).limit(Of::Value, 5120.0, 2048.0),
+            tls(row(&more("wss"), &self.wss, large), large),
+            tcp(row(&one("ws"), &self.ws, idle), idle).limit(Of::Value, 1536.0, 768.0),
+            tcp(row(&more("ws"), &self.ws, large), large),
+            over_wss(row(&one("udp"), &self.udp, idle), idle).limit(Of::Value, 1024.0, 512.0),
+            over_wss(row(&more("udp"), &self.udp, large), large),
+            row("backend, user space, per wss session", &self.wss, |s| s.backend),
+            row("backend, user space, per udp session", &self.udp, |s| s.backend),
+            tls(
+                row(
+                    "kernel slab of the machine per wss session (both ends)",
+                    &self.wss,
+                    slab,
+                ),
+                slab,
+            ),
+            over_wss(
+                row(
+                    "kernel slab of the machine per udp session (both ends)",
+                    &self.udp,
+                    slab,
+                ),
+                slab,
+            ),
+        ]
+    }
+}
+
+fn notes(size: &Size) -> Vec<String> {
+    vec![
         format!(
             "Least-squares slope of Private_Dirty in /proc/PID/smaps_rollup over {} readings up to {} sessions, {} after the last handshake; fresh processes each round. A session is idle after its @welcome.",
             size.memory_steps, size.memory_sessions, "1.5 s"
@@ -86,12 +116,8 @@ pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
             size.memory_sessions / LARGE_SHARE
         ),
         "The gateway runs with MIMALLOC_PURGE_DELAY=0: without it, pages that handshakes freed are kept for a while and then reused, which hides what sessions hold. Slab is the whole machine's: it contains the devices' ends and whatever else went on.".to_owned(),
-    ];
-    Ok(Table {
-        title: "memory".to_owned(),
-        rows,
-        notes,
-    })
+        format!("Devices on udp share {UDP_SOCKETS} sockets per process."),
+    ]
 }
 
 /// Bytes per session.
@@ -102,15 +128,23 @@ struct Slopes {
     slab: f64,
 }
 
-async fn gateway(size: &Size, bin_dir: Option<&Path>, kind: ChannelKind, label: &str) -> Result<Slopes> {
-    let gateway = Gateway::start_thrifty(bin_dir).await?;
-    let fleet = Fleet::start(gateway.endpoint(kind)).await?;
+async fn gateway(size: &Size, bin_dir: Option<&Path>, kind: ChannelKind, label: String) -> Result<Slopes> {
+    let setup = Setup {
+        thrifty: true,
+        ..Setup::default()
+    };
+    let gateway = Gateway::start_for(bin_dir, &setup).await?;
+    let endpoint = match kind {
+        ChannelKind::Udp => gateway.shared_endpoint(UDP_SOCKETS),
+        _ => gateway.endpoint(kind),
+    };
+    let fleet = Fleet::start(endpoint).await?;
     fleet
-        .measure(size, (gateway.frontend_pid, Some(gateway.backend_pid)), label)
+        .measure(size, (gateway.frontend_pid, Some(gateway.backend_pid)), &label)
         .await
 }
 
-async fn echo(size: &Size, bin_dir: Option<&Path>, with_tls: bool, label: &str) -> Result<Slopes> {
+async fn echo(size: &Size, bin_dir: Option<&Path>, with_tls: bool, label: String) -> Result<Slopes> {
     // For its certificate; it idles meanwhile.
     let gateway = Gateway::start(bin_dir).await?;
     let tls = with_tls.then(|| gateway.tls());
@@ -121,7 +155,7 @@ async fn echo(size: &Size, bin_dir: Option<&Path>, with_tls: bool, label: &str) 
         speak: Speak::Echo,
     };
     let fleet = Fleet::start(endpoint).await?;
-    fleet.measure(size, (server.pid, None), label).await
+    fleet.measure(size, (server.pid, None), &label).await
 }
 
 struct Fleet {
