@@ -77,6 +77,8 @@ class Connection:
         self.wanted.add("close")
 
     def reset(self):
+        # After a close of this end it says as much as an acknowledgement: that may have been lost.
+        self.close_acknowledged = self.closing is not None
         self.finish(Lost("reset"))
 
     def finish(self, end):
