@@ -16,6 +16,7 @@ pub mod secure;
 pub mod share;
 pub mod throttle;
 pub mod tunnel;
+pub mod udp;
 
 pub use channel::ChannelKind;
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};
