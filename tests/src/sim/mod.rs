@@ -28,15 +28,15 @@ mod nodes;
 mod pipe;
 mod promises;
 mod pushes;
-mod queue;
+pub(crate) mod queue;
 mod request;
-mod rng;
+pub(crate) mod rng;
 mod scenario;
 mod service;
 mod settle;
 mod shard;
 mod shares;
-mod trace;
+pub(crate) mod trace;
 mod world;
 
 use std::collections::BTreeMap;
