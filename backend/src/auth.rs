@@ -1,6 +1,6 @@
 //! Who a device is: a credential goes in, a device id and what LOGIN needs to know come out.
 //!
-//! On `wss` the credential is a token, on `ws` a claim that is proven with a device key. Nothing here keeps state that must not be
+//! On `wss` the credential is a token, on `ws` and `udp` a claim that is proven with a device key. Nothing here keeps state that must not be
 //! lost: the frontend repeats the [`Principal`] in LOGIN, so that any backend can go on. No socket either: when only the operator's
 //! endpoint has a device's key, whoever asked is told to ask there ([`Verdict::Ask`]) and to come back with the answer.
 
@@ -76,8 +76,8 @@ pub struct Grant {
 /// How a device proves that it holds its key, and what is encrypted with afterwards. Its `Debug` shows no key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
-    /// The `@challenge` message.
-    pub message: String,
+    /// On `ws` the `@challenge` message, on `udp` the handshake's message 2 as it is.
+    pub message: Bytes,
     pub keys: TrafficKeys,
 }
 

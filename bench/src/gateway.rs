@@ -89,6 +89,7 @@ impl Gateway {
     /// Where devices of this gateway connect.
     pub(crate) fn endpoint(&self, kind: ChannelKind) -> Endpoint {
         match kind {
+            ChannelKind::Udp => unreachable!("there is no udp here"),
             ChannelKind::Wss => Endpoint {
                 address: self.wss,
                 ca: Some(self.ca()),

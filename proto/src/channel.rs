@@ -10,26 +10,32 @@ pub enum ChannelKind {
     Ws,
     /// WebSocket over TLS.
     Wss,
+    /// Datagrams, packets of ours.
+    Udp,
 }
 
 impl ChannelKind {
-    pub const ALL: [Self; 2] = [Self::Ws, Self::Wss];
+    pub const ALL: [Self; 3] = [Self::Ws, Self::Wss, Self::Udp];
+    /// Those that begin with an HTTP upgrade.
+    pub const WEB_SOCKET: [Self; 2] = [Self::Ws, Self::Wss];
 
     /// The word used in URLs, in the HTTP API and in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Ws => "ws",
             Self::Wss => "wss",
+            Self::Udp => "udp",
         }
     }
 
     /// The handshake's name for it; `None` where TLS encrypts and a bearer token says who the device is.
     ///
-    /// With a name the device must prove that it holds its key: its first message is `@hello`, in a record that opens.
+    /// With a name the device must prove that it holds its key: its first message is `@hello`, in a record or packet that opens.
     pub fn secure(self) -> Option<SecureChannel> {
         match self {
             Self::Ws => Some(SecureChannel::Ws),
             Self::Wss => None,
+            Self::Udp => Some(SecureChannel::Udp),
         }
     }
 
@@ -38,6 +44,7 @@ impl ChannelKind {
         match self {
             Self::Ws => frames::Channel::Ws,
             Self::Wss => frames::Channel::Wss,
+            Self::Udp => frames::Channel::Udp,
         }
     }
 
@@ -56,6 +63,6 @@ mod tests {
         for kind in ChannelKind::ALL {
             assert_eq!(ChannelKind::from_frame(kind.frame()), Some(kind));
         }
-        assert_eq!(ChannelKind::from_frame(frames::Channel::Udp), None);
+        assert_eq!(ChannelKind::from_frame(frames::Channel::Unspecified), None);
     }
 }

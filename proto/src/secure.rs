@@ -23,10 +23,14 @@ mod wiped;
 
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
 pub use control::{ControlError, ControlRecord, MAX_REASON_BYTES};
-pub use credential::{Credential, CredentialError, MAX_CREDENTIAL_TEXT, parse_challenge, render_challenge};
+pub use credential::{
+    Credential, CredentialError, MAX_CREDENTIAL_BYTES, MAX_CREDENTIAL_TEXT, PARAMETER_BYTES, parse_challenge,
+    render_challenge,
+};
 pub use handshake::{HandshakeError, Initiator, MESSAGE_2_BYTES, PATTERN, TrafficKeys, Verified};
 pub use identity::{
-    IDENTITY_VERSION, Identity, IdentityError, MAX_CLASS_BYTES, MAX_KEY_ID_BYTES, MAX_PRODUCT_BYTES,
+    IDENTITY_VERSION, Identity, IdentityError, MAX_CLASS_BYTES, MAX_IDENTITY_BYTES, MAX_KEY_ID_BYTES,
+    MAX_PRODUCT_BYTES,
 };
 pub use keys::{DeviceKey, KEY_BYTES, KEY_TEXT_CHARS, KeyError, MasterKey, TrafficKey};
 pub use records::{

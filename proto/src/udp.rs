@@ -5,10 +5,23 @@
 //! `handle_*` methods; events, datagrams to send and one deadline come out of its `poll_*` methods.
 
 pub mod connection;
+pub mod cookie;
+pub mod datagram;
+pub mod dial;
 mod ids;
+mod parameters;
+mod reset;
 
 pub use connection::{
     Config, Connection, End, Event, INITIAL_SERVER_CREDIT, Opening, PeerCredit, ReceiveRun, Received,
     SendError, Side, Stats, TransmitRun,
 };
+pub use cookie::Cookies;
+pub use datagram::{Datagram, Malformed, parse};
+pub use dial::{Dial, DialStats, Dialed, Dialing, Refusal};
 pub use ids::{ConnectionId, RESET_TOKEN_BYTES, ResetToken};
+pub use parameters::{
+    MAX_RECEIVE_BYTES, MAX_RECEIVE_MESSAGES, MIN_MAX_DATAGRAM, MIN_RECEIVE_BYTES, MIN_RECEIVE_MESSAGES,
+    Parameters,
+};
+pub use reset::{RESET_KEY_BYTES, ResetKey};

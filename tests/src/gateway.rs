@@ -187,11 +187,12 @@ impl Gateway {
             Channels::All(kind) => kind,
             Channels::Mixed => {
                 let dialled = self.dialled.fetch_add(1, Ordering::Relaxed);
-                ChannelKind::ALL[dialled % ChannelKind::ALL.len()]
+                ChannelKind::WEB_SOCKET[dialled % ChannelKind::WEB_SOCKET.len()]
             }
         };
         let endpoints = &self.endpoints[frontend];
         match kind {
+            ChannelKind::Udp => unreachable!("these devices speak WebSocket"),
             ChannelKind::Wss => Dial::new(&endpoints.wss).token(&self.tokens.token(id)),
             ChannelKind::Ws => {
                 let identity = self.keys.identity(id);

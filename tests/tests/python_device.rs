@@ -73,6 +73,7 @@ fn the_vectors_agree_with_another_implementation() {
 /// Where the gateway is, and what to present.
 fn arguments(gateway: &Gateway, kind: ChannelKind) -> Value {
     let address = match kind {
+        ChannelKind::Udp => unreachable!("this device speaks WebSocket"),
         ChannelKind::Ws => gateway.ws(),
         ChannelKind::Wss => gateway.wss(),
     };

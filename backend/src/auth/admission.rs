@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use holdfast_proto::link::frames::Channel;
+use holdfast_proto::secure::SecureChannel;
+use holdfast_proto::throttle::Source;
 use tracing::warn;
 
 use super::{
@@ -12,7 +14,7 @@ use super::{
 };
 use crate::dispatch::Now;
 
-/// Tokens on `wss`, device keys on `ws`.
+/// Tokens on `wss`, device keys on `ws` and `udp`.
 pub struct Admission {
     tokens: JwtAuthenticator,
     devices: Option<DeviceAuthenticator>,
@@ -21,7 +23,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Without `devices` nobody is admitted on `ws`.
+    /// Without `devices` nobody is admitted on `ws` and `udp`.
     pub fn new(tokens: JwtAuthenticator, devices: Option<DeviceAuthenticator>) -> Self {
         Self {
             tokens,
@@ -30,10 +32,17 @@ impl Admission {
         }
     }
 
+    fn judge(&self, channel: SecureChannel, source: Source, credential: &[u8], now: Now) -> Verdict {
+        match self.devices() {
+            Ok(devices) => devices.authenticate((channel, source), credential, now),
+            Err(denied) => Verdict::Judged(Err(denied)),
+        }
+    }
+
     fn devices(&self) -> Result<&DeviceAuthenticator, Denied> {
         self.devices.as_ref().ok_or_else(|| {
             if !self.missed.swap(true, Ordering::Relaxed) {
-                warn!("a device came on ws: without [device_keys] in the configuration none can be admitted there");
+                warn!("a device came with a key of its own: without [device_keys] in the configuration none can be admitted");
             }
             Denied::new(503, "no_device_keys", "device keys are not set up here")
         })
@@ -44,18 +53,12 @@ impl Authenticator for Admission {
     fn authenticate(&self, claimant: Claimant, credential: &[u8], now: Now) -> Verdict {
         match claimant.channel {
             Channel::Ws if looks_like_token(credential) => Verdict::Judged(Err(bearer_elsewhere())),
-            Channel::Ws => match self.devices() {
-                Ok(devices) => devices.authenticate(claimant.source, credential, now),
-                Err(denied) => Verdict::Judged(Err(denied)),
-            },
+            Channel::Ws => self.judge(SecureChannel::Ws, claimant.source, credential, now),
+            Channel::Udp => self.judge(SecureChannel::Udp, claimant.source, credential, now),
             // What earlier frontends do not name is wss.
             Channel::Wss | Channel::Unspecified => {
                 let now = UNIX_EPOCH + Duration::from_millis(now.unix_ms);
                 Verdict::Judged(self.tokens.authenticate(credential, now))
-            }
-            Channel::Udp => {
-                let message = "devices are not admitted on this kind of channel";
-                Verdict::Judged(Err(Denied::new(400, "wrong_channel", message)))
             }
         }
     }
@@ -103,6 +106,8 @@ mod tests {
         assert_eq!(code(Channel::Unspecified, ""), (401, "token_missing"));
         assert_eq!(code(Channel::Ws, "a.b.c"), (400, "wrong_channel"));
         assert_eq!(code(Channel::Ws, "AQ"), (503, "no_device_keys"));
-        assert_eq!(code(Channel::Udp, "AQ"), (400, "wrong_channel"));
+        assert_eq!(code(Channel::Udp, "AQ"), (503, "no_device_keys"));
+        // Bytes, in which a dot means nothing.
+        assert_eq!(code(Channel::Udp, "a.b.c"), (503, "no_device_keys"));
     }
 }

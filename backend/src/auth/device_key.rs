@@ -13,7 +13,10 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use holdfast_proto::DeviceId;
-use holdfast_proto::secure::{Credential, DeviceKey, Identity, SecureChannel, Verified, render_challenge};
+use holdfast_proto::secure::{
+    Credential, CredentialError, DeviceKey, Identity, IdentityError, SecureChannel, Verified,
+    render_challenge,
+};
 use holdfast_proto::throttle::{Source, Throttle};
 use tracing::error;
 
@@ -70,14 +73,20 @@ pub struct DeviceAuthenticator {
     decoy: DeviceKey,
 }
 
-/// A claim of a device whose key only the operator's endpoint has.
+/// A claim that is to be judged; what is asked when only the operator's endpoint has the device's key.
 #[derive(Debug)]
 pub struct Inquiry {
+    channel: SecureChannel,
     credential: Credential,
     source: Source,
 }
 
 impl Inquiry {
+    /// What the claim was made for.
+    pub fn channel(&self) -> SecureChannel {
+        self.channel
+    }
+
     pub fn identity(&self) -> &Identity {
         &self.credential.identity
     }
@@ -110,21 +119,31 @@ impl DeviceAuthenticator {
         }
     }
 
-    /// `credential` is the text of a [`Credential`].
-    pub fn authenticate(&self, source: Source, credential: &[u8], now: Now) -> Verdict {
+    /// `credential` is what [`read`] takes on this channel.
+    pub fn authenticate(
+        &self,
+        (channel, source): (SecureChannel, Source),
+        credential: &[u8],
+        now: Now,
+    ) -> Verdict {
         if credential.is_empty() {
             let message = "a credential made with a device key is required";
             return Verdict::Judged(Err(Denied::new(401, "credential_missing", message)));
         }
-        let credential = match Credential::parse(credential) {
+        let credential = match read(channel, credential) {
             Ok(credential) => credential,
             Err(error) => {
                 return Verdict::Judged(Err(Denied::new(400, "bad_credential", &error.to_string())));
             }
         };
-        match self.settings.keys.load().device_key(&credential.identity) {
-            Some(key) => Verdict::Judged(self.judge((&credential, source), &key, &WRONG_KEY, now)),
-            None if self.settings.has_endpoint => Verdict::Ask(Box::new(Inquiry { credential, source })),
+        let claim = Inquiry {
+            channel,
+            credential,
+            source,
+        };
+        match self.settings.keys.load().device_key(claim.identity()) {
+            Some(key) => Verdict::Judged(self.judge(&claim, &key, &WRONG_KEY, now)),
+            None if self.settings.has_endpoint => Verdict::Ask(Box::new(claim)),
             None => Verdict::Judged(Err(refused(&UNKNOWN_KEY))),
         }
     }
@@ -136,18 +155,13 @@ impl DeviceAuthenticator {
             return Err(Denied::new(503, "unavailable", message));
         };
         let key = known.as_ref().unwrap_or(&self.decoy);
-        self.judge((&inquiry.credential, inquiry.source), key, &UNKNOWN_KEY, now)
+        self.judge(inquiry, key, &UNKNOWN_KEY, now)
     }
 
-    fn judge(
-        &self,
-        (credential, source): (&Credential, Source),
-        key: &DeviceKey,
-        refusal: &Refusal,
-        now: Now,
-    ) -> Result<Grant, Denied> {
-        let verified = Verified::verify(SecureChannel::Ws, credential, key).map_err(|_| refused(refusal))?;
-        let identity = &credential.identity;
+    fn judge(&self, claim: &Inquiry, key: &DeviceKey, refusal: &Refusal, now: Now) -> Result<Grant, Denied> {
+        let verified =
+            Verified::verify(claim.channel, &claim.credential, key).map_err(|_| refused(refusal))?;
+        let identity = claim.identity();
         if self
             .settings
             .denied
@@ -161,7 +175,7 @@ impl DeviceAuthenticator {
             ));
         }
         self.check_time(verified.timestamp_ms(), now.unix_ms)?;
-        self.count_attempt(&credential.identity.device, source, now)?;
+        self.count_attempt(&identity.device, claim.source, now)?;
         let (message, keys) = verified.answer().map_err(|error| {
             error!(%error, "a handshake cannot be answered");
             Denied::new(503, "unavailable", "the handshake cannot be answered now")
@@ -176,7 +190,10 @@ impl DeviceAuthenticator {
             device: identity.device.clone(),
             principal: principal.encode(),
             challenge: Some(Challenge {
-                message: render_challenge(&message),
+                message: match claim.channel {
+                    SecureChannel::Udp => message.into(),
+                    SecureChannel::Ws | SecureChannel::Link => render_challenge(&message).into(),
+                },
                 keys,
             }),
         })
@@ -203,6 +220,17 @@ impl DeviceAuthenticator {
                 retry_after_ms: Some(u32::try_from(wait_ms).unwrap_or(u32::MAX)),
                 ..Denied::new(429, "too_many_attempts", "this device connects too often")
             })
+    }
+}
+
+/// On `udp` 16 bytes of parameters, to which the handshake is bound, and the credential's bytes; elsewhere its text.
+fn read(channel: SecureChannel, credential: &[u8]) -> Result<Credential, CredentialError> {
+    match channel {
+        SecureChannel::Udp => match credential.split_first_chunk() {
+            Some((parameters, credential)) => Credential::parse_datagram(parameters, credential),
+            None => Err(IdentityError::CutOff.into()),
+        },
+        SecureChannel::Ws | SecureChannel::Link => Credential::parse(credential),
     }
 }
 

@@ -78,10 +78,11 @@ impl World {
     }
 
     fn show_from(&self, source: Source, credential: &str, at_ms: u64) -> Result<Grant, Denied> {
-        match self
-            .authenticator
-            .authenticate(source, credential.as_bytes(), self.at(at_ms))
-        {
+        match self.authenticator.authenticate(
+            (SecureChannel::Ws, source),
+            credential.as_bytes(),
+            self.at(at_ms),
+        ) {
             Verdict::Judged(result) => result,
             Verdict::Ask(inquiry) => panic!("{inquiry:?}"),
         }
@@ -90,7 +91,7 @@ impl World {
     fn ask(&self, credential: &str) -> Inquiry {
         match self
             .authenticator
-            .authenticate(HERE, credential.as_bytes(), self.at(0))
+            .authenticate((SecureChannel::Ws, HERE), credential.as_bytes(), self.at(0))
         {
             Verdict::Ask(inquiry) => *inquiry,
             Verdict::Judged(result) => panic!("{result:?}"),
@@ -110,7 +111,7 @@ fn claim(identity: &Identity, master: &MasterKey, time: Option<u64>) -> (Initiat
 
 fn finish(device: Initiator, grant: &Grant) -> Result<TrafficKeys, HandshakeError> {
     let challenge = grant.challenge.as_ref().unwrap();
-    device.finish(&parse_challenge(&challenge.message).unwrap())
+    device.finish(&parse_challenge(std::str::from_utf8(&challenge.message).unwrap()).unwrap())
 }
 
 fn expect(result: Result<Grant, Denied>, status: u16, code: &str) -> Denied {

@@ -123,8 +123,8 @@ impl Lifecycle {
             return Ok(self.unavailable(id, "backend_failed", "the connection failed twice"));
         }
         let channel = match Channel::try_from(bind.channel) {
-            Ok(channel) if channel != Channel::Udp => channel,
-            _ => return Ok(wrong_channel(id)),
+            Ok(channel) => channel,
+            Err(_) => return Ok(wrong_channel(id)),
         };
         if self.binds.len() >= MAX_AUTHENTICATIONS {
             return Ok(self.unavailable(id, "overloaded", "too many devices are connecting"));
@@ -303,7 +303,7 @@ fn wrong_channel(id: SessionId) -> BindStep {
 
 fn admitted(grant: Grant) -> Admitted {
     let challenge = grant.challenge.map(|challenge| Challenge {
-        message: challenge.message.into(),
+        message: challenge.message,
         to_server: Bytes::copy_from_slice(challenge.keys.to_server.as_bytes()),
         to_device: Bytes::copy_from_slice(challenge.keys.to_device.as_bytes()),
     });

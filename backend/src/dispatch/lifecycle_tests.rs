@@ -134,8 +134,14 @@ fn bind_on(lifecycle: &mut Lifecycle, channel: Channel) -> BindId {
 
 #[test]
 fn a_challenge_and_its_keys_go_with_the_admission() {
+    for channel in [Channel::Ws, Channel::Udp] {
+        challenged_on(channel);
+    }
+}
+
+fn challenged_on(channel: Channel) {
     let mut lifecycle = lifecycle();
-    let bind = bind_on(&mut lifecycle, Channel::Ws);
+    let bind = bind_on(&mut lifecycle, channel);
     let key = |n: u8| TrafficKey::from_bytes(&[n; 32]).unwrap();
     let grant = Grant {
         device: "lamp".parse().unwrap(),
@@ -160,7 +166,7 @@ fn a_challenge_and_its_keys_go_with_the_admission() {
     assert_eq!(challenge.message, "@challenge {}");
     assert_eq!(challenge.to_server, [1; 32][..]);
     assert_eq!(challenge.to_device, [2; 32][..]);
-    assert_eq!((bound.channel, bound.code), (Channel::Ws, ADMITTED));
+    assert_eq!((bound.channel, bound.code), (channel, ADMITTED));
 }
 
 #[test]
@@ -182,7 +188,7 @@ fn a_refusal_that_knows_when_to_come_back_says_so() {
 
 #[test]
 fn channels_that_are_not_known_are_refused() {
-    for channel in [Channel::Udp as i32, 99] {
+    for channel in [4, 99] {
         let bind = Bind {
             channel,
             ..bind(1, 0)

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use holdfast_proto::SessionId;
-use holdfast_proto::secure::SecureChannel;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet};
 
@@ -298,7 +297,7 @@ impl Desk {
     async fn ask(self, bind: BindId, inquiry: Box<Inquiry>) {
         let answer = match &self.key_endpoint {
             Some(endpoint) => {
-                let channel = SecureChannel::Ws.label();
+                let channel = inquiry.channel().label();
                 Box::pin(endpoint.look_up(&self.client, inquiry.identity(), channel)).await
             }
             None => Ok(None),

@@ -16,7 +16,7 @@ use crate::report::{Row, Table};
 pub(super) async fn run(size: &Size, bin_dir: Option<&Path>) -> Result<Table> {
     let mut found: [Found; 2] = Default::default();
     for round in 1..=size.rounds {
-        for (kind, found) in ChannelKind::ALL.into_iter().zip(&mut found) {
+        for (kind, found) in ChannelKind::WEB_SOCKET.into_iter().zip(&mut found) {
             found.add(kind, size, bin_dir).await?;
             let last = |usage: &Usage| usage.per_operation().last().copied().unwrap_or_default();
             progress(

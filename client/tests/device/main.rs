@@ -200,6 +200,7 @@ async fn it_answers_pings(kind: ChannelKind) {
     let _device = device.unwrap();
     // A record has no room for a payload.
     let payload = match kind {
+        ChannelKind::Udp => unreachable!("this speaks WebSocket"),
         ChannelKind::Wss => Bytes::from_static(b"x"),
         ChannelKind::Ws => Bytes::new(),
     };

@@ -64,6 +64,7 @@ impl Server {
 
     pub(crate) fn builder(&self) -> Builder {
         let builder = match self.kind {
+            ChannelKind::Udp => unreachable!("this speaks WebSocket"),
             ChannelKind::Wss => self.builder_with_token("a.token"),
             ChannelKind::Ws => Device::builder_with_key(self.url(), identity(), device_key()),
         };
@@ -77,6 +78,7 @@ impl Server {
     async fn accept_stream(&self) -> Box<dyn Bytestream> {
         let (tcp, _) = self.listener.accept().await.unwrap();
         match self.kind {
+            ChannelKind::Udp => unreachable!("this speaks WebSocket"),
             ChannelKind::Wss => Box::new(self.acceptor.accept(tcp).await.unwrap()),
             ChannelKind::Ws => Box::new(tcp),
         }
@@ -100,6 +102,7 @@ impl Server {
     pub(crate) async fn accept(&self) -> Peer {
         let (mut socket, authorization) = self.accept_upgrade().await;
         let records = match self.kind {
+            ChannelKind::Udp => unreachable!("this speaks WebSocket"),
             ChannelKind::Wss => None,
             ChannelKind::Ws => {
                 let (message2, keys) = verify(&authorization).answer().unwrap();
@@ -132,6 +135,7 @@ impl Server {
         }
         let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
         let shown = match self.kind {
+            ChannelKind::Udp => unreachable!("this speaks WebSocket"),
             ChannelKind::Wss => "authorization: bearer a.token",
             ChannelKind::Ws => "authorization: holdfast ",
         };

@@ -35,7 +35,9 @@ impl Refusal {
     pub fn credential_missing(kind: ChannelKind) -> Self {
         match kind {
             ChannelKind::Wss => Self::new(401, TOKEN_MISSING, "a bearer token is required"),
-            ChannelKind::Ws => Self::new(401, CREDENTIAL_MISSING, "a device's credential is required"),
+            ChannelKind::Ws | ChannelKind::Udp => {
+                Self::new(401, CREDENTIAL_MISSING, "a device's credential is required")
+            }
         }
     }
 
@@ -47,7 +49,9 @@ impl Refusal {
                 "token_invalid",
                 "the bearer token has characters that none may have",
             ),
-            ChannelKind::Ws => Self::new(400, "bad_credential", "the credential is not base64url"),
+            ChannelKind::Ws | ChannelKind::Udp => {
+                Self::new(400, "bad_credential", "the credential is not base64url")
+            }
         }
     }
 
@@ -55,7 +59,9 @@ impl Refusal {
     pub fn credential_too_long(kind: ChannelKind) -> Self {
         match kind {
             ChannelKind::Wss => Self::bad_upgrade(431, "the bearer token is longer than 4096 bytes"),
-            ChannelKind::Ws => Self::new(400, "bad_credential", "the credential is longer than 1024 bytes"),
+            ChannelKind::Ws | ChannelKind::Udp => {
+                Self::new(400, "bad_credential", "the credential is longer than 1024 bytes")
+            }
         }
     }
 
@@ -63,7 +69,9 @@ impl Refusal {
     pub fn wrong_channel(kind: ChannelKind) -> Self {
         match kind {
             ChannelKind::Wss => Self::new(400, "wrong_channel", "this credential is for ws only"),
-            ChannelKind::Ws => Self::new(400, "wrong_channel", "a bearer token is for wss only"),
+            ChannelKind::Ws | ChannelKind::Udp => {
+                Self::new(400, "wrong_channel", "a bearer token is for wss only")
+            }
         }
     }
 

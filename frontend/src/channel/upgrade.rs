@@ -217,7 +217,8 @@ impl<'a> Fields<'a> {
         let noise = (&HOLDFAST, self.noise_entry);
         let ((scheme, entry), (other, other_entry), longest) = match kind {
             ChannelKind::Wss => (bearer, noise, MAX_CREDENTIAL_BYTES),
-            ChannelKind::Ws => (noise, bearer, MAX_CREDENTIAL_TEXT),
+            // Nobody upgrades to udp; with a key of its own a device comes to both.
+            ChannelKind::Ws | ChannelKind::Udp => (noise, bearer, MAX_CREDENTIAL_TEXT),
         };
         let given = |scheme| self.authorization.and_then(|field| token_of(field, scheme));
         if other_entry.is_some() || given(other).is_some() {

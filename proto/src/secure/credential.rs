@@ -1,24 +1,31 @@
-//! What a device sends with its upgrade, and the message that answers it: text around the handshake's two messages.
+//! What a device says of itself, and the message that answers it: around the handshake's two messages text on `ws`, and on `udp` the
+//! bytes as they are.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::handshake::{MESSAGE_1_BYTES, MESSAGE_1_TIMED_BYTES};
-use super::{Identity, IdentityError, MESSAGE_2_BYTES};
+use super::{Identity, IdentityError, MAX_IDENTITY_BYTES, MESSAGE_2_BYTES};
 
 /// Longest credential, in characters. The longest that is one has 471.
 pub const MAX_CREDENTIAL_TEXT: usize = 1024;
+
+/// Longest credential as bytes: the longest identity, and message 1 with a time.
+pub const MAX_CREDENTIAL_BYTES: usize = MAX_IDENTITY_BYTES + MESSAGE_1_TIMED_BYTES;
+/// What a HELLO datagram says of the connection beside the credential.
+pub const PARAMETER_BYTES: usize = 16;
 
 /// A device's claim to be somebody, taken apart but not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
     pub identity: Identity,
-    /// The identity as it came, then message 1.
+    /// What else the handshake is bound to, the identity as it came, then message 1.
     bytes: Vec<u8>,
-    identity_len: usize,
+    identity_at: usize,
+    message_at: usize,
 }
 
-/// Why text is no credential: always the sender's fault.
+/// Why text or bytes are no credential: always the sender's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     #[error("the credential is longer than {MAX_CREDENTIAL_TEXT} characters")]
@@ -40,29 +47,56 @@ impl Credential {
         let bytes = URL_SAFE_NO_PAD
             .decode(text)
             .map_err(|_| CredentialError::NotBase64)?;
-        let (identity, identity_len) = Identity::decode(&bytes)?;
-        match bytes.len() - identity_len {
-            MESSAGE_1_BYTES | MESSAGE_1_TIMED_BYTES => Ok(Self {
-                identity,
-                bytes,
-                identity_len,
-            }),
-            other => Err(CredentialError::MessageLength(other)),
-        }
+        let (identity, message_at) = take_apart(&bytes)?;
+        Ok(Self {
+            identity,
+            bytes,
+            identity_at: 0,
+            message_at,
+        })
+    }
+
+    /// Takes what a HELLO datagram carries. `parameters` are those beside the credential in it: the handshake is bound to them, so
+    /// that nobody on the way changes one.
+    pub fn parse_datagram(
+        parameters: &[u8; PARAMETER_BYTES],
+        credential: &[u8],
+    ) -> Result<Self, CredentialError> {
+        let (identity, identity_len) = take_apart(credential)?;
+        Ok(Self {
+            identity,
+            bytes: [parameters, credential].concat(),
+            identity_at: PARAMETER_BYTES,
+            message_at: PARAMETER_BYTES + identity_len,
+        })
+    }
+
+    /// What the handshake is bound to beside channel and identity: on `udp` the connection's parameters, else nothing.
+    pub fn binding(&self) -> &[u8] {
+        &self.bytes[..self.identity_at]
     }
 
     /// The identity's bytes as they came.
     pub fn identity_bytes(&self) -> &[u8] {
-        &self.bytes[..self.identity_len]
+        &self.bytes[self.identity_at..self.message_at]
     }
 
     /// The handshake's message 1.
     pub fn message1(&self) -> &[u8] {
-        &self.bytes[self.identity_len..]
+        &self.bytes[self.message_at..]
     }
 
     pub(super) fn render(identity_bytes: &[u8], message1: &[u8]) -> String {
         URL_SAFE_NO_PAD.encode([identity_bytes, message1].concat())
+    }
+}
+
+/// The identity at the front of a credential, and how many bytes it has.
+fn take_apart(credential: &[u8]) -> Result<(Identity, usize), CredentialError> {
+    let (identity, length) = Identity::decode(credential)?;
+    match credential.len() - length {
+        MESSAGE_1_BYTES | MESSAGE_1_TIMED_BYTES => Ok((identity, length)),
+        other => Err(CredentialError::MessageLength(other)),
     }
 }
 
@@ -121,6 +155,47 @@ mod tests {
             assert_eq!(credential.message1(), message1);
             assert_eq!(credential.identity.encode(), identity_bytes());
         }
+    }
+
+    #[test]
+    fn a_datagram_s_credential_is_taken_apart() {
+        let parameters = [3; PARAMETER_BYTES];
+        for length in [MESSAGE_1_BYTES, MESSAGE_1_TIMED_BYTES] {
+            let bytes = [identity_bytes(), vec![9; length]].concat();
+            let credential = Credential::parse_datagram(&parameters, &bytes).unwrap();
+            assert_eq!(credential.binding(), parameters);
+            assert_eq!(credential.identity_bytes(), identity_bytes());
+            assert_eq!(credential.message1(), vec![9; length]);
+            let text = Credential::render(&identity_bytes(), &vec![9; length]);
+            let other = Credential::parse(text.as_bytes()).unwrap();
+            assert!(other.binding().is_empty());
+            assert_eq!(other.identity, credential.identity);
+        }
+        for length in [0, 47, 49, 55, 57, 70_000] {
+            let bytes = [identity_bytes(), vec![9; length]].concat();
+            assert_eq!(
+                Credential::parse_datagram(&parameters, &bytes),
+                Err(CredentialError::MessageLength(length))
+            );
+        }
+        assert_eq!(
+            Credential::parse_datagram(&parameters, b""),
+            Err(CredentialError::Identity(IdentityError::CutOff))
+        );
+    }
+
+    #[test]
+    fn the_longest_credential_has_the_documented_length() {
+        let longest = Identity {
+            key_id: "k".repeat(super::super::MAX_KEY_ID_BYTES),
+            product: "p".repeat(super::super::MAX_PRODUCT_BYTES),
+            class: "c".repeat(super::super::MAX_CLASS_BYTES),
+            device: "d".repeat(crate::ids::MAX_DEVICE_ID_BYTES).parse().unwrap(),
+            key_version: u32::MAX,
+        };
+        let bytes = [longest.encode(), vec![9; MESSAGE_1_TIMED_BYTES]].concat();
+        assert_eq!((bytes.len(), MAX_CREDENTIAL_BYTES), (353, 353));
+        assert!(Credential::parse_datagram(&[0; PARAMETER_BYTES], &bytes).is_ok());
     }
 
     #[test]

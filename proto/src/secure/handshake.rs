@@ -7,7 +7,7 @@ use snow::{Builder, HandshakeState};
 use zeroize::Zeroizing;
 
 use super::wiped::Wiped;
-use super::{Credential, DeviceKey, Identity, IdentityError, SecureChannel, TrafficKey};
+use super::{Credential, DeviceKey, Identity, IdentityError, PARAMETER_BYTES, SecureChannel, TrafficKey};
 
 /// The Noise protocol's name.
 pub const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
@@ -54,24 +54,53 @@ impl Initiator {
     ) -> Result<(Self, String), HandshakeError> {
         identity.check()?;
         let bytes = identity.encode();
-        let noise = Noise::start(channel, &bytes, key, Side::Device)?;
+        let noise = Noise::start(&prologue(channel, &bytes, &[]), key, Side::Device)?;
         Self::write(noise, &bytes, now_ms)
     }
 
-    fn write(
-        mut noise: Noise,
-        identity: &[u8],
+    /// The same for `udp`, bound to the HELLO's parameters. The credential's bytes go into that datagram as they are.
+    pub fn for_datagrams(
+        parameters: &[u8; PARAMETER_BYTES],
+        identity: &Identity,
+        key: &DeviceKey,
         now_ms: Option<u64>,
-    ) -> Result<(Self, String), HandshakeError> {
+    ) -> Result<(Self, Vec<u8>), HandshakeError> {
+        identity.check()?;
+        let bytes = identity.encode();
+        let prologue = prologue(SecureChannel::Udp, &bytes, parameters);
+        let noise = Noise::start(&prologue, key, Side::Device)?;
+        Self::write_bytes(noise, bytes, now_ms)
+    }
+
+    fn write(noise: Noise, identity: &[u8], now_ms: Option<u64>) -> Result<(Self, String), HandshakeError> {
+        let (initiator, message) = Self::write_bytes(noise, Vec::new(), now_ms)?;
+        Ok((initiator, Credential::render(identity, &message)))
+    }
+
+    /// Appends message 1 to `out`.
+    fn write_bytes(
+        mut noise: Noise,
+        mut out: Vec<u8>,
+        now_ms: Option<u64>,
+    ) -> Result<(Self, Vec<u8>), HandshakeError> {
         let time = now_ms.map(u64::to_be_bytes);
         let payload = time.as_ref().map_or(&[][..], |t| t);
         let message = noise.write::<MESSAGE_1_TIMED_BYTES>(payload)?;
-        let message = &message[..MESSAGE_1_BYTES + payload.len()];
-        Ok((Self(noise), Credential::render(identity, message)))
+        out.extend_from_slice(&message[..MESSAGE_1_BYTES + payload.len()]);
+        Ok((Self(noise), out))
     }
 
     /// Takes message 2: from here on the server is known to hold the same key.
     pub fn finish(mut self, message2: &[u8]) -> Result<TrafficKeys, HandshakeError> {
+        self.try_finish(message2)
+    }
+
+    /// As [`finish`](Self::finish), and goes on waiting for the right message 2 after a wrong one: for where anybody can send one
+    /// without standing between.
+    ///
+    /// # Errors
+    /// After it has succeeded once, always.
+    pub fn try_finish(&mut self, message2: &[u8]) -> Result<TrafficKeys, HandshakeError> {
         if message2.len() != MESSAGE_2_BYTES {
             return Err(HandshakeError::NotAuthentic);
         }
@@ -96,7 +125,8 @@ impl Verified {
         credential: &Credential,
         key: &DeviceKey,
     ) -> Result<Self, HandshakeError> {
-        let noise = Noise::start(channel, credential.identity_bytes(), key, Side::Server)?;
+        let prologue = prologue(channel, credential.identity_bytes(), credential.binding());
+        let noise = Noise::start(&prologue, key, Side::Server)?;
         Self::read(noise, credential.message1())
     }
 
@@ -133,24 +163,19 @@ enum Side {
 struct Noise(HandshakeState);
 
 impl Noise {
-    fn start(
-        channel: SecureChannel,
-        identity: &[u8],
-        key: &DeviceKey,
-        side: Side,
-    ) -> Result<Self, HandshakeError> {
-        Self::build(prologue(channel, identity), key, side, |builder| builder)
+    fn start(prologue: &[u8], key: &DeviceKey, side: Side) -> Result<Self, HandshakeError> {
+        Self::build(prologue, key, side, |builder| builder)
     }
 
     fn build(
-        prologue: Vec<u8>,
+        prologue: &[u8],
         key: &DeviceKey,
         side: Side,
         finish: impl FnOnce(Builder<'_>) -> Builder<'_>,
     ) -> Result<Self, HandshakeError> {
         let pattern = PATTERN.parse().map_err(failed)?;
         let builder = Builder::with_resolver(pattern, Box::new(Wiped))
-            .prologue(&prologue)
+            .prologue(prologue)
             .and_then(|b| b.psk(0, key.as_bytes()))
             .map_err(failed)?;
         let builder = finish(builder);
@@ -211,8 +236,16 @@ impl std::fmt::Debug for Noise {
     }
 }
 
-pub(super) fn prologue(channel: SecureChannel, identity: &[u8]) -> Vec<u8> {
-    [b"holdfast/1 ", channel.label().as_bytes(), &[0], identity].concat()
+/// `binding` is what else both sides must agree on. It is of a fixed length on each channel, so the whole has one reading.
+pub(super) fn prologue(channel: SecureChannel, identity: &[u8], binding: &[u8]) -> Vec<u8> {
+    [
+        b"holdfast/1 ",
+        channel.label().as_bytes(),
+        &[0],
+        identity,
+        binding,
+    ]
+    .concat()
 }
 
 fn failed(_: snow::Error) -> HandshakeError {
@@ -232,8 +265,20 @@ pub(super) mod fixed {
         key: &DeviceKey,
         (ephemeral, now_ms): (Ephemeral, Option<u64>),
     ) -> (Initiator, String) {
-        let noise = build(channel, identity, key, Side::Device, ephemeral);
+        let noise = build(&prologue(channel, identity, &[]), key, Side::Device, ephemeral);
         Initiator::write(noise, identity, now_ms).unwrap()
+    }
+
+    /// Also gives the credential's bytes.
+    pub(crate) fn initiator_for_datagrams(
+        parameters: &[u8; PARAMETER_BYTES],
+        identity: &[u8],
+        key: &DeviceKey,
+        (ephemeral, now_ms): (Ephemeral, Option<u64>),
+    ) -> (Initiator, Vec<u8>) {
+        let prologue = prologue(SecureChannel::Udp, identity, parameters);
+        let noise = build(&prologue, key, Side::Device, ephemeral);
+        Initiator::write_bytes(noise, identity.to_vec(), now_ms).unwrap()
     }
 
     pub(crate) fn verified(
@@ -242,18 +287,13 @@ pub(super) mod fixed {
         key: &DeviceKey,
         ephemeral: Ephemeral,
     ) -> Verified {
-        let noise = build(channel, credential.identity_bytes(), key, Side::Server, ephemeral);
+        let prologue = prologue(channel, credential.identity_bytes(), credential.binding());
+        let noise = build(&prologue, key, Side::Server, ephemeral);
         Verified::read(noise, credential.message1()).unwrap()
     }
 
-    fn build(
-        channel: SecureChannel,
-        identity: &[u8],
-        key: &DeviceKey,
-        side: Side,
-        ephemeral: Ephemeral,
-    ) -> Noise {
-        Noise::build(prologue(channel, identity), key, side, |builder| {
+    fn build(prologue: &[u8], key: &DeviceKey, side: Side, ephemeral: Ephemeral) -> Noise {
+        Noise::build(prologue, key, side, |builder| {
             builder.fixed_ephemeral_key_for_testing_only(ephemeral)
         })
         .unwrap()

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::ids::{DeviceId, IdError};
+use crate::ids::{DeviceId, IdError, MAX_DEVICE_ID_BYTES};
 
 /// The first byte of an encoded identity.
 pub const IDENTITY_VERSION: u8 = 1;
@@ -12,6 +12,9 @@ pub const MAX_KEY_ID_BYTES: usize = 32;
 pub const MAX_PRODUCT_BYTES: usize = 64;
 /// Longest class name, in bytes.
 pub const MAX_CLASS_BYTES: usize = 64;
+/// Longest encoded identity, in bytes: each of the four strings after its length.
+pub const MAX_IDENTITY_BYTES: usize =
+    1 + 4 + MAX_KEY_ID_BYTES + MAX_PRODUCT_BYTES + MAX_CLASS_BYTES + MAX_DEVICE_ID_BYTES + 4;
 
 /// What a device's key is derived from, beside the master key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

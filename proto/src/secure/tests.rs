@@ -113,6 +113,57 @@ mod handshake {
     }
 
     #[test]
+    fn a_datagram_s_parameters_are_bound_into_its_handshake() {
+        let parameters = [5; PARAMETER_BYTES];
+        let (initiator, bytes) =
+            Initiator::for_datagrams(&parameters, &identity(), &device_key(), Some(9)).unwrap();
+        let verify = |channel, parameters: &[u8; PARAMETER_BYTES]| {
+            let credential = Credential::parse_datagram(parameters, &bytes).unwrap();
+            Verified::verify(channel, &credential, &device_key())
+        };
+        let verified = verify(SecureChannel::Udp, &parameters).unwrap();
+        assert_eq!(verified.timestamp_ms(), Some(9));
+        let (message2, keys) = verified.answer().unwrap();
+        assert_eq!(initiator.finish(&message2), Ok(keys));
+        for at in 0..PARAMETER_BYTES {
+            let mut other = parameters;
+            other[at] ^= 1;
+            let refused = verify(SecureChannel::Udp, &other).err();
+            assert_eq!(refused, Some(HandshakeError::NotAuthentic), "{at}");
+        }
+        let elsewhere = verify(SecureChannel::Ws, &parameters).err();
+        assert_eq!(elsewhere, Some(HandshakeError::NotAuthentic));
+        // What was made for no datagram is none, whatever parameters stand beside it.
+        let (_, text) = Initiator::new(SecureChannel::Udp, &identity(), &device_key(), None).unwrap();
+        let text = Credential::parse(text.as_bytes()).unwrap();
+        let bytes = [text.identity_bytes(), text.message1()].concat();
+        let credential = Credential::parse_datagram(&parameters, &bytes).unwrap();
+        let refused = Verified::verify(SecureChannel::Udp, &credential, &device_key()).err();
+        assert_eq!(refused, Some(HandshakeError::NotAuthentic));
+    }
+
+    #[test]
+    fn wrong_answers_do_not_keep_the_right_one_out() {
+        let (mut initiator, credential) = start(None);
+        let (message2, keys) = verify(&credential).unwrap().answer().unwrap();
+        let (_, other) = start(None);
+        let (stranger, _) = verify(&other).unwrap().answer().unwrap();
+        let mut changed = message2.clone();
+        changed[40] ^= 1;
+        for wrong in [
+            &stranger[..],
+            &changed,
+            &message2[..47],
+            &[0; MESSAGE_2_BYTES],
+            &[],
+        ] {
+            assert_eq!(initiator.try_finish(wrong), Err(HandshakeError::NotAuthentic));
+        }
+        assert_eq!(initiator.try_finish(&message2), Ok(keys));
+        assert!(initiator.try_finish(&message2).is_err(), "once is enough");
+    }
+
+    #[test]
     fn messages_of_another_length_are_refused() {
         for length in [0, 1, 47, 49, 64, 70_000] {
             let (initiator, _) = start(None);

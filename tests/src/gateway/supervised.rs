@@ -146,13 +146,14 @@ impl Supervised {
     /// A way in for `id`: over each channel in turn, beginning with `ws`.
     pub fn dial_as(&self, id: &str) -> Dial {
         let dialled = self.dialled.fetch_add(1, Ordering::Relaxed);
-        let kind = ChannelKind::ALL[dialled % ChannelKind::ALL.len()];
+        let kind = ChannelKind::WEB_SOCKET[dialled % ChannelKind::WEB_SOCKET.len()];
         let json = self.json();
         let url = json[kind.label()].as_str().expect("a URL");
         let port = url.rsplit_once(':').expect("a port").1;
         let address = format!("127.0.0.1:{port}").parse().expect("an address");
         let (tls, identity) = (self.certificates.client_config(), self.keys.identity(id));
         match kind {
+            ChannelKind::Udp => unreachable!("these devices speak WebSocket"),
             ChannelKind::Wss => {
                 let tls = Some(tls);
                 Dial::new(&Endpoint { address, tls }).token(&self.tokens.token(id))

@@ -98,9 +98,9 @@ pub(super) fn unverified() -> Vec<Value> {
             }),
         ),
         (
-            "another prologue: the channel udp; its traffic keys would be the same",
+            "another prologue: the channel link; its traffic keys would be the same",
             answer(Attempt {
-                channel: SecureChannel::Udp,
+                channel: SecureChannel::Link,
                 ..Attempt::usual()
             }),
         ),
@@ -130,7 +130,7 @@ fn entry(why: &str, message2: &[u8]) -> Value {
     let more = json!({
         "why": why,
         "channel": SecureChannel::Ws.label(),
-        "prologue": hex(&prologue(SecureChannel::Ws, &usual.encode())),
+        "prologue": hex(&prologue(SecureChannel::Ws, &usual.encode(), &[])),
         "device_ephemeral_private": hex(DEVICE_EPHEMERAL),
         "now_ms": NOW_MS,
         "challenge": render_challenge(message2),

@@ -130,7 +130,6 @@ fn handshakes() -> Vec<Value> {
         handshake(ws, &usual, None).0,
         handshake(ws, &shortest, Some(0)).0,
         handshake(ws, &longest, Some(u64::MAX >> 11)).0,
-        handshake(SecureChannel::Udp, &usual, Some(NOW_MS)).0,
         handshake(SecureChannel::Link, &usual, Some(NOW_MS)).0,
     ]
 }
@@ -145,7 +144,7 @@ fn handshake(channel: SecureChannel, identity: &Identity, now_ms: Option<u64>) -
     assert_eq!(initiator.finish(&message2).unwrap(), keys);
     let more = json!({
         "channel": channel.label(),
-        "prologue": hex(&prologue(channel, &bytes)),
+        "prologue": hex(&prologue(channel, &bytes, &[])),
         "device_ephemeral_private": hex(DEVICE_EPHEMERAL),
         "server_ephemeral_private": hex(SERVER_EPHEMERAL),
         "now_ms": now_ms,
@@ -245,7 +244,7 @@ fn rejected_handshakes() -> Vec<Value> {
             text.clone(),
             &master().device_key(&other_version),
         ),
-        entry("made for another channel", "udp", text, &key),
+        entry("made for another channel", "link", text, &key),
         entry(
             "another identity than the one it was made for",
             "ws",
