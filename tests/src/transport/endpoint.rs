@@ -74,6 +74,10 @@ impl Endpoint {
         self.cid
     }
 
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
     pub(crate) fn handle_packet(&mut self, s: &mut Shared, packet: &mut Packet) -> Result<(), Broken> {
         let (now, entropy) = (s.instant(), s.rng.next());
         let bytes = &mut packet.bytes;

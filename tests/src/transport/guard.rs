@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use crate::sim::queue::Time;
 
@@ -109,9 +108,10 @@ impl Spin {
     }
 }
 
-/// How long a client waits for an answer in all (HELLOs after 0, 1, 3, 7 s), and how many HELLOs that are with three cookies.
-pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
-pub(crate) const MAX_HELLOS: u32 = 4 + 3;
+
+
+/// HELLOs of one attempt: after 0, 1, 3 and 7 s, and so again after each of three RETRYs.
+pub(crate) const MAX_HELLOS: u32 = 16;
 
 #[cfg(test)]
 mod tests {
