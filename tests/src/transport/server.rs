@@ -114,7 +114,7 @@ impl Server {
         self.resets = (if may { left - 1.0 } else { left }, s.now);
         if may {
             let mut out = Vec::new();
-            datagram::encode_reset(cid, &self.reset_key.token(cid), &mut out);
+            datagram::encode_reset(cid, &self.reset_key.token(cid).0, &mut out);
             s.put_out(Place::Server(device), packet.from, out, None);
         }
     }
@@ -181,7 +181,7 @@ impl Server {
         let verified = Credential::parse_datagram(parameters, credential)
             .ok()
             .and_then(|credential| {
-                let identity =
+                let (identity, _) =
                     holdfast_proto::secure::Identity::decode(credential.identity_bytes()).ok()?;
                 let key = self.master.device_key(&identity);
                 Verified::verify(SecureChannel::Udp, &credential, &key).ok()
