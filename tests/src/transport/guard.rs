@@ -115,6 +115,8 @@ pub(crate) const MAX_HELLOS: u32 = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
