@@ -37,6 +37,7 @@ pub use records::{
     MAX_CHUNK_BYTES, MAX_RECORD_BYTES, OpenRun, Opened, Opener, RECORD_OVERHEAD, REKEY_RECORDS, RecordError,
     RecordKind, SealRun, Sealer,
 };
+pub(crate) use records::{expand, nonce, rekey};
 
 /// Which kind of channel a handshake is for: bound into it, so that what was made for one is worth nothing on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -9,12 +9,15 @@ pub mod cookie;
 pub mod datagram;
 pub mod dial;
 mod ids;
+pub mod packet;
 mod parameters;
+mod protect;
 mod reset;
 
 pub use connection::{
-    Config, Connection, End, Event, INITIAL_SERVER_CREDIT, Opening, PeerCredit, ReceiveRun, Received,
-    SendError, Side, Stats, TransmitRun,
+    CLOSE_LINGER, Config, Connection, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MAX_FORGERIES,
+    MIN_DATAGRAM_LIMIT, MIN_DEVICE_DATAGRAM_BYTES, Opening, PeerCredit, ReceiveRun, Received, SendError,
+    Side, Stats, TransmitRun,
 };
 pub use cookie::Cookies;
 pub use datagram::{Datagram, Malformed, parse};
@@ -25,3 +28,4 @@ pub use parameters::{
     Parameters,
 };
 pub use reset::{RESET_KEY_BYTES, ResetKey};
+pub use protect::{DATA, HEADER_BYTES, OVERHEAD_BYTES, REKEY_SHIFT, REPLAY_WINDOW};

@@ -254,19 +254,19 @@ impl<'a> Run<'a> {
     }
 }
 
-fn expand(key: &TrafficKey) -> Aes256Gcm {
+pub(crate) fn expand(key: &TrafficKey) -> Aes256Gcm {
     Aes256Gcm::new(key.as_bytes().into())
 }
 
 /// Noise revision 34, section 12.4: 4 zero bytes and the counter.
-pub(super) fn nonce(counter: u64) -> Nonce<aes_gcm::aead::consts::U12> {
+pub(crate) fn nonce(counter: u64) -> Nonce<aes_gcm::aead::consts::U12> {
     let mut nonce = Nonce::default();
     nonce[4..].copy_from_slice(&counter.to_be_bytes());
     nonce
 }
 
 /// Noise revision 34, section 4.2, REKEY.
-fn rekey(cipher: &Aes256Gcm) -> TrafficKey {
+pub(crate) fn rekey(cipher: &Aes256Gcm) -> TrafficKey {
     let mut next = Zeroizing::new([0; 32]);
     cipher
         .encrypt_in_place_detached(&nonce(REKEY_COUNTER), &[], &mut *next)

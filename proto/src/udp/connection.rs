@@ -1,161 +1,58 @@
-//! One end of a connection.
+//! One end of a connection: messages in, datagrams out, and back.
+//!
+//! What an idle connection needs is in [`Connection`] itself, 256 bytes; everything that is under way is in one box that goes
+//! away with it. `receive` takes datagrams: pieces go to the `inbox`, acknowledgements settle what `sent` knows (`recovery`), and the
+//! `outbox` counts what arrived. `transmit` makes datagrams: from the `outbox`, from what is `pending`, and an acknowledgement.
+//!
+//! Deliberately absent: sockets, the handshake (see [`crate::secure`]), path MTU discovery, explicit congestion notification, pacing
+//! (a rest brings the window back to ten datagrams instead) and streams.
+
+mod acks;
+mod address;
+mod busy;
+mod close;
+mod congestion;
+mod credit;
+mod inbox;
+mod outbox;
+mod path;
+mod ranges;
+mod receive;
+mod recovery;
+mod rtt;
+mod sent;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod transmit;
+mod types;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::address::Address;
+use self::busy::Busy;
+use self::congestion::Congestion;
+use self::credit::{ReceiveCredit, SendCredit};
+pub use self::receive::ReceiveRun;
+use self::rtt::Rtt;
+use self::sent::Control;
+pub use self::transmit::{MIN_DEVICE_DATAGRAM_BYTES, TransmitRun};
+pub use self::types::{
+    Config, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MIN_DATAGRAM_LIMIT, Opening, PeerCredit,
+    Received, SendError, Side, Stats,
+};
+use super::protect::{Opener, Sealer};
 use super::{ConnectionId, ResetToken};
 use crate::MessageKind;
-use crate::secure::TrafficKeys;
+use crate::secure::TrafficKey;
 
-/// What a device may send before it heard how much the server takes.
-pub const INITIAL_SERVER_CREDIT: PeerCredit = PeerCredit {
-    messages: 8,
-    bytes: 16_384,
-};
-
-/// Which end this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    Device,
-    Server,
-}
-
-/// How much may be sent, over the whole connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct PeerCredit {
-    pub messages: u64,
-    pub bytes: u64,
-}
-
-/// The limits of one end, shared by its connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// Longest message in either direction, in bytes. A longer one from the peer ends the connection with 1009.
-    pub max_message_bytes: usize,
-    /// How many bytes the peer may send beyond what the application took.
-    pub receive_bytes: u32,
-    /// How many messages the peer may send beyond those that the application took.
-    pub receive_messages: u16,
-    /// Longest datagram to send, in bytes of UDP payload; the peer's own limit may be lower.
-    pub max_datagram: u16,
-    /// The connection is lost when a message, or all that was sent, stays unacknowledged for so long.
-    pub give_up: Duration,
-    /// A device that sent nothing for so long (or up to a tenth less) sends a ping. Servers leave it `None`.
-    pub keep_alive: Option<Duration>,
-    /// How many bytes of messages may wait to be acknowledged. One message may always wait, however long.
-    pub send_bytes: usize,
-    /// How many messages may wait to be acknowledged.
-    pub send_messages: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            max_message_bytes: 1 << 20,
-            receive_bytes: 64 * 1024,
-            receive_messages: 64,
-            max_datagram: 1_200,
-            give_up: Duration::from_secs(60),
-            keep_alive: None,
-            send_bytes: 256 * 1024,
-            send_messages: 256,
-        }
-    }
-}
-
-/// What the handshake settled.
-#[derive(Debug)]
-pub struct Opening {
-    pub cid: ConnectionId,
-    pub keys: TrafficKeys,
-    /// Where the peer is. A server takes the first datagram's source instead.
-    pub peer: SocketAddr,
-    /// The longest datagram that the peer takes, in bytes of UDP payload.
-    pub peer_max_datagram: u16,
-    /// How much may be sent at first: on a device [`INITIAL_SERVER_CREDIT`], on a server what HELLO says.
-    pub peer_credit: PeerCredit,
-    /// How much the peer may send at first: on a device what its HELLO said, on a server [`INITIAL_SERVER_CREDIT`].
-    pub own_credit: PeerCredit,
-    /// A server's, to announce; `None` on a device.
-    pub reset_token: Option<ResetToken>,
-}
-
-/// What became of a datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Received {
-    /// It was accepted, and is going to be acknowledged if it asks for it.
-    Taken,
-    /// It was accepted before, or is too old to tell.
-    Duplicate,
-    /// It does not authenticate.
-    Forged,
-    /// There is no room for what it holds. It is not acknowledged, so it comes again.
-    Refused,
-    /// It authenticates and breaks the protocol: closing was begun.
-    Malformed,
-    /// The connection is at its end.
-    Ended,
-}
-
-/// Why a message was not taken for sending.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    #[error("the connection is closing or at its end")]
-    Closed,
-    /// Here it is again: there is room once something was delivered.
-    #[error("too much waits to be acknowledged")]
-    Full(Bytes),
-    #[error("the message is over the limit")]
-    TooBig,
-}
-
-/// What an application is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The next message from the peer. By polling it the application took it: the peer may send more.
-    Message(MessageKind, Bytes),
-    /// So many more of our messages are at the peer, whole: always the oldest of those not reported before.
-    Delivered(usize),
-    /// The peer is at this address now, which it proved.
-    PeerMoved(SocketAddr),
-    /// The peer closed the connection; [`Event::Ended`] follows.
-    Closed { code: u16, reason: String },
-    /// The last event. What was not reported delivered may or may not have arrived.
-    Ended(End),
-}
-
-/// How a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum End {
-    /// By [`Connection::close`] or [`Connection::abort`], or because the peer broke the protocol.
-    ClosedByUs,
-    ClosedByPeer,
-    /// The peer did not acknowledge for [`Config::give_up`].
-    GaveUp,
-    /// The server does not know this connection (any more).
-    Reset,
-    /// So many datagrams did not authenticate that the keys must not be used any longer.
-    TooManyForgeries,
-}
-
-/// Numbers about one connection, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stats {
-    /// Smoothed round-trip time; `None` before the first sample.
-    pub srtt: Option<Duration>,
-    /// In bytes.
-    pub congestion_window: u32,
-    /// Datagrams taken for lost.
-    pub lost: u32,
-    /// Pieces of messages sent again.
-    pub retransmitted: u32,
-    /// Datagrams that did not authenticate.
-    pub forged: u64,
-    /// Datagrams that had been accepted before, or were too old to tell.
-    pub duplicates: u32,
-}
+/// How long a close waits for acknowledgements, and its receiver for what is missing.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
+/// So many datagrams may fail to authenticate: what RFC 9001 section 6.6 allows for AES-GCM, and a margin.
+pub const MAX_FORGERIES: u64 = 1 << 36;
 
 /// One end of a connection.
 ///
@@ -164,20 +61,99 @@ pub struct Stats {
 /// under way gives its buffers back in these. Also after [`Event::Ended`] there may be a last datagram to send.
 #[derive(Debug)]
 pub struct Connection {
-    side: Side,
+    sealer: Sealer,
+    opener: Opener,
     cid: ConnectionId,
-    peer: SocketAddr,
-    ended: bool,
+    /// When something was last sent that asks for an acknowledgement.
+    last_sent: Instant,
+    sending: SendCredit,
+    receiving: ReceiveCredit,
+    /// Everything under way.
+    busy: Option<Box<Busy>>,
+    /// What few connections have, or none for long.
+    rare: Option<Box<Rare>>,
+    rtt: Rtt,
+    congestion: Congestion,
+    /// How long after `last_sent` a ping is sent; 0: never.
+    keep_alive_ms: u32,
+    peer: Address,
+    /// The longest datagram to send: what both ends allow.
+    max_datagram: u16,
+    side: Side,
+    state: State,
+    end: Option<End>,
+    /// Whether [`Event::Ended`] was given out.
+    told: bool,
+    /// Servers only: whether anything authentic came.
+    heard: bool,
+}
+
+/// How far a connection is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// May become any other.
+    Open,
+    /// We close it; [`Busy::closing`] has the details. Becomes `Ended`.
+    Closing,
+    /// Nothing is taken or sent but a last acknowledgement; events may wait.
+    Ended,
+}
+
+#[derive(Debug, Default)]
+struct Rare {
+    /// The receiving key before the current one, as long as its packets may come.
+    previous_key: Option<TrafficKey>,
+    /// A device's, to know a reset by.
+    reset_token: Option<ResetToken>,
+    forged: u64,
+    duplicates: u32,
+    lost: u32,
+    retransmitted: u32,
 }
 
 impl Connection {
     /// A server's end sends nothing before the first datagram of the device's was opened.
-    pub fn new(side: Side, opening: Opening, _now: Instant) -> Self {
-        Self {
-            side,
+    pub fn new(side: Side, opening: Opening, now: Instant) -> Self {
+        let (sealing, receiving) = match side {
+            Side::Device => (opening.keys.to_server, opening.keys.to_device),
+            Side::Server => (opening.keys.to_device, opening.keys.to_server),
+        };
+        let max_datagram = opening
+            .peer_max_datagram
+            .clamp(MIN_DATAGRAM_LIMIT, MAX_DATAGRAM_BYTES);
+        let mut connection = Self {
+            sealer: Sealer::new(sealing),
+            opener: Opener::new(receiving),
             cid: opening.cid,
-            peer: opening.peer,
-            ended: false,
+            last_sent: now,
+            sending: SendCredit::new(opening.peer_credit),
+            receiving: ReceiveCredit::new(opening.own_credit),
+            busy: None,
+            rare: None,
+            rtt: Rtt::default(),
+            congestion: Congestion::new(max_datagram.into()),
+            keep_alive_ms: 0,
+            peer: opening.peer.into(),
+            max_datagram,
+            side,
+            state: State::Open,
+            end: None,
+            told: false,
+            heard: false,
+        };
+        if side == Side::Server {
+            connection.announce(opening.reset_token);
+        }
+        connection
+    }
+
+    /// A server's first packet says how much it takes, and how to know a reset.
+    fn announce(&mut self, token: Option<ResetToken>) {
+        let busy = self.busy_mut();
+        busy.pending.add(Control::CREDIT);
+        if token.is_some() {
+            busy.reset_token = token;
+            busy.pending.add(Control::RESET_TOKEN);
         }
     }
 
@@ -200,79 +176,97 @@ impl Connection {
 
     /// For several datagrams in a row: the key is expanded once.
     pub fn receive_run<'a>(&'a mut self, config: &'a Config, now: Instant) -> ReceiveRun<'a> {
-        ReceiveRun {
-            connection: self,
-            config,
-            now,
-        }
+        ReceiveRun::new(self, config, now)
     }
-
-    /// Whether this is the token that the server announced: then the connection has ended. Devices only.
-    pub fn handle_reset(&mut self, _token: &[u8; 16]) -> bool {
-        false
-    }
-
-    /// Does what is due at `now`. To be called at [`poll_timeout`](Self::poll_timeout); too early does no harm.
-    pub fn handle_timeout(&mut self, _config: &Config, _now: Instant) {}
 
     /// Puts a message into the queue.
     pub fn send(
         &mut self,
-        _config: &Config,
+        config: &Config,
         _now: Instant,
-        _kind: MessageKind,
+        kind: MessageKind,
         payload: Bytes,
     ) -> Result<(), SendError> {
-        Err(SendError::Full(payload))
+        let is_closed = self.busy.as_ref().is_some_and(|busy| busy.peer_close.is_some());
+        if self.state != State::Open || is_closed {
+            return Err(SendError::Closed);
+        }
+        if payload.len() > config.max_message_bytes || u32::try_from(payload.len()).is_err() {
+            return Err(SendError::TooBig);
+        }
+        let outbox = &mut self.busy_mut().outbox;
+        let fits = outbox.len() < config.send_messages && outbox.bytes() + payload.len() <= config.send_bytes;
+        if !fits && !outbox.is_empty() {
+            return Err(SendError::Full(payload));
+        }
+        outbox.push(kind, payload);
+        Ok(())
     }
 
     /// Has the peer acknowledge something: proof that it lives.
-    pub fn ping(&mut self, _now: Instant) {}
-
-    /// Takes no more messages to send, and ends when those taken and the close itself are acknowledged, or 2 s later.
-    /// A reason over 123 bytes is cut.
-    pub fn close(&mut self, _now: Instant, _code: u16, _reason: &str) {
-        self.ended = true;
-    }
-
-    /// Ends at once and in silence.
-    pub fn abort(&mut self) {
-        self.ended = true;
+    pub fn ping(&mut self, _now: Instant) {
+        if self.state != State::Ended {
+            self.busy_mut().pending.add(Control::PING);
+        }
     }
 
     /// The next event.
-    pub fn poll_event(&mut self, config: &Config, now: Instant) -> Option<Event> {
-        self.poll_notice(config, now)
+    pub fn poll_event(&mut self, config: &Config, _now: Instant) -> Option<Event> {
+        if let Some(event) = self.poll_progress() {
+            return Some(event);
+        }
+        if let Some(busy) = &mut self.busy
+            && let Some((kind, message)) = busy.inbox.take(&mut self.receiving)
+        {
+            if self.state != State::Ended {
+                self.grow_credit(config);
+            }
+            return Some(Event::Message(kind, message));
+        }
+        self.poll_end()
     }
 
-    /// The next event but messages, for an application that takes no messages at the moment. What the peer closed in good order is
-    /// told after its last message only.
+    /// The next event but messages, for an application that takes no messages at the moment. What was closed in good order is told
+    /// after the last message only, a loss at once.
     pub fn poll_notice(&mut self, _config: &Config, _now: Instant) -> Option<Event> {
-        std::mem::take(&mut self.ended).then_some(Event::Ended(End::ClosedByUs))
+        if let Some(event) = self.poll_progress() {
+            return Some(event);
+        }
+        let is_lost = self
+            .end
+            .is_some_and(|end| !matches!(end, End::ClosedByUs | End::ClosedByPeer));
+        let waits = self
+            .busy
+            .as_ref()
+            .is_some_and(|busy| busy.inbox.has_next(&self.receiving));
+        if waits && !is_lost { None } else { self.poll_end() }
+    }
+
+    fn poll_progress(&mut self) -> Option<Event> {
+        let busy = self.busy.as_mut()?;
+        if std::mem::take(&mut busy.moved) {
+            return Some(Event::PeerMoved(self.peer.into()));
+        }
+        match busy.outbox.take_delivered() {
+            0 => None,
+            delivered => Some(Event::Delivered(delivered)),
+        }
     }
 
     /// Appends the next datagram to `out`, and says where to send it.
     pub fn poll_transmit(&mut self, config: &Config, now: Instant, out: &mut Vec<u8>) -> Option<SocketAddr> {
+        self.busy.as_ref()?;
         self.transmit_run(config, now).poll(out)
     }
 
     /// For several datagrams in a row: the key is expanded once.
     pub fn transmit_run<'a>(&'a mut self, config: &'a Config, now: Instant) -> TransmitRun<'a> {
-        TransmitRun {
-            connection: self,
-            config,
-            now,
-        }
-    }
-
-    /// When [`handle_timeout`](Self::handle_timeout) is due.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        TransmitRun::new(self, config, now)
     }
 
     /// Whether nothing is under way: nothing to send, to acknowledge, to hand up or to wait for but a keep-alive.
     pub fn is_idle(&self) -> bool {
-        true
+        self.busy.is_none()
     }
 
     pub fn side(&self) -> Side {
@@ -285,48 +279,42 @@ impl Connection {
 
     /// Where datagrams go.
     pub fn peer(&self) -> SocketAddr {
-        self.peer
+        self.peer.into()
     }
 
     /// Bytes of messages, in both directions, that this connection keeps.
     pub fn held_bytes(&self) -> usize {
-        0
+        self.busy
+            .as_ref()
+            .map_or(0, |busy| busy.inbox.bytes() + busy.outbox.bytes())
     }
 
     pub fn stats(&self) -> Stats {
-        Stats::default()
-    }
-}
-
-/// Takes several datagrams for one connection.
-pub struct ReceiveRun<'a> {
-    connection: &'a mut Connection,
-    config: &'a Config,
-    now: Instant,
-}
-
-impl ReceiveRun<'_> {
-    /// As [`Connection::handle_datagram`].
-    pub fn handle_datagram(&mut self, _from: SocketAddr, _datagram: &mut [u8], _entropy: u64) -> Received {
-        let _ = (self.config, self.now);
-        match self.connection.ended {
-            true => Received::Ended,
-            false => Received::Forged,
+        let blank = Rare::default();
+        let rare = self.rare.as_deref().unwrap_or(&blank);
+        Stats {
+            srtt: self.rtt.is_known().then(|| self.rtt.smoothed()),
+            congestion_window: self.congestion.window(),
+            lost: rare.lost,
+            retransmitted: rare.retransmitted,
+            forged: rare.forged,
+            duplicates: rare.duplicates,
         }
     }
-}
 
-/// Makes several datagrams of one connection.
-pub struct TransmitRun<'a> {
-    connection: &'a mut Connection,
-    config: &'a Config,
-    now: Instant,
-}
+    fn busy_mut(&mut self) -> &mut Busy {
+        let next = self.sending.next_message();
+        self.busy.get_or_insert_with(|| Box::new(Busy::new(next)))
+    }
 
-impl TransmitRun<'_> {
-    /// As [`Connection::poll_transmit`].
-    pub fn poll(&mut self, _out: &mut Vec<u8>) -> Option<SocketAddr> {
-        let _ = (&self.connection, self.config, self.now);
-        None
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Gives the buffers back when nothing is under way.
+    fn settle(&mut self) {
+        if self.busy.as_ref().is_some_and(|busy| busy.is_quiet()) {
+            self.busy = None;
+        }
     }
 }
