@@ -108,8 +108,8 @@ impl Application {
     }
 
     /// When it wants to do something by itself.
-    pub(crate) fn due(&self) -> Option<Time> {
-        let sends = self.left.messages > 0 && self.waiting.is_none();
+    pub(crate) fn due(&self, healed: bool) -> Option<Time> {
+        let sends = self.left.messages > 0 && self.waiting.is_none() && !healed;
         let sends = sends.then_some(self.next);
         let wakes = self.stall.map(|stall| stall.until);
         [sends, wakes].into_iter().flatten().min()

@@ -278,9 +278,10 @@ pub(crate) const SERVER: ([u8; 4], u16) = ([192, 0, 2, 1], 8_443);
 
 /// Limits of one end, from the narrowest to the widest that make sense.
 pub(crate) fn draw_config(s: &mut Shared, is_device: bool) -> Config {
+    let longest = s.longest;
     let rng = &mut s.rng;
     Config {
-        max_message_bytes: rng.pick(&[1 << 20, 1 << 20, 64 << 10]),
+        max_message_bytes: longest,
         receive_bytes: rng.pick(&[4_096, 16 << 10, 64 << 10, 64 << 10, 256 << 10]),
         receive_messages: rng.pick(&[4, 8, 64, 64, 300]),
         max_datagram: rng.pick(&[512, 1_200, 1_200, 1_472]),

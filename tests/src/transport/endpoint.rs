@@ -376,7 +376,7 @@ impl Endpoint {
         let timeout = self.connection.poll_timeout().map(|at| s.time_of(at));
         let silent = self.side == Side::Server && self.opened && !self.pinged && self.ended.is_none();
         let ping = silent.then_some(self.heard + SILENCE);
-        let application = self.application.due().filter(|_| self.ended.is_none());
+        let application = self.application.due(s.healed).filter(|_| self.ended.is_none());
         [soon, timeout, ping, application].into_iter().flatten().min()
     }
 

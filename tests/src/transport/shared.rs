@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) summary: Summary,
     /// Bytes that each application has to say.
     pub(crate) volume: usize,
+    /// Longest message, in bytes: both ends agree on it.
+    pub(crate) longest: usize,
     /// Nothing goes wrong any more, and nobody has anything new to say.
     pub(crate) healed: bool,
     /// The longest datagram that each device takes.
@@ -96,6 +98,7 @@ impl Shared {
             outbox: Vec::new(),
             summary,
             volume: 0,
+            longest: 0,
             healed: false,
             max_datagrams: Vec::new(),
             next_packet: 0,

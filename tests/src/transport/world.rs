@@ -54,6 +54,7 @@ impl World {
         };
         let mut s = Shared::new(Rng::new(seed), Trace::new(options.trace), summary);
         s.volume = s.rng.pick(&[4 << 10, 64 << 10, 64 << 10, 300 << 10, 300 << 10, 2 << 20]);
+        s.longest = s.rng.pick(&[1 << 20, 1 << 20, 64 << 10]);
         let master = MasterKey::from_bytes(&[7; 32]).expect("a key has 32 bytes");
         let moods = Moods::draw(&mut s.rng);
         let devices = (0..s.rng.range(1..=3) as usize)
