@@ -63,7 +63,7 @@ pub struct Config {
     pub api_keys: PathBuf,
     /// PEM file of the Ed25519 public keys that devices' tokens are signed with.
     pub token_keys: PathBuf,
-    /// How devices on `ws` are admitted. Default none: they are not.
+    /// How devices on `ws` and `udp` are admitted. Default none: they are not.
     #[serde(default)]
     pub device_keys: Option<DeviceKeysConfig>,
     /// TOML file of routes; watched.

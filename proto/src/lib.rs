@@ -1,5 +1,5 @@
 //! What both ends of Holdfast share: identifiers, the link's schema and its pure state, close and error codes, the
-//! device protocol's message forms, and the handshake and records of the channels that we encrypt.
+//! device protocol's message forms, the handshake and records of the channels that we encrypt, and the transport over UDP.
 //!
 //! There is no socket, no task and no clock here. Time comes in as an argument.
 

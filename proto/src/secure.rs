@@ -1,9 +1,9 @@
 //! The secure handshake and the records of the channels that we encrypt ourselves (PROTOCOL.md says what is on the wire).
 //!
 //! A device sends a [`Credential`]: who it says it is, and message 1 of Noise NNpsk0 under its [`DeviceKey`]. The backend verifies
-//! that ([`Verified`]) and answers with message 2, which reaches the device as the [`render_challenge`] message. Both ends then hold
-//! [`TrafficKeys`]: each direction has a [`Sealer`] at one end and an [`Opener`] at the other, and an [`Assembler`] puts messages
-//! together again.
+//! that ([`Verified`]) and answers with message 2, which reaches the device as the [`render_challenge`] message, or in a datagram. Both
+//! ends then hold [`TrafficKeys`]. Where records follow (for datagrams see [`crate::udp`]) each direction has a [`Sealer`] at one end and
+//! an [`Opener`] at the other, and an [`Assembler`] puts messages together again.
 //!
 //! There is no socket, clock or task here; the only randomness is the ephemeral key that `snow` draws for a handshake. Who may try
 //! how often is not decided here either: see [`crate::throttle`].
@@ -18,7 +18,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod vectors;
+pub(crate) mod vectors;
 mod wiped;
 
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
@@ -28,6 +28,9 @@ pub use credential::{
     render_challenge,
 };
 pub use handshake::{HandshakeError, Initiator, MESSAGE_2_BYTES, PATTERN, TrafficKeys, Verified};
+/// What the vectors of udp are made with.
+#[cfg(test)]
+pub(crate) use handshake::{fixed, prologue};
 pub use identity::{
     IDENTITY_VERSION, Identity, IdentityError, MAX_CLASS_BYTES, MAX_IDENTITY_BYTES, MAX_KEY_ID_BYTES,
     MAX_PRODUCT_BYTES,

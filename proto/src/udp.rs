@@ -13,6 +13,8 @@ pub mod packet;
 mod parameters;
 mod protect;
 mod reset;
+#[cfg(test)]
+mod vectors;
 
 pub use connection::{
     CLOSE_LINGER, Config, Connection, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MAX_FORGERIES,
@@ -24,8 +26,7 @@ pub use datagram::{Datagram, Malformed, parse};
 pub use dial::{Dial, DialStats, Dialed, Dialing, Refusal};
 pub use ids::{ConnectionId, RESET_TOKEN_BYTES, ResetToken};
 pub use parameters::{
-    MAX_RECEIVE_BYTES, MAX_RECEIVE_MESSAGES, MIN_MAX_DATAGRAM, MIN_RECEIVE_BYTES, MIN_RECEIVE_MESSAGES,
-    Parameters,
+    MAX_RECEIVE_BYTES, MAX_RECEIVE_MESSAGES, MIN_RECEIVE_BYTES, MIN_RECEIVE_MESSAGES, Parameters,
 };
-pub use reset::{RESET_KEY_BYTES, ResetKey};
 pub use protect::{DATA, HEADER_BYTES, OVERHEAD_BYTES, REKEY_SHIFT, REPLAY_WINDOW};
+pub use reset::{RESET_KEY_BYTES, ResetKey};

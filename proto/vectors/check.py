@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks ws.json without any of the project's code: written from PROTOCOL.md and the Noise specification, on Python's hashlib and
+"""Checks ws.json and udp.json without any of the project's code: written from PROTOCOL.md and the Noise specification, on Python's hashlib and
 the package `cryptography` (AES-GCM and X25519). It makes every value again from the inputs; prints what it checked, or fails.
 
     python3 -m pip install cryptography && python3 proto/vectors/check.py
@@ -351,6 +351,390 @@ def read_control(data):
         raise Rejected("control") from None
 
 
+# ---- udp ----
+
+PARAMETERS = (("attempt", 8, 0, 2**64 - 1), ("max_datagram", 2, 512, 1472), ("receive_bytes", 4, 4096, 1 << 24),
+              ("receive_messages", 2, 4, 1024))
+WORD = set((string.ascii_lowercase + string.digits + "_").encode())
+
+
+def parameters(v):
+    return b"".join(v[name].to_bytes(size, "big") for name, size, *_ in PARAMETERS)
+
+
+def hello(v):
+    credential = identity(v) + unhex(v["message_1"])
+    front = b"\x01\x01" + parameters(v) + lp(unhex(v["cookie"])) + len(credential).to_bytes(2, "big") + credential
+    return front.ljust(256, b"\0")
+
+
+def read_datagram(data):
+    """A datagram's fields; anything that has not exactly the form of its type is rejected."""
+    if len(data) > 1472:
+        raise Rejected("length")
+    rest = data
+
+    def take(n):
+        nonlocal rest
+        if len(rest) < n:
+            raise Rejected("length")
+        head, rest = rest[:n], rest[n:]
+        return head
+
+    def number(size, least=0, most=2**64 - 1):
+        value = int.from_bytes(take(size), "big")
+        if not least <= value <= most:
+            raise Rejected("value")
+        return value
+
+    kind = number(1)
+    if kind in (1, 2, 3, 4):
+        number(1, 1, 1)
+    if kind == 1:
+        if len(data) < 256:
+            raise Rejected("length")
+        v = {"type": "hello", "parameters": data[2:18]}
+        v |= {name: number(*bounds) for name, *bounds in PARAMETERS}
+        v["cookie"] = take(number(1, 0, 32))
+        v["credential"] = take(number(2, 1, 353))
+        if any(rest):
+            raise Rejected("padding")
+        return v
+    if kind == 2:
+        v = {"type": "retry", "attempt": number(8), "cookie": take(number(1, 1, 32))}
+    elif kind == 3:
+        v = {"type": "challenge", "attempt": number(8), "connection_id": take(8), "message_2": take(48)}
+    elif kind == 4:
+        v = {"type": "refused", "attempt": number(8), "status": number(2, 400, 599), "retry_after_ms": number(4),
+             "retryable": bool(number(1, 0, 1)), "code": take(number(1, 1, 64))}
+        if set(v["code"]) - WORD:
+            raise Rejected("value")
+    elif kind == 5:
+        v = {"type": "reset", "connection_id": take(8), "token": take(16)}
+    elif kind == 0x40:
+        if len(data) < 29:
+            raise Rejected("length")
+        return {"type": "data", "connection_id": take(8), "low": number(4)}
+    else:
+        raise Rejected("type")
+    if rest:
+        raise Rejected("length")
+    return v
+
+
+def check_udp_handshake(v):
+    assert unhex(v["parameters"]) == parameters(v) and unhex(v["identity"]) == identity(v)
+    prologue = b"holdfast/1 udp\0" + identity(v) + parameters(v)
+    assert unhex(v["prologue"]) == prologue
+    psk = unb64(v["device_key"])
+    payload = b"" if v["now_ms"] is None else v["now_ms"].to_bytes(8, "big")
+    device = Noise(prologue, psk, unhex(v["device_ephemeral_private"]))
+    device.mix_key_and_hash(psk)
+    assert device.write_e() + device.encrypt(payload) == unhex(v["message_1"])
+    assert hello(v) == unhex(v["hello"])
+    server, got = judge(unhex(v["hello"]), psk)
+    assert got == payload
+    server.private = X25519PrivateKey.from_private_bytes(unhex(v["server_ephemeral_private"]))
+    message2 = server.write_e()
+    server.ee()
+    message2 += server.encrypt(b"")
+    assert message2 == unhex(v["message_2"])
+    made = b"\x03\x01" + v["attempt"].to_bytes(8, "big") + unhex(v["connection_id"]) + message2
+    assert made == unhex(v["challenge"])
+    finish_udp(v, device)
+    for side in (device, server):
+        assert side.split() == [unhex(v["to_server"]), unhex(v["to_device"])]
+
+
+def judge(datagram, psk):
+    """What a server makes of a HELLO."""
+    v = read_datagram(datagram)
+    _, front, message1 = read_credential(b64(v["credential"]))
+    return read_message_1(b"holdfast/1 udp\0" + front + v["parameters"], psk, message1)
+
+
+def finish_udp(v, device=None):
+    """The device's side, which made the HELLO and is given `challenge`."""
+    if device is None:
+        psk = unb64(v["device_key"])
+        device = Noise(unhex(v["prologue"]), psk, unhex(v["device_ephemeral_private"]))
+        device.mix_key_and_hash(psk)
+        device.write_e()
+        device.encrypt(b"" if v["now_ms"] is None else v["now_ms"].to_bytes(8, "big"))
+    read = read_datagram(unhex(v["challenge"]))
+    assert (read["attempt"], read["connection_id"]) == (v["attempt"], unhex(v["connection_id"]))
+    rest = device.read_e(read["message_2"])
+    device.ee()
+    assert device.decrypt(rest) == b""
+
+
+def check_answer(v):
+    read = read_datagram(unhex(v["datagram"]))
+    said = {name: value for name, value in v.items() if name != "datagram"}
+    said |= {name: said[name].encode() if name == "code" else unhex(said[name]) for name in ("code", "cookie") if name in said}
+    assert read == said
+
+
+def varint(n):
+    out = b""
+    while n > 0x7F:
+        out, n = out + bytes([n & 0x7F | 0x80]), n >> 7
+    return out + bytes([n])
+
+
+class Proto:
+    """Protobuf's wire format, as far as it is needed."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def take(self, n):
+        if len(self.data) < n:
+            raise Rejected("truncated")
+        head, self.data = self.data[:n], self.data[n:]
+        return head
+
+    def varint(self, most=2**64 - 1):
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+        else:
+            raise Rejected("varint")
+        if value > most:
+            raise Rejected("range")
+        return value
+
+    def value(self, wire, most=2**64 - 1):
+        if wire == 0:
+            return self.varint(most)
+        if wire == 1:
+            return int.from_bytes(self.take(8), "little")
+        if wire == 2:
+            return self.take(self.varint())
+        if wire == 5:
+            return int.from_bytes(self.take(4), "little")
+        raise Rejected("wire type")
+
+    def fields(self, schema):
+        """Yields name and value of the fields that the schema knows: {number: (name, wire type, greatest number)}."""
+        while self.data:
+            key = self.varint()
+            name, wire, most = schema.get(key >> 3, (None, key & 7, 2**64 - 1))
+            if key >> 3 == 0 or key & 7 != wire:
+                raise Rejected("wire type")
+            value = self.value(key & 7, most)
+            if name:
+                yield name, value
+
+
+U32, U64 = 2**32 - 1, 2**64 - 1
+PACKET = {1: ("ack", 2, U64), 2: ("piece", 2, U64), 3: ("credit", 2, U64), 4: ("path_challenge", 1, U64),
+          5: ("path_response", 1, U64), 6: ("ping", 0, U64), 7: ("close", 2, U64), 8: ("reset_token", 2, U64), 9: ("padding", 2, U64)}
+ACK = {1: ("largest", 0, U64), 2: ("ranges", 2, U64), 3: ("delay_us", 0, U32)}
+PIECE = {1: ("message", 0, U64), 2: ("kind", 0, U32), 3: ("length", 0, U32), 4: ("offset", 0, U32), 5: ("data", 2, U64)}
+CREDIT = {1: ("messages", 0, U64), 2: ("bytes", 0, U64)}
+CLOSE = {1: ("code", 0, U32), 2: ("reason", 2, U64), 3: ("messages", 0, U64)}
+
+
+def read_packet(data):
+    packet = {}
+    for name, value in Proto(data).fields(PACKET):
+        if name == "piece":
+            packet.setdefault("pieces", []).append(read_piece(value))
+            if len(packet["pieces"]) > 64:
+                raise Rejected("pieces")
+            continue
+        if name in packet and name != "padding":
+            raise Rejected("repeated")
+        if name == "ack":
+            value = dict(Proto(value).fields(ACK))
+            if "ranges" in value:
+                value["ranges"] = read_ranges(value["ranges"])
+            accepted(value)
+        elif name == "credit":
+            value = dict(Proto(value).fields(CREDIT))
+        elif name == "close":
+            value = dict(Proto(value).fields(CLOSE))
+            try:
+                value = value | ({"reason": value["reason"].decode()} if "reason" in value else {})
+            except UnicodeDecodeError:
+                raise Rejected("reason") from None
+            if value.get("code", 0) > 65535:
+                raise Rejected("code")
+        elif name == "ping":
+            value = bool(value)
+        elif name == "padding":
+            value = len(value)
+        elif name == "reset_token":
+            if len(value) != 16:
+                raise Rejected("reset token")
+            value = value.hex()
+        packet[name] = value
+    return packet
+
+
+def read_piece(data):
+    piece = dict(Proto(data).fields(PIECE))
+    length, offset = piece.get("length", 0), piece.get("offset", 0)
+    end = offset + len(piece.get("data", b""))
+    if piece.get("kind", 0) > 1 or length and (end > length or end == offset) or not length and offset:
+        raise Rejected("piece")
+    return piece | ({"data": piece["data"].hex()} if "data" in piece else {})
+
+
+def read_ranges(packed):
+    numbers, proto = [], Proto(packed)
+    while proto.data:
+        numbers.append(proto.varint(U32))
+    return numbers
+
+
+def accepted(ack):
+    """The packet numbers that an acknowledgement speaks of, downwards."""
+    ranges = ack.get("ranges", []) or [0]
+    if len(ranges) % 2 == 0 or len(ranges) > 63:
+        raise Rejected("acknowledgement")
+    numbers, at = [], ack.get("largest", 0)
+    for i, less in enumerate(ranges):
+        if less > at:
+            raise Rejected("acknowledgement")
+        if i % 2 == 0:
+            # A sender may speak of more than a test wants to list.
+            numbers += range(at, max(at - less, at - 1000) - 1, -1)
+        at -= less + 1
+        if at < 0 and i + 1 < len(ranges):
+            raise Rejected("acknowledgement")
+    return numbers
+
+
+def write_packet(p):
+    def number(field, value):
+        return varint(field << 3) + varint(value) if value else b""
+
+    def sub(field, data):
+        return varint(field << 3 | 2) + varint(len(data)) + data
+
+    def optional(field, data):
+        return sub(field, data) if data else b""
+
+    out = b""
+    if "ack" in p:
+        a = p["ack"]
+        packed = b"".join(map(varint, a.get("ranges", [])))
+        out += sub(1, number(1, a.get("largest", 0)) + optional(2, packed) + number(3, a.get("delay_us", 0)))
+    for piece in p.get("pieces", []):
+        numbers = b"".join(number(f, piece.get(n, 0)) for f, n in ((1, "message"), (2, "kind"), (3, "length"), (4, "offset")))
+        out += sub(2, numbers + optional(5, unhex(piece.get("data", ""))))
+    if "credit" in p:
+        out += sub(3, number(1, p["credit"].get("messages", 0)) + number(2, p["credit"].get("bytes", 0)))
+    for field, name in ((4, "path_challenge"), (5, "path_response")):
+        if name in p:
+            out += varint(field << 3 | 1) + p[name].to_bytes(8, "little")
+    out += number(6, int(p.get("ping", False)))
+    if "close" in p:
+        c = p["close"]
+        out += sub(7, number(1, c.get("code", 0)) + optional(2, c.get("reason", "").encode()) + number(3, c.get("messages", 0)))
+    out += optional(8, unhex(p.get("reset_token", "")))
+    if "padding" in p:
+        out += sub(9, bytes(p["padding"]))
+    return out
+
+
+def check_packet(v):
+    assert read_packet(unhex(v["packet"])) == v["fields"], v["about"]
+    if v["about"] not in ("unknown fields", "another order of fields"):
+        assert write_packet(v["fields"]) == unhex(v["packet"]), v["about"]
+
+
+def check_acknowledgement(v):
+    assert sorted(v["accepted"], reverse=True) == accepted(v)
+
+
+def generation(key, times):
+    for _ in range(times):
+        key = AESGCM(key).encrypt(nonce(2**64 - 1), bytes(32), b"")[:32]
+    return key
+
+
+def recover(low, expected):
+    c = expected >> 32 << 32 | low
+    if c <= expected - 2**31:
+        return c + 2**32
+    if c > expected + 2**31 and c >= 2**32:
+        return c - 2**32
+    return c
+
+
+def open_data(first_key, expected, datagram):
+    read = read_datagram(datagram)
+    number = recover(read["low"], expected)
+    key = generation(first_key, number >> 20)
+    try:
+        return number, key, AESGCM(key).decrypt(nonce(number), datagram[13:], datagram[:13])
+    except InvalidTag:
+        raise Rejected("not_authentic") from None
+
+
+def check_data(v):
+    datagram = unhex(v["datagram"])
+    header = b"\x40" + unhex(v["connection_id"]) + (v["number"] % 2**32).to_bytes(4, "big")
+    key = generation(unhex(v["first_key"]), v["number"] >> 20)
+    assert key == unhex(v["key"])
+    assert header + AESGCM(key).encrypt(nonce(v["number"]), unhex(v["packet"]), header) == datagram
+    assert open_data(unhex(v["first_key"]), v["number"], datagram) == (v["number"], key, unhex(v["packet"]))
+    read_packet(unhex(v["packet"]))
+
+
+def check_replays(v):
+    seen, largest = set(), -1
+    for p in v["packets"]:
+        good = p["number"] not in seen and p["number"] > largest - 256
+        assert good == p["accepted"], v["about"]
+        if good:
+            seen.add(p["number"])
+            largest = max(largest, p["number"])
+
+
+def check_reset(v):
+    token = mac(unhex(v["reset_key"]), unhex(v["connection_id"]))[:16]
+    assert token == unhex(v["token"])
+    assert unhex(v["datagram"]) == b"\x05" + unhex(v["connection_id"]) + token
+    assert read_datagram(unhex(v["datagram"]))["token"] == token
+
+
+def check_udp(vectors):
+    assert vectors["noise"].encode() == NOISE
+    for v in vectors["handshakes"]:
+        check_udp_handshake(v)
+    for v in vectors["rejected_handshakes"]:
+        rejected(lambda: judge(unhex(v["hello"]), unb64(v["device_key"])), "not_authentic")
+    for v in vectors["unverified_challenges"]:
+        rejected(lambda: finish_udp(v), "not_authentic")
+    for v in vectors["answers"]:
+        check_answer(v)
+    for v in vectors["rejected_datagrams"]:
+        rejected(lambda: read_datagram(unhex(v["datagram"])))
+    for v in vectors["packets"]:
+        check_packet(v)
+    for v in vectors["rejected_packets"]:
+        rejected(lambda: read_packet(unhex(v["packet"])))
+    for v in vectors["acknowledgements"]:
+        check_acknowledgement(v)
+    for v in vectors["data"]:
+        check_data(v)
+    for v in vectors["rejected_data"]:
+        rejected(lambda: open_data(unhex(v["first_key"]), 0, unhex(v["datagram"])), "not_authentic")
+    for v in vectors["packet_numbers"]:
+        assert recover(v["low"], v["expected"]) == v["number"], v
+    for v in vectors["replays"]:
+        check_replays(v)
+    for v in vectors["reset_tokens"]:
+        check_reset(v)
+
+
 def rejected(call, reason=None):
     try:
         call()
@@ -361,7 +745,15 @@ def rejected(call, reason=None):
 
 
 def main():
-    vectors = json.loads((pathlib.Path(__file__).parent / "ws.json").read_text())
+    for name, check in (("ws", check_ws), ("udp", check_udp)):
+        vectors = json.loads((pathlib.Path(__file__).parent / f"{name}.json").read_text())
+        check(vectors)
+        for list_name, value in vectors.items():
+            if isinstance(value, list):
+                print(f"{name} {list_name}: {len(value)} agree")
+
+
+def check_ws(vectors):
     assert vectors["noise"].encode() == NOISE
     for v in vectors["device_keys"]:
         assert b64(device_key(unb64(v["master_key"]), v)) == v["device_key"]
@@ -397,9 +789,6 @@ def main():
         assert read_control(unhex(v["data"])) == {k: v[k] for k in v if k != "data"}
     for v in vectors["rejected_control_records"]:
         rejected(lambda: read_control(unhex(v["data"])))
-    for name, value in vectors.items():
-        if isinstance(value, list):
-            print(f"{name}: {len(value)} agree")
 
 
 main()

@@ -1,6 +1,8 @@
 use super::*;
 use crate::auth::KeyUnavailable;
-use holdfast_proto::secure::{HandshakeError, Initiator, MasterKey, TrafficKeys, parse_challenge};
+use holdfast_proto::secure::{
+    HandshakeError, Initiator, MESSAGE_2_BYTES, MasterKey, PARAMETER_BYTES, TrafficKeys, parse_challenge,
+};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ fn identity() -> Identity {
 
 /// A backend with the master keys `k1` and `k2`, and a clock of its own.
 struct World {
+    channel: SecureChannel,
     authenticator: DeviceAuthenticator,
     start: Instant,
     keys: Arc<ArcSwap<MasterKeys>>,
@@ -38,11 +41,11 @@ fn master_keys(keys: &[(&str, u8)]) -> MasterKeys {
 }
 
 impl World {
-    fn new() -> Self {
-        Self::with(|_| {})
+    fn new(channel: SecureChannel) -> Self {
+        Self::with(channel, |_| {})
     }
 
-    fn with(change: impl FnOnce(&mut DeviceKeySettings)) -> Self {
+    fn with(channel: SecureChannel, change: impl FnOnce(&mut DeviceKeySettings)) -> Self {
         let start = Instant::now();
         let keys = Arc::new(ArcSwap::from_pointee(master_keys(&[("k1", 1), ("k2", 2)])));
         let denied = Arc::<ArcSwap<DenyList>>::default();
@@ -59,6 +62,7 @@ impl World {
         };
         change(&mut settings);
         Self {
+            channel,
             authenticator: DeviceAuthenticator::new(settings),
             start,
             keys,
@@ -73,25 +77,24 @@ impl World {
         }
     }
 
-    fn show(&self, credential: &str, at_ms: u64) -> Result<Grant, Denied> {
+    fn show(&self, credential: &[u8], at_ms: u64) -> Result<Grant, Denied> {
         self.show_from(HERE, credential, at_ms)
     }
 
-    fn show_from(&self, source: Source, credential: &str, at_ms: u64) -> Result<Grant, Denied> {
-        match self.authenticator.authenticate(
-            (SecureChannel::Ws, source),
-            credential.as_bytes(),
-            self.at(at_ms),
-        ) {
+    fn show_from(&self, source: Source, credential: &[u8], at_ms: u64) -> Result<Grant, Denied> {
+        match self
+            .authenticator
+            .authenticate((self.channel, source), credential, self.at(at_ms))
+        {
             Verdict::Judged(result) => result,
             Verdict::Ask(inquiry) => panic!("{inquiry:?}"),
         }
     }
 
-    fn ask(&self, credential: &str) -> Inquiry {
+    fn ask(&self, credential: &[u8]) -> Inquiry {
         match self
             .authenticator
-            .authenticate((SecureChannel::Ws, HERE), credential.as_bytes(), self.at(0))
+            .authenticate((self.channel, HERE), credential, self.at(0))
         {
             Verdict::Ask(inquiry) => *inquiry,
             Verdict::Judged(result) => panic!("{result:?}"),
@@ -100,18 +103,40 @@ impl World {
 
     /// A new attempt of a device with the right key and time.
     fn attempt(&self, identity: &Identity, at_ms: u64) -> Result<Grant, Denied> {
-        let (_, credential) = claim(identity, &master(1), Some(NOW_MS + at_ms));
+        let (_, credential) = claim(self.channel, identity, &master(1), Some(NOW_MS + at_ms));
         self.show(&credential, at_ms)
     }
 }
 
-fn claim(identity: &Identity, master: &MasterKey, time: Option<u64>) -> (Initiator, String) {
-    Initiator::new(SecureChannel::Ws, identity, &master.device_key(identity), time).unwrap()
+const PARAMETERS: [u8; PARAMETER_BYTES] = *b"\0\0\0\0\0\0\0\x09\x04\xb0\0\x01\0\0\0\x20";
+
+/// What a device shows in a BIND's `credential`.
+fn claim(
+    channel: SecureChannel,
+    identity: &Identity,
+    master: &MasterKey,
+    time: Option<u64>,
+) -> (Initiator, Vec<u8>) {
+    let key = master.device_key(identity);
+    match channel {
+        SecureChannel::Udp => {
+            let (device, credential) = Initiator::for_datagrams(&PARAMETERS, identity, &key, time).unwrap();
+            (device, [&PARAMETERS[..], &credential].concat())
+        }
+        _ => {
+            let (device, credential) = Initiator::new(channel, identity, &key, time).unwrap();
+            (device, credential.into_bytes())
+        }
+    }
 }
 
 fn finish(device: Initiator, grant: &Grant) -> Result<TrafficKeys, HandshakeError> {
-    let challenge = grant.challenge.as_ref().unwrap();
-    device.finish(&parse_challenge(std::str::from_utf8(&challenge.message).unwrap()).unwrap())
+    let message = &grant.challenge.as_ref().unwrap().message;
+    // A datagram carries message 2 as it is.
+    match std::str::from_utf8(message).ok().and_then(parse_challenge) {
+        Some(message2) => device.finish(&message2),
+        None => device.finish(message),
+    }
 }
 
 fn expect(result: Result<Grant, Denied>, status: u16, code: &str) -> Denied {
@@ -120,15 +145,51 @@ fn expect(result: Result<Grant, Denied>, status: u16, code: &str) -> Denied {
     denied
 }
 
-#[test]
-fn a_device_with_its_key_is_admitted_and_both_have_the_same_keys() {
-    let world = World::new();
+/// Makes of each `fn name(channel: SecureChannel)` a test for each channel: `ws::name` and `udp::name`.
+macro_rules! on_each_channel {
+    ($($test:ident),* $(,)?) => {
+        mod ws {
+            $(#[test]
+            fn $test() {
+                super::$test(super::SecureChannel::Ws);
+            })*
+        }
+        mod udp {
+            $(#[test]
+            fn $test() {
+                super::$test(super::SecureChannel::Udp);
+            })*
+        }
+    };
+}
+
+on_each_channel! {
+    a_device_with_its_key_is_admitted_and_both_have_the_same_keys,
+    a_grant_does_not_show_its_keys,
+    what_is_no_credential_is_refused,
+    who_lacks_the_key_learns_nothing_but_that,
+    a_claim_made_for_another_channel_or_changed_on_its_way_is_refused,
+    denied_versions_are_refused_and_newer_ones_admitted,
+    clocks_may_be_off_by_as_much_as_allowed,
+    a_time_may_be_required,
+    a_device_has_its_burst_then_its_rate,
+    strangers_and_stale_or_denied_claims_take_none_of_a_device_s_attempts,
+    a_recorded_claim_that_is_said_again_elsewhere_takes_nothing_from_the_device,
+    a_hundred_thousand_devices_connect_in_the_same_moment,
+    each_answer_is_new_and_only_its_own_device_finishes_it,
+    master_keys_change_while_it_runs,
+    the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file,
+    a_device_that_the_endpoint_does_not_know_looks_like_one_with_a_wrong_key,
+}
+
+fn a_device_with_its_key_is_admitted_and_both_have_the_same_keys(channel: SecureChannel) {
+    let world = World::new(channel);
     for (key_id, n, time) in [("k1", 1, Some(NOW_MS)), ("k2", 2, None)] {
         let identity = Identity {
             key_id: key_id.into(),
             ..identity()
         };
-        let (device, credential) = claim(&identity, &master(n), time);
+        let (device, credential) = claim(channel, &identity, &master(n), time);
         let grant = world.show(&credential, 0).unwrap();
         assert_eq!(
             finish(device, &grant).unwrap(),
@@ -145,9 +206,8 @@ fn a_device_with_its_key_is_admitted_and_both_have_the_same_keys() {
     }
 }
 
-#[test]
-fn a_grant_does_not_show_its_keys() {
-    let grant = World::new().attempt(&identity(), 0).unwrap();
+fn a_grant_does_not_show_its_keys(channel: SecureChannel) {
+    let grant = World::new(channel).attempt(&identity(), 0).unwrap();
     let keys = &grant.challenge.as_ref().unwrap().keys;
     let shown = format!("{grant:?}");
     for key in [&keys.to_server, &keys.to_device] {
@@ -156,19 +216,24 @@ fn a_grant_does_not_show_its_keys() {
     }
 }
 
-#[test]
-fn what_is_no_credential_is_refused() {
-    let world = World::new();
-    expect(world.show("", 0), 401, "credential_missing");
-    let (_, good) = claim(&identity(), &master(1), None);
-    for bad in ["x", "not base64!", &good[..good.len() - 4], &"A".repeat(1025)] {
+fn what_is_no_credential_is_refused(channel: SecureChannel) {
+    let world = World::new(channel);
+    expect(world.show(b"", 0), 401, "credential_missing");
+    let (_, good) = claim(channel, &identity(), &master(1), None);
+    let longer = [&good[..], &[b'A'; 1025]].concat();
+    for bad in [
+        b"x",
+        &b"not base64!"[..],
+        &good[..20],
+        &good[..good.len() - 4],
+        &longer,
+    ] {
         expect(world.show(bad, 0), 400, "bad_credential");
     }
 }
 
-#[test]
-fn who_lacks_the_key_learns_nothing_but_that() {
-    let world = World::new();
+fn who_lacks_the_key_learns_nothing_but_that(channel: SecureChannel) {
+    let world = World::new(channel);
     world.denied.store(Arc::new(DenyList::parse("denied").unwrap()));
     let of = |device: &str| Identity {
         device: device.parse().unwrap(),
@@ -182,7 +247,7 @@ fn who_lacks_the_key_learns_nothing_but_that() {
         ("denied", NOW_MS),
         ("lamp", 0),
     ] {
-        let (_, credential) = claim(&of(device), &master(9), Some(time));
+        let (_, credential) = claim(channel, &of(device), &master(9), Some(time));
         answers.push(expect(world.show(&credential, 0), 401, "handshake_failed"));
     }
     assert!(answers.iter().all(|answer| *answer == answers[0]));
@@ -191,32 +256,78 @@ fn who_lacks_the_key_learns_nothing_but_that() {
         key_id: "k9".into(),
         ..identity()
     };
-    let (_, credential) = claim(&elsewhere, &master(1), None);
+    let (_, credential) = claim(channel, &elsewhere, &master(1), None);
     expect(world.show(&credential, 0), 401, "key_unknown");
 }
 
-#[test]
-fn a_claim_made_for_another_channel_or_changed_on_its_way_is_refused() {
-    let world = World::new();
+fn a_claim_made_for_another_channel_or_changed_on_its_way_is_refused(channel: SecureChannel) {
+    let world = World::new(channel);
     let key = master(1).device_key(&identity());
-    for channel in [SecureChannel::Udp, SecureChannel::Link] {
-        let (_, credential) = Initiator::new(channel, &identity(), &key, None).unwrap();
-        expect(world.show(&credential, 0), 401, "handshake_failed");
+    for other in [SecureChannel::Ws, SecureChannel::Udp, SecureChannel::Link] {
+        if (other, channel) != (SecureChannel::Ws, SecureChannel::Ws) {
+            let (_, text) = Initiator::new(other, &identity(), &key, None).unwrap();
+            let claim = Credential::parse(text.as_bytes()).unwrap();
+            let bytes = [claim.identity_bytes(), claim.message1()].concat();
+            let moved = match channel {
+                SecureChannel::Udp => [&PARAMETERS[..], &bytes].concat(),
+                _ => text.into_bytes(),
+            };
+            expect(world.show(&moved, 0), 401, "handshake_failed");
+        }
     }
-    let (_, credential) = claim(&identity(), &master(1), None);
-    let mut other = credential.into_bytes();
-    let last = other.len() - 2;
-    other[last] = if other[last] == b'A' { b'B' } else { b'A' };
-    expect(
-        world.show(std::str::from_utf8(&other).unwrap(), 0),
-        401,
-        "handshake_failed",
-    );
+    let (_, mut changed) = claim(channel, &identity(), &master(1), None);
+    let last = changed.len() - 2;
+    changed[last] = if changed[last] == b'A' { b'B' } else { b'A' };
+    expect(world.show(&changed, 0), 401, "handshake_failed");
 }
 
 #[test]
-fn denied_versions_are_refused_and_newer_ones_admitted() {
-    let world = World::new();
+fn parameters_that_were_changed_on_their_way_are_refused() {
+    let world = World::new(SecureChannel::Udp);
+    let (_, claim) = claim(SecureChannel::Udp, &identity(), &master(1), None);
+    for at in 0..PARAMETER_BYTES {
+        let mut changed = claim.clone();
+        changed[at] ^= 1;
+        expect(world.show(&changed, 0), 401, "handshake_failed");
+    }
+    world.show(&claim, 0).unwrap();
+}
+
+#[test]
+fn a_datagram_is_answered_with_message_2_as_it_is() {
+    let world = World::new(SecureChannel::Udp);
+    let grant = world.attempt(&identity(), 0).unwrap();
+    assert_eq!(grant.challenge.unwrap().message.len(), MESSAGE_2_BYTES);
+}
+
+/// A device that changes its channel has no more attempts for it.
+#[test]
+fn attempts_over_both_channels_are_counted_together() {
+    let world = World::new(SecureChannel::Udp);
+    let (_, over_ws) = claim(SecureChannel::Ws, &identity(), &master(1), None);
+    for _ in 0..5 {
+        let channel = (SecureChannel::Ws, HERE);
+        let verdict = world.authenticator.authenticate(channel, &over_ws, world.at(0));
+        assert!(matches!(verdict, Verdict::Judged(Ok(_))));
+    }
+    expect(world.attempt(&identity(), 0), 429, "too_many_attempts");
+}
+
+#[test]
+fn the_endpoint_is_told_what_the_claim_was_made_for() {
+    for channel in [SecureChannel::Ws, SecureChannel::Udp] {
+        let world = World::with(channel, |settings| settings.has_endpoint = true);
+        let elsewhere = Identity {
+            key_id: "cloud".into(),
+            ..identity()
+        };
+        let (_, credential) = claim(channel, &elsewhere, &master(5), None);
+        assert_eq!(world.ask(&credential).channel(), channel);
+    }
+}
+
+fn denied_versions_are_refused_and_newer_ones_admitted(channel: SecureChannel) {
+    let world = World::new(channel);
     world
         .denied
         .store(Arc::new(DenyList::parse("lamp <= 2").unwrap()));
@@ -234,9 +345,8 @@ fn denied_versions_are_refused_and_newer_ones_admitted() {
     }
 }
 
-#[test]
-fn clocks_may_be_off_by_as_much_as_allowed() {
-    let world = World::new();
+fn clocks_may_be_off_by_as_much_as_allowed(channel: SecureChannel) {
+    let world = World::new(channel);
     for (time, good) in [
         (NOW_MS - 120_000, true),
         (NOW_MS + 120_000, true),
@@ -250,7 +360,7 @@ fn clocks_may_be_off_by_as_much_as_allowed() {
             device: format!("d{time}").parse().unwrap(),
             ..identity()
         };
-        let (_, credential) = claim(&identity, &master(1), Some(time));
+        let (_, credential) = claim(channel, &identity, &master(1), Some(time));
         let result = world.show(&credential, 0);
         if good {
             result.unwrap();
@@ -260,17 +370,15 @@ fn clocks_may_be_off_by_as_much_as_allowed() {
     }
 }
 
-#[test]
-fn a_time_may_be_required() {
-    let world = World::with(|settings| settings.require_timestamp = true);
-    let (_, credential) = claim(&identity(), &master(1), None);
+fn a_time_may_be_required(channel: SecureChannel) {
+    let world = World::with(channel, |settings| settings.require_timestamp = true);
+    let (_, credential) = claim(channel, &identity(), &master(1), None);
     expect(world.show(&credential, 0), 401, "clock_skew");
     world.attempt(&identity(), 0).unwrap();
 }
 
-#[test]
-fn a_device_has_its_burst_then_its_rate() {
-    let world = World::new();
+fn a_device_has_its_burst_then_its_rate(channel: SecureChannel) {
+    let world = World::new(channel);
     for _ in 0..5 {
         world.attempt(&identity(), 0).unwrap();
     }
@@ -285,12 +393,11 @@ fn a_device_has_its_burst_then_its_rate() {
     expect(world.attempt(&identity(), 6_001), 429, "too_many_attempts");
 }
 
-#[test]
-fn strangers_and_stale_or_denied_claims_take_none_of_a_device_s_attempts() {
-    let world = World::new();
-    let (_, stale) = claim(&identity(), &master(1), Some(1));
+fn strangers_and_stale_or_denied_claims_take_none_of_a_device_s_attempts(channel: SecureChannel) {
+    let world = World::new(channel);
+    let (_, stale) = claim(channel, &identity(), &master(1), Some(1));
     for _ in 0..100 {
-        let (_, forged) = claim(&identity(), &master(9), Some(NOW_MS));
+        let (_, forged) = claim(channel, &identity(), &master(9), Some(NOW_MS));
         expect(world.show(&forged, 0), 401, "handshake_failed");
         expect(world.show(&stale, 0), 401, "clock_skew");
     }
@@ -299,10 +406,9 @@ fn strangers_and_stale_or_denied_claims_take_none_of_a_device_s_attempts() {
     }
 }
 
-#[test]
-fn a_recorded_claim_that_is_said_again_elsewhere_takes_nothing_from_the_device() {
-    let world = World::new();
-    let (_, recorded) = claim(&identity(), &master(1), None);
+fn a_recorded_claim_that_is_said_again_elsewhere_takes_nothing_from_the_device(channel: SecureChannel) {
+    let world = World::new(channel);
+    let (_, recorded) = claim(channel, &identity(), &master(1), None);
     let elsewhere = [9; 8];
     for _ in 0..5 {
         world.show_from(elsewhere, &recorded, 0).unwrap();
@@ -316,9 +422,8 @@ fn a_recorded_claim_that_is_said_again_elsewhere_takes_nothing_from_the_device()
 }
 
 /// A whole fleet comes back at once: nobody is taken for another.
-#[test]
-fn a_hundred_thousand_devices_connect_in_the_same_moment() {
-    let world = World::new();
+fn a_hundred_thousand_devices_connect_in_the_same_moment(channel: SecureChannel) {
+    let world = World::new(channel);
     let mut device = identity();
     for number in 0..100_000 {
         device.device = format!("lamp-{number}").parse().unwrap();
@@ -329,11 +434,10 @@ fn a_hundred_thousand_devices_connect_in_the_same_moment() {
     }
 }
 
-#[test]
-fn each_answer_is_new_and_only_its_own_device_finishes_it() {
-    let world = World::new();
-    let (device, credential) = claim(&identity(), &master(1), None);
-    let (other, _) = claim(&identity(), &master(1), None);
+fn each_answer_is_new_and_only_its_own_device_finishes_it(channel: SecureChannel) {
+    let world = World::new(channel);
+    let (device, credential) = claim(channel, &identity(), &master(1), None);
+    let (other, _) = claim(channel, &identity(), &master(1), None);
     let (first, second) = (
         world.show(&credential, 0).unwrap(),
         world.show(&credential, 0).unwrap(),
@@ -343,28 +447,26 @@ fn each_answer_is_new_and_only_its_own_device_finishes_it() {
     assert_eq!(finish(device, &second).unwrap(), second.challenge.unwrap().keys);
 }
 
-#[test]
-fn master_keys_change_while_it_runs() {
-    let world = World::new();
+fn master_keys_change_while_it_runs(channel: SecureChannel) {
+    let world = World::new(channel);
     world.keys.store(Arc::new(master_keys(&[("k2", 2), ("k3", 3)])));
     expect(world.attempt(&identity(), 0), 401, "key_unknown");
     let newer = Identity {
         key_id: "k3".into(),
         ..identity()
     };
-    let (_, credential) = claim(&newer, &master(3), None);
+    let (_, credential) = claim(channel, &newer, &master(3), None);
     world.show(&credential, 0).unwrap();
 }
 
-#[test]
-fn the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file() {
-    let world = World::with(|settings| settings.has_endpoint = true);
+fn the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file(channel: SecureChannel) {
+    let world = World::with(channel, |settings| settings.has_endpoint = true);
     world.attempt(&identity(), 0).unwrap();
     let elsewhere = Identity {
         key_id: "cloud".into(),
         ..identity()
     };
-    let (device, credential) = claim(&elsewhere, &master(5), None);
+    let (device, credential) = claim(channel, &elsewhere, &master(5), None);
     let inquiry = world.ask(&credential);
     assert_eq!(inquiry.identity(), &elsewhere);
     let key = master(5).device_key(&elsewhere);
@@ -380,14 +482,13 @@ fn the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file() {
     assert!(expect(lost, 503, "unavailable").retryable());
 }
 
-#[test]
-fn a_device_that_the_endpoint_does_not_know_looks_like_one_with_a_wrong_key() {
-    let world = World::with(|settings| settings.has_endpoint = true);
+fn a_device_that_the_endpoint_does_not_know_looks_like_one_with_a_wrong_key(channel: SecureChannel) {
+    let world = World::with(channel, |settings| settings.has_endpoint = true);
     let elsewhere = Identity {
         key_id: "cloud".into(),
         ..identity()
     };
-    let (_, credential) = claim(&elsewhere, &master(5), None);
+    let (_, credential) = claim(channel, &elsewhere, &master(5), None);
     let inquiry = world.ask(&credential);
     let go_on = |key| {
         world

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::address::{http_address, is_loopback};
 use super::{Checker, ConfigError};
 
-/// Without this section no device is admitted on `ws`.
+/// Without this section no device is admitted on `ws` and `udp`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceKeysConfig {

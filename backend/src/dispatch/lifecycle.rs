@@ -122,9 +122,8 @@ impl Lifecycle {
         if bind.attempt >= POISON_ATTEMPTS {
             return Ok(self.unavailable(id, "backend_failed", "the connection failed twice"));
         }
-        let channel = match Channel::try_from(bind.channel) {
-            Ok(channel) => channel,
-            Err(_) => return Ok(wrong_channel(id)),
+        let Ok(channel) = Channel::try_from(bind.channel) else {
+            return Ok(wrong_channel(id));
         };
         if self.binds.len() >= MAX_AUTHENTICATIONS {
             return Ok(self.unavailable(id, "overloaded", "too many devices are connecting"));

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use holdfast_proto::link::Command;
 use holdfast_proto::link::frames::{Admitted, Bind, Bound, Channel, Denied, bound};
 use holdfast_proto::secure::{
-    DeviceKey, Identity, Initiator, MasterKey, SecureChannel, TrafficKeys, parse_challenge,
+    DeviceKey, Identity, Initiator, MESSAGE_2_BYTES, MasterKey, PARAMETER_BYTES, SecureChannel, TrafficKeys,
+    parse_challenge,
 };
 use holdfast_proto::{FrontendEpoch, FrontendId, Generation, SessionId, SessionParts, ShardId, Slot};
 use serde_json::{Value, json};
@@ -83,7 +84,7 @@ impl World {
         }
     }
 
-    async fn bind(&mut self, channel: Channel, credential: &str) -> bound::Result {
+    async fn bind(&mut self, channel: Channel, credential: &[u8]) -> bound::Result {
         self.last_slot += 1;
         let id = SessionId::mint(SessionParts {
             frontend: FrontendId(1),
@@ -96,7 +97,7 @@ impl World {
         let bind = Bind {
             id,
             channel: channel.into(),
-            credential: Bytes::copy_from_slice(credential.as_bytes()),
+            credential: Bytes::copy_from_slice(credential),
             ..Default::default()
         };
         self.frontend.send(Command::Bind(bind)).await;
@@ -115,14 +116,14 @@ impl World {
     }
 
     async fn admitted(&mut self, credential: &str) -> Admitted {
-        match self.bind(Channel::Ws, credential).await {
+        match self.bind(Channel::Ws, credential.as_bytes()).await {
             bound::Result::Admitted(admitted) => admitted,
             bound::Result::Denied(denied) => panic!("{denied:?}"),
         }
     }
 
     async fn denied(&mut self, credential: &str) -> Denied {
-        match self.bind(Channel::Ws, credential).await {
+        match self.bind(Channel::Ws, credential.as_bytes()).await {
             bound::Result::Denied(denied) => denied,
             bound::Result::Admitted(_) => panic!("it was admitted"),
         }
@@ -140,7 +141,7 @@ impl World {
         let until = Instant::now() + PATIENCE;
         loop {
             let (_, credential) = claim(identity, n, unix_ms());
-            let code = match self.bind(Channel::Ws, &credential).await {
+            let code = match self.bind(Channel::Ws, credential.as_bytes()).await {
                 bound::Result::Admitted(_) => "admitted".to_owned(),
                 bound::Result::Denied(denied) => denied.code,
             };
@@ -153,7 +154,12 @@ impl World {
     }
 
     fn counts(&self, outcome: &str) -> bool {
-        let wanted = format!("holdfast_backend_admissions_total{{channel=\"ws\",outcome=\"{outcome}\"}} ");
+        self.counts_on("ws", outcome)
+    }
+
+    fn counts_on(&self, channel: &str, outcome: &str) -> bool {
+        let wanted =
+            format!("holdfast_backend_admissions_total{{channel=\"{channel}\",outcome=\"{outcome}\"}} ");
         self.backend.text("/metrics").contains(&wanted)
     }
 
@@ -249,10 +255,66 @@ async fn who_is_not_admitted_is_told_why_as_far_as_that_is_its_business() {
     ] {
         assert!(world.counts(outcome), "{outcome}");
     }
-    assert!(matches!(
-        world.bind(Channel::Udp, "AQ").await,
-        bound::Result::Denied(Denied { status: 400, .. })
-    ));
+}
+
+const PARAMETERS: [u8; PARAMETER_BYTES] = *b"\0\0\0\0\0\0\0\x09\x04\xb0\0\x01\0\0\0\x20";
+
+/// What a frontend passes on of a HELLO datagram.
+fn datagram(identity: &Identity, n: u8, time: u64) -> (Initiator, Vec<u8>) {
+    let key = master(n).device_key(identity);
+    let (device, claim) = Initiator::for_datagrams(&PARAMETERS, identity, &key, Some(time)).unwrap();
+    (device, [&PARAMETERS[..], &claim].concat())
+}
+
+#[tokio::test]
+async fn over_udp_devices_are_judged_as_over_ws_and_challenged_in_bytes() {
+    let fixture = Fixture::new("");
+    fixture.device_keys("max_clock_skew = \"10s\"\nattempts_per_minute = 1\nattempts_burst = 2");
+    fixture.write("denied", "stolen\n");
+    let mut world = World::start(&fixture).await;
+    let now = unix_ms();
+    let of = |device: &str, key_id: &str, n: u8, time: u64| datagram(&identity(device, key_id), n, time).1;
+    let mut changed = of("lamp", "k1", 1, now);
+    changed[9] ^= 1;
+    let ws = claim(&identity("lamp", "k1"), 1, now).1;
+    let cases = [
+        (Vec::new(), 401, "credential_missing"),
+        (b"AQ".to_vec(), 400, "bad_credential"),
+        (b"a.b.c".to_vec(), 400, "bad_credential"),
+        (ws.into_bytes(), 400, "bad_credential"),
+        (of("lamp", "k9", 1, now), 401, "key_unknown"),
+        (of("lamp", "k1", 9, now), 401, "handshake_failed"),
+        (changed, 401, "handshake_failed"),
+        (of("stolen", "k1", 1, now), 403, "denied"),
+        (of("lamp", "k1", 1, now - 60_000), 401, "clock_skew"),
+    ];
+    for (credential, status, code) in cases {
+        let bound::Result::Denied(denied) = world.bind(Channel::Udp, &credential).await else {
+            panic!("it was admitted and not {code}")
+        };
+        assert_eq!((denied.status, denied.code.as_str()), (status, code));
+        assert!(world.counts_on("udp", code), "{code}");
+    }
+    for _ in 0..2 {
+        let (device, credential) = datagram(&identity("lamp", "k1"), 1, unix_ms());
+        let bound::Result::Admitted(admitted) = world.bind(Channel::Udp, &credential).await else {
+            panic!("it was not admitted")
+        };
+        let challenge = admitted.challenge.unwrap();
+        assert_eq!(challenge.message.len(), MESSAGE_2_BYTES);
+        let keys = device.finish(&challenge.message).unwrap();
+        assert_eq!(challenge.to_server, keys.to_server.as_bytes()[..]);
+        assert_eq!(challenge.to_device, keys.to_device.as_bytes()[..]);
+    }
+    // The attempts of a device are counted over both channels.
+    world
+        .refused(
+            &claim(&identity("lamp", "k1"), 1, unix_ms()).1,
+            429,
+            "too_many_attempts",
+        )
+        .await;
+    assert!(world.counts_on("udp", "admitted"));
 }
 
 #[tokio::test]

@@ -237,7 +237,7 @@ impl std::fmt::Debug for Noise {
 }
 
 /// `binding` is what else both sides must agree on. It is of a fixed length on each channel, so the whole has one reading.
-pub(super) fn prologue(channel: SecureChannel, identity: &[u8], binding: &[u8]) -> Vec<u8> {
+pub(crate) fn prologue(channel: SecureChannel, identity: &[u8], binding: &[u8]) -> Vec<u8> {
     [
         b"holdfast/1 ",
         channel.label().as_bytes(),
@@ -254,7 +254,7 @@ fn failed(_: snow::Error) -> HandshakeError {
 
 /// Handshakes that come out the same each time, for the vectors.
 #[cfg(test)]
-pub(super) mod fixed {
+pub(crate) mod fixed {
     use super::*;
 
     pub(crate) type Ephemeral = &'static [u8; 32];

@@ -4,7 +4,7 @@
 //! `cargo test -p holdfast-proto --lib rewrite_the_vectors -- --ignored` writes the file anew.
 
 mod challenges;
-mod generate;
+pub(crate) mod generate;
 mod received;
 
 use base64::Engine;

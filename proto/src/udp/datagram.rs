@@ -3,32 +3,29 @@
 //! Whoever gets one that [`parse`] refuses drops it and says nothing: an answer to what anybody can send is a way to make us send.
 //! What is inside of DATA is encrypted, and not looked at here.
 
-use super::{ConnectionId, Parameters, RESET_TOKEN_BYTES};
+use super::{
+    ConnectionId, DATA, HEADER_BYTES, MAX_DATAGRAM_BYTES, OVERHEAD_BYTES, Parameters, RESET_TOKEN_BYTES,
+};
 use crate::secure::{MAX_CREDENTIAL_BYTES, MESSAGE_2_BYTES, PARAMETER_BYTES};
 
 /// The version of this channel's datagrams.
 pub const VERSION: u8 = 1;
-/// Longest UDP payload that is sent or taken, in bytes: an Ethernet frame's, without IPv4's and UDP's headers.
-pub const MAX_DATAGRAM_BYTES: usize = 1472;
 /// Shortest HELLO, in bytes: longer than any answer to it.
 pub const MIN_HELLO_BYTES: usize = 256;
 /// Longest cookie, in bytes.
 pub const MAX_COOKIE_BYTES: usize = 32;
 /// Longest code of a REFUSED, in bytes.
 pub const MAX_CODE_BYTES: usize = 64;
-/// What DATA begins with: type, connection id, lower half of the packet number. It is the associated data of the encryption.
-pub const DATA_HEADER_BYTES: usize = 1 + 8 + 4;
 /// What a RESET has in all.
 pub const RESET_BYTES: usize = 1 + 8 + RESET_TOKEN_BYTES;
-/// Shortest DATA datagram: an empty packet, and its tag.
-pub const MIN_DATA_BYTES: usize = DATA_HEADER_BYTES + 16;
+/// Shortest DATA datagram: one with an empty packet.
+pub const MIN_DATA_BYTES: usize = OVERHEAD_BYTES;
 
 const HELLO: u8 = 0x01;
 const RETRY: u8 = 0x02;
 const CHALLENGE: u8 = 0x03;
 const REFUSED: u8 = 0x04;
 const RESET: u8 = 0x05;
-const DATA: u8 = 0x40;
 
 /// A datagram, taken apart and not verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +47,7 @@ pub enum Datagram<'a> {
         cid: ConnectionId,
         token: &'a [u8; RESET_TOKEN_BYTES],
     },
-    /// A packet of a connection: [`DATA_HEADER_BYTES`], then what is encrypted.
+    /// A packet of a connection: [`HEADER_BYTES`], then what is encrypted.
     Data { cid: ConnectionId, number_low: u32 },
 }
 
@@ -92,7 +89,7 @@ pub enum Malformed {
 
 /// Takes a UDP payload apart. Each type has one form: lengths are exact, and what fills a HELLO up is zeros.
 pub fn parse(datagram: &[u8]) -> Result<Datagram<'_>, Malformed> {
-    if datagram.len() > MAX_DATAGRAM_BYTES {
+    if datagram.len() > usize::from(MAX_DATAGRAM_BYTES) {
         return Err(Malformed::Length);
     }
     let mut fields = Fields(datagram);
@@ -299,8 +296,8 @@ pub fn encode_reset(cid: ConnectionId, token: &[u8; RESET_TOKEN_BYTES], out: &mu
 }
 
 /// What a DATA datagram begins with.
-pub fn data_header(cid: ConnectionId, number_low: u32) -> [u8; DATA_HEADER_BYTES] {
-    let mut header = [0; DATA_HEADER_BYTES];
+pub fn data_header(cid: ConnectionId, number_low: u32) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
     header[0] = DATA;
     header[1..9].copy_from_slice(&cid.0.to_be_bytes());
     header[9..].copy_from_slice(&number_low.to_be_bytes());

@@ -1,6 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
+const LONGEST: usize = MAX_DATAGRAM_BYTES as usize;
+
 const ATTEMPT: u64 = 0x0102_0304_0506_0708;
 const CID: ConnectionId = ConnectionId(0x1112_1314_1516_1718);
 
@@ -55,7 +57,7 @@ fn all() -> Vec<Vec<u8>> {
         encoded(|out| encode_refused(&refused(&longest_code), out)),
         encoded(|out| encode_reset(CID, token, out)),
         [&data[..], &[0; 16]].concat(),
-        [&data[..], &[0; MAX_DATAGRAM_BYTES - DATA_HEADER_BYTES]].concat(),
+        [&data[..], &[0; LONGEST - HEADER_BYTES]].concat(),
     ]
 }
 
@@ -145,11 +147,11 @@ fn lengths_are_exact() {
             assert_eq!(taken, allowed, "{cut} of {whole:?}");
         }
         let longer = [&whole[..], &[0]].concat();
-        let allowed = whole[0] == HELLO || data && whole.len() < MAX_DATAGRAM_BYTES;
+        let allowed = whole[0] == HELLO || data && whole.len() < LONGEST;
         assert_eq!(parse(&longer).is_ok(), allowed, "{whole:?}");
     }
     let mut longest = all().swap_remove(0);
-    longest.resize(MAX_DATAGRAM_BYTES, 0);
+    longest.resize(LONGEST, 0);
     assert!(parse(&longest).is_ok());
     longest.push(0);
     assert_eq!(parse(&longest), Err(Malformed::Length));
@@ -189,7 +191,7 @@ fn what_is_wrong_is_named() {
     let over = MAX_CREDENTIAL_BYTES as u16 + 1;
     let mut long = changed(19, (over >> 8) as u8);
     long[20] = over as u8;
-    long.resize(MAX_DATAGRAM_BYTES, 0);
+    long.resize(LONGEST, 0);
     assert_eq!(parse(&long), Err(Malformed::Length));
     assert_eq!(parse(&changed(255, 1)), Err(Malformed::Value), "padding");
 
@@ -274,7 +276,7 @@ proptest! {
             Ok(Datagram::Reset { cid, token }) => encode_reset(cid, token, &mut out),
             Ok(Datagram::Data { cid, number_low }) => {
                 out.extend_from_slice(&data_header(cid, number_low));
-                out.extend_from_slice(&datagram[DATA_HEADER_BYTES..]);
+                out.extend_from_slice(&datagram[HEADER_BYTES..]);
             }
             Err(_) => return Ok(()),
         }

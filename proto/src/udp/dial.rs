@@ -7,8 +7,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::datagram::{self, Datagram, Hello, MAX_COOKIE_BYTES, MAX_DATAGRAM_BYTES, Refused};
-use super::{Connection, ConnectionId, INITIAL_SERVER_CREDIT, Opening, Parameters, PeerCredit, Side};
+use super::datagram::{self, Datagram, Hello, MAX_COOKIE_BYTES, Refused};
+use super::{
+    Connection, ConnectionId, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, Opening, Parameters, PeerCredit,
+    Side,
+};
 use crate::secure::{DeviceKey, HandshakeError, Identity, Initiator, MESSAGE_2_BYTES, TrafficKeys};
 
 /// The HELLO is repeated after so long without an answer, then after twice as long each time.
@@ -184,7 +187,7 @@ impl Dial {
             cid,
             keys,
             peer: from,
-            peer_max_datagram: MAX_DATAGRAM_BYTES as u16,
+            peer_max_datagram: MAX_DATAGRAM_BYTES,
             peer_credit: INITIAL_SERVER_CREDIT,
             own_credit: PeerCredit {
                 messages: self.parameters.receive_messages.into(),

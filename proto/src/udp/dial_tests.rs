@@ -1,5 +1,7 @@
 use super::*;
+use crate::MessageKind;
 use crate::secure::{Credential, MasterKey, SecureChannel, Verified};
+use crate::udp::{Config, Event, Received, ResetKey};
 use proptest::prelude::*;
 
 const ATTEMPT: u64 = 77;
@@ -139,6 +141,79 @@ fn a_challenge_that_authenticates_opens_the_connection() {
         (CID, world.server, Side::Device)
     );
     assert!(World::challenge(&hello, 2).is_none(), "nobody else can answer");
+}
+
+/// From the first HELLO to a message each way, with the server's end made as a server makes it.
+#[test]
+fn what_was_opened_carries_messages() {
+    let config = Config::default();
+    let mut world = World::new();
+    let hello = world.sent(0).unwrap();
+    let Ok(Datagram::Hello(read)) = datagram::parse(&hello) else {
+        panic!()
+    };
+    let parameters = read.parameters;
+    let credential = Credential::parse_datagram(&parameters.encode(), read.credential).unwrap();
+    let verified = Verified::verify(SecureChannel::Udp, &credential, &device_key(1)).unwrap();
+    let (message2, keys) = verified.answer().unwrap();
+    let here: SocketAddr = "198.51.100.7:4000".parse().unwrap();
+    let token = ResetKey::from_bytes([3; 32]).token(CID);
+    let opening = Opening {
+        cid: CID,
+        keys,
+        peer: here,
+        peer_max_datagram: parameters.max_datagram,
+        peer_credit: PeerCredit {
+            messages: parameters.receive_messages.into(),
+            bytes: parameters.receive_bytes.into(),
+        },
+        own_credit: INITIAL_SERVER_CREDIT,
+        reset_token: Some(token),
+    };
+    let mut server = Connection::new(Side::Server, opening, world.at(20));
+    let Dialed::Open(mut device) = world.receive(40, &challenge(ATTEMPT, &message2)) else {
+        panic!()
+    };
+    let (now, addresses) = (world.at(40), (here, world.server));
+    let said = [(MessageKind::Text, "@hello {}"), (MessageKind::Binary, "\0")];
+    device.send(&config, now, said[0].0, said[0].1.into()).unwrap();
+    let expected = said.map(|(kind, text)| (kind, text.to_owned()));
+    assert_eq!(pass(&mut device, &mut server, (now, addresses.0)), expected[..1]);
+    server.send(&config, now, said[1].0, said[1].1.into()).unwrap();
+    assert_eq!(pass(&mut server, &mut device, (now, addresses.1)), expected[1..]);
+    assert!(!device.handle_reset(&[0; 16]));
+    assert!(
+        device.handle_reset(&token.0),
+        "the token came with the first packet"
+    );
+}
+
+/// Hands over what one end sends, and gives the messages that come out at the other.
+fn pass(
+    from: &mut Connection,
+    to: &mut Connection,
+    (now, address): (Instant, SocketAddr),
+) -> Vec<(MessageKind, String)> {
+    let config = Config::default();
+    let mut out = Vec::new();
+    while from.poll_transmit(&config, now, &mut out).is_some() {
+        assert!(matches!(
+            datagram::parse(&out),
+            Ok(Datagram::Data { cid: CID, .. })
+        ));
+        assert_eq!(
+            to.handle_datagram(&config, now, address, &mut out, 1),
+            Received::Taken
+        );
+        out.clear();
+    }
+    let mut messages = Vec::new();
+    while let Some(event) = to.poll_event(&config, now) {
+        if let Event::Message(kind, payload) = event {
+            messages.push((kind, String::from_utf8(payload.to_vec()).unwrap()));
+        }
+    }
+    messages
 }
 
 #[test]

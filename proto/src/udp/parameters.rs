@@ -1,10 +1,9 @@
 //! What a device says of a connection before there is one.
 
-use super::datagram::{MAX_DATAGRAM_BYTES, Malformed};
+use super::datagram::Malformed;
+use super::{MAX_DATAGRAM_BYTES, MIN_DATAGRAM_LIMIT};
 use crate::secure::PARAMETER_BYTES;
 
-/// Shortest longest datagram that a device may ask for, in bytes: what IPv4's smallest path of 576 bytes leaves, less its options.
-pub const MIN_MAX_DATAGRAM: u16 = 512;
 /// Least receive credit in bytes: a few packets, so that a message of several needs no round trip for each.
 pub const MIN_RECEIVE_BYTES: u32 = 4_096;
 /// Most receive credit in bytes.
@@ -69,7 +68,7 @@ impl Parameters {
 
     /// Whether each value is within its bounds.
     pub fn check(&self) -> Result<(), Malformed> {
-        let good = (MIN_MAX_DATAGRAM..=MAX_DATAGRAM_BYTES as u16).contains(&self.max_datagram)
+        let good = (MIN_DATAGRAM_LIMIT..=MAX_DATAGRAM_BYTES).contains(&self.max_datagram)
             && (MIN_RECEIVE_BYTES..=MAX_RECEIVE_BYTES).contains(&self.receive_bytes)
             && (MIN_RECEIVE_MESSAGES..=MAX_RECEIVE_MESSAGES).contains(&self.receive_messages);
         if good { Ok(()) } else { Err(Malformed::Value) }

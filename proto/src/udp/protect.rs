@@ -189,13 +189,14 @@ impl Opener {
 }
 
 /// The number with this lower half that is nearest to the one expected next.
-fn recover(low: u32, expected: u64) -> u64 {
+pub(super) fn recover(low: u32, expected: u64) -> u64 {
     const HALF: u64 = 1 << 31;
     const WHOLE: u64 = 1 << 32;
     let candidate = expected & !(WHOLE - 1) | u64::from(low);
-    if candidate + HALF <= expected && candidate < u64::MAX - WHOLE {
+    // Forwards if half is exactly between, as the expected one itself counts as ahead.
+    if expected.saturating_sub(candidate) >= HALF && candidate < u64::MAX - WHOLE {
         candidate + WHOLE
-    } else if candidate > expected + HALF && candidate >= WHOLE {
+    } else if candidate.saturating_sub(expected) > HALF && candidate >= WHOLE {
         candidate - WHOLE
     } else {
         candidate

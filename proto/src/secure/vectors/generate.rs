@@ -12,12 +12,12 @@ use super::super::records::nonce;
 use super::super::*;
 use super::{challenges, data, label, received};
 
-pub(super) const DEVICE_EPHEMERAL: fixed::Ephemeral = &counting(0x20);
-pub(super) const SERVER_EPHEMERAL: fixed::Ephemeral = &counting(0x60);
-pub(super) const NOW_MS: u64 = 1_750_000_000_123;
+pub(crate) const DEVICE_EPHEMERAL: fixed::Ephemeral = &counting(0x20);
+pub(crate) const SERVER_EPHEMERAL: fixed::Ephemeral = &counting(0x60);
+pub(crate) const NOW_MS: u64 = 1_750_000_000_123;
 
 /// 32 bytes that count up.
-pub(super) const fn counting(first: u8) -> [u8; 32] {
+pub(crate) const fn counting(first: u8) -> [u8; 32] {
     let mut bytes = [0; 32];
     let mut i = 0;
     while i < 32 {
@@ -47,7 +47,7 @@ pub(super) fn vectors() -> Value {
     })
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -73,11 +73,11 @@ pub(super) fn reason(error: &CredentialError) -> &'static str {
     }
 }
 
-pub(super) fn master() -> MasterKey {
+pub(crate) fn master() -> MasterKey {
     MasterKey::from_bytes(&counting(0)).unwrap()
 }
 
-pub(super) fn identities() -> [Identity; 3] {
+pub(crate) fn identities() -> [Identity; 3] {
     let identity = |key_id: &str, product: &str, class: &str, device: &str, key_version| Identity {
         key_id: key_id.into(),
         product: product.into(),
@@ -98,7 +98,7 @@ pub(super) fn identities() -> [Identity; 3] {
     ]
 }
 
-pub(super) fn fields(identity: &Identity) -> Value {
+pub(crate) fn fields(identity: &Identity) -> Value {
     json!({
         "key_id": identity.key_id,
         "product": identity.product,
@@ -111,7 +111,7 @@ pub(super) fn fields(identity: &Identity) -> Value {
 }
 
 /// `fields` with more in it.
-pub(super) fn with(mut fields: Value, more: Value) -> Value {
+pub(crate) fn with(mut fields: Value, more: Value) -> Value {
     if let (Value::Object(fields), Value::Object(more)) = (&mut fields, more) {
         fields.extend(more);
     }

@@ -41,7 +41,8 @@ struct Outgoing {
     /// How many bytes were sent at least once.
     sent: u32,
     acknowledged: Covered,
-    /// When it was first sent, or last got nearer to its end.
+    /// Since when the peer owes an answer: when it was first sent, last got nearer to its end, or went on after all of it that had
+    /// been sent was acknowledged.
     since: Option<Instant>,
 }
 
@@ -57,6 +58,11 @@ impl Outgoing {
 
     fn is_done(&self) -> bool {
         self.acknowledged.prefix() >= self.end()
+    }
+
+    /// Whether all that was sent is acknowledged.
+    fn is_answered(&self) -> bool {
+        self.acknowledged.prefix() >= self.sent.max(1)
     }
 
     fn is_begun(&self) -> bool {
@@ -125,9 +131,12 @@ impl Outbox {
         std::mem::take(&mut self.delivered)
     }
 
-    /// Since when the oldest message waits, if any of it was sent.
+    /// Since when the oldest message waits for an acknowledgement. One that waits for credit only does not.
     pub(super) fn oldest_since(&self) -> Option<Instant> {
-        self.messages.front()?.since
+        self.messages
+            .front()
+            .filter(|message| !message.is_answered())?
+            .since
     }
 
     /// Drops everything but what is to be reported.
@@ -213,8 +222,10 @@ impl Outbox {
         }
         credit.use_bytes(part.length);
         let outgoing = self.get_mut(message)?;
+        if !begun || outgoing.is_answered() {
+            outgoing.since = Some(now);
+        }
         outgoing.sent += part.length;
-        outgoing.since.get_or_insert(now);
         Some(part)
     }
 

@@ -260,6 +260,8 @@ impl Connection {
         busy.expired = 0;
         // What went to the old address before now does not shrink the new path's window.
         busy.recovery.begin(now);
+        // Acknowledgements went to the old address too, and are not sent again by themselves.
+        busy.acks.on_eliciting(now, true);
         self.resend_all();
     }
 

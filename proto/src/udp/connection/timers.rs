@@ -101,7 +101,7 @@ impl Connection {
             .clamp(1, u32::MAX.into());
         // Any spread does; a hash of what differs between devices and between packets (Knuth's multiplier).
         let chance = (self.cid.0 ^ self.sealer.next_number()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let earlier = (longest / KEEP_ALIVE_JITTER) * chance >> 32;
+        let earlier = ((longest / KEEP_ALIVE_JITTER) * chance) >> 32;
         self.keep_alive_ms = (longest - earlier) as u32;
     }
 }

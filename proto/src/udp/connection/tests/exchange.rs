@@ -41,9 +41,9 @@ impl Plan {
     fn new(side: Side, random: &mut Random, messages: u64) -> Self {
         let lengths = (0..messages).map(|_| match random.below(10) {
             0 => 0,
-            1..6 => random.below(200) as usize,
-            6..9 => random.below(5_000) as usize,
-            _ => random.below(100_000) as usize,
+            1..7 => random.below(200) as usize,
+            7..9 => random.below(5_000) as usize,
+            _ => random.below(50_000) as usize,
         });
         Self {
             side,

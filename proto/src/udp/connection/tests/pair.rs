@@ -81,7 +81,6 @@ pub(super) struct Peer {
 
 pub(super) struct Pair {
     pub(super) now: Instant,
-    pub(super) began: Instant,
     pub(super) device: Peer,
     pub(super) server: Peer,
     pub(super) network: Vec<Datagram>,
@@ -195,7 +194,6 @@ impl Pair {
         let now = Instant::now();
         Self {
             now,
-            began: now,
             server: Peer::new(Side::Server, server, &device, now),
             device: Peer::new(Side::Device, device.clone(), &device, now),
             network: Vec::new(),
@@ -284,6 +282,7 @@ impl Pair {
             let peer = self.peer(side);
             if peer.connection.poll_timeout().is_some_and(|at| at <= now) {
                 peer.connection.handle_timeout(&peer.config, now);
+                peer.poll_events(now);
             }
         }
         true
@@ -341,10 +340,6 @@ impl Pair {
             }
         }
     }
-
-    pub(super) fn elapsed(&self) -> Duration {
-        self.now - self.began
-    }
 }
 
 /// A message that says who sent it as the how-many-eth, so that order and content can be checked.
@@ -352,4 +347,37 @@ pub(super) fn message(side: Side, number: usize, length: usize) -> Bytes {
     let seed = number as u64 * 2 + u64::from(side == Side::Server);
     let mut random = Random::new(seed);
     (0..length).map(|_| random.next() as u8).collect()
+}
+
+/// A packet as the other end of `side` would seal it, with this number.
+pub(super) fn forge(pair: &Pair, to: Side, number: u64, plain: &[u8]) -> Datagram {
+    use crate::udp::protect::{Expanded, Sealer};
+    let keys = keys();
+    let (key, from, to_address) = match to {
+        Side::Server => (keys.to_server, pair.device.address, pair.server.address),
+        Side::Device => (keys.to_device, pair.server.address, pair.device.address),
+    };
+    let mut sealer = Sealer::at(key, number);
+    let mut bytes = Vec::new();
+    sealer.begin(pair.device.connection.cid(), &mut bytes);
+    bytes.extend_from_slice(plain);
+    sealer.seal(&mut Expanded::default(), &mut bytes, 0);
+    Datagram {
+        at: pair.now,
+        from,
+        to: to_address,
+        bytes,
+    }
+}
+
+/// A packet of the generated type to the other end, sealed with this number.
+pub(super) fn inject(
+    pair: &mut Pair,
+    to: Side,
+    number: u64,
+    packet: crate::udp::packet::generated::Packet,
+) -> Received {
+    use prost::Message;
+    let datagram = forge(pair, to, number, &packet.encode_to_vec());
+    pair.deliver(datagram).unwrap()
 }
