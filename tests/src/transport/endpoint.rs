@@ -35,6 +35,8 @@ pub(crate) struct Endpoint {
     allowance: Allowance,
     spin: Spin,
     pinged: bool,
+    /// Where the peer was when that was last looked at.
+    peer: SocketAddr,
     /// The driver leaves the rest of what is to be sent for its next turn.
     unsent: bool,
 }
@@ -52,7 +54,6 @@ impl Endpoint {
         let (side, cid) = (connection.side(), connection.cid());
         s.ledger.open(cid);
         Self {
-            connection,
             application: Application::draw(s),
             armed: None,
             ended: None,
@@ -65,8 +66,10 @@ impl Endpoint {
             allowance: Allowance::new(s.now),
             spin: Spin::default(),
             pinged: false,
+            peer: connection.peer(),
             unsent: false,
             config,
+            connection,
         }
     }
 
@@ -85,6 +88,9 @@ impl Endpoint {
             .connection
             .handle_datagram(&self.config, now, packet.from, bytes, entropy);
         s.note(("received", self.side, packet.id, received));
+        if matches!(received, Received::Taken | Received::Refused) {
+            self.note_source(s, packet.from)?;
+        }
         let meant = packet.sealed.is_some_and(|sealed| {
             sealed.cid == self.cid && sealed.side == other(self.side) && !packet.flipped
         });
@@ -94,7 +100,9 @@ impl Endpoint {
             Received::Malformed => Promise::Protocol,
             Received::Taken if !s.taken.insert(packet.id) => Promise::Once,
             Received::Taken => {
-                self.on_taken(s, packet.from);
+                self.heard = s.now;
+                self.pinged = false;
+                self.allowance.on_received();
                 return Ok(());
             }
             _ => return Ok(()),
@@ -106,14 +114,22 @@ impl Endpoint {
         Err((wrong, what))
     }
 
-    fn on_taken(&mut self, s: &mut Shared, from: SocketAddr) {
-        self.heard = s.now;
-        self.pinged = false;
-        self.allowance.on_received();
+    /// Something authentic came: where the peer is may have been proved by it.
+    fn note_source(&mut self, s: &mut Shared, from: SocketAddr) -> Result<(), Broken> {
+        let peer = self.connection.peer();
+        let moved = peer != self.peer;
+        self.peer = peer;
         if !self.opened {
+            // What came from there was sealed for this connection: the first address needs no other proof.
             self.opened = true;
             s.accounts.prove(from);
+        } else if moved && (self.side == Side::Device || peer != from || s.is_strange(peer)) {
+            let what = format!("moved to {peer}, which never answered a challenge");
+            return Err(self.broken(Promise::Private, &what));
+        } else if moved {
+            s.accounts.prove(peer);
         }
+        Ok(())
     }
 
     /// One turn of the driver. `whole`: it does everything that there is to do.
@@ -136,7 +152,11 @@ impl Endpoint {
         self.take_events(s)?;
         let due = self.connection.poll_timeout();
         if !self.unsent && due.is_some_and(|at| at <= now) {
-            return Err(self.broken(Promise::Quiet, "is due again at once after it did all that there was"));
+            let what = format!(
+                "is due again at once after it did all that there was: {due:?} {now:?} {:?}",
+                self.connection
+            );
+            return Err(self.broken(Promise::Quiet, &what));
         }
         if self.connection.is_idle() {
             self.allowance.on_idle();
@@ -200,20 +220,9 @@ impl Endpoint {
     fn on_moved(&mut self, s: &mut Shared, address: SocketAddr) -> Result<(), Broken> {
         s.note(("moved", self.cid.0, address));
         s.saw("event", "peer moved");
-        if self.side == Side::Device {
-            return Err(self.broken(Promise::Protocol, "moved its server"));
+        if self.peer != address {
+            return Err(self.broken(Promise::Truthful, "says that the peer is where it is not"));
         }
-        if self.connection.peer() != address {
-            return Err(self.broken(Promise::Truthful, "says that the peer moved elsewhere"));
-        }
-        // The first address needs no proof: what came from there was sealed for this connection.
-        if s.is_strange(address) && self.sent > 0 {
-            return Err(self.broken(
-                Promise::Private,
-                "moved to an address that never answered a challenge",
-            ));
-        }
-        s.accounts.prove(address);
         Ok(())
     }
 
@@ -231,6 +240,12 @@ impl Endpoint {
         };
         if !is_true {
             return Err(self.broken(Promise::Truthful, &format!("says that it ended by {end:?}")));
+        }
+        let is_lost = !matches!(end, End::ClosedByUs | End::ClosedByPeer);
+        if is_lost && self.application.stall.is_some() {
+            // Who asks for no messages is told of a loss at once: what was not taken is lost with it.
+            self.vanish(s);
+            return Ok(());
         }
         s.ledger.on_ended((self.cid, self.side), end)
     }

@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const FORLORN: Duration = Duration::from_secs(30 + 60 + 30);
 /// For the longest wait between two probes, several times.
 const SLACK: Duration = Duration::from_secs(60);
-const REST: Duration = Duration::from_secs(12);
+const REST: Duration = Duration::from_secs(40);
 const IDLE: Duration = Duration::from_secs(60);
 const CLOSE: Duration = Duration::from_secs(10);
 /// Keep-alives and pings of [`IDLE`], their acknowledgements, and as much again.
@@ -176,6 +176,9 @@ impl World {
             if !self.server.ends.contains_key(&cid) {
                 return Some(format!("device {} has not noticed that {cid} is gone", device.number));
             }
+            if [Side::Device, Side::Server].iter().any(|side| log.flow(*side).closed.is_some()) {
+                return Some(format!("{cid} is closed and does not end"));
+            }
             if !log.is_settled() {
                 let say = |side| {
                     let flow = log.flow(side);
@@ -213,10 +216,11 @@ impl World {
                 return Ok((Phase::Rest, None));
             }
             let what = format!(
-                "{:?} of {} does not come to rest and holds {} bytes",
+                "{:?} of {} does not come to rest and holds {} bytes: {:?}",
                 end.connection.side(),
                 end.cid(),
-                end.connection.held_bytes()
+                end.connection.held_bytes(),
+                end.connection
             );
             return Err((Promise::Idle, what));
         }
