@@ -191,7 +191,7 @@ impl Connection {
         if self.state != State::Open || is_closed {
             return Err(SendError::Closed);
         }
-        if payload.len() > config.max_message_bytes || u32::try_from(payload.len()).is_err() {
+        if u32::try_from(payload.len()).is_err() {
             return Err(SendError::TooBig);
         }
         let outbox = &mut self.busy_mut().outbox;

@@ -79,13 +79,12 @@ impl Allowance {
     pub(crate) fn spend(&mut self, now: Time) -> bool {
         let waited = now.saturating_sub(self.since).as_secs_f64() * PER_SECOND;
         (self.waited, self.since) = ((self.waited + waited).min(PATIENCE), now);
-        if self.waited >= 1.0 {
-            self.waited -= 1.0;
+        if self.earned > 0 {
+            self.earned -= 1;
             return true;
         }
-        let has = self.earned > 0;
-        self.earned = self.earned.saturating_sub(1);
-        has
+        self.waited -= 1.0;
+        self.waited >= 0.0
     }
 }
 
@@ -135,10 +134,11 @@ mod tests {
         let mut allowance = Allowance::new(Time::ZERO);
         let sent = (0..1_000).filter(|_| allowance.spend(Time::ZERO)).count();
         assert_eq!(sent, 40);
+        let mut allowance = Allowance::new(Time::ZERO);
         allowance.on_received();
         allowance.on_message(600, 1_200);
         let sent = (0..1_000).filter(|_| allowance.spend(Time::ZERO)).count();
-        assert_eq!(sent, 3 + 8);
-        assert!(allowance.spend(Duration::from_millis(200)));
+        assert_eq!(sent, 40 + 3 + 8);
+        assert!(allowance.spend(Duration::from_secs(1)));
     }
 }

@@ -114,15 +114,8 @@ impl Connection {
         if self.side == Side::Device {
             return;
         }
-        if !self.heard {
-            // Nothing was sent before: the first source is as good as the one that the handshake came from.
-            self.heard = true;
-            if from != self.peer {
-                self.peer = from;
-                self.busy_mut().moved = true;
-            }
-            return;
-        }
+        // Whoever has the keys got the challenge, which went to the peer's first address: that one needs no further proof.
+        self.heard = true;
         if from == self.peer {
             return;
         }

@@ -37,7 +37,8 @@ pub struct PeerCredit {
 /// The limits of one end, shared by its connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Longest message in either direction, in bytes. A longer one from the peer ends the connection with 1009.
+    /// Longest message from the peer, in bytes. A longer one ends the connection with 1009. What is sent is bounded by
+    /// `send_bytes`, and by what the peer takes.
     pub max_message_bytes: usize,
     /// How many bytes the peer may send beyond what the application took.
     pub receive_bytes: u32,
@@ -75,7 +76,8 @@ impl Default for Config {
 pub struct Opening {
     pub cid: ConnectionId,
     pub keys: TrafficKeys,
-    /// Where the peer is. A server takes the first datagram's source instead.
+    /// Where the peer is. On a server, where the challenge went: as only who got it there can have the keys, this address counts as
+    /// validated with the first datagram that opens, whatever that one's source is.
     pub peer: SocketAddr,
     /// The longest datagram that the peer takes, in bytes of UDP payload.
     pub peer_max_datagram: u16,
@@ -112,7 +114,7 @@ pub enum SendError {
     /// Here it is again: there is room once something was delivered.
     #[error("too much waits to be acknowledged")]
     Full(Bytes),
-    #[error("the message is over the limit")]
+    #[error("a message has less than 4 GiB")]
     TooBig,
 }
 

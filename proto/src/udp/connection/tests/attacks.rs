@@ -251,10 +251,22 @@ fn a_server_says_nothing_before_it_has_heard_anything() {
         (pair.server.datagrams_out, pair.server.connection.poll_timeout()),
         (0, None)
     );
-    // The first that opens says where the device is.
-    pair.device.address = address("203.0.113.9:9");
+    // The first that opens comes from elsewhere: that has to be proved first, and the challenge's address need not be.
+    let (home, moved) = (pair.device.address, address("203.0.113.9:9"));
+    pair.tape = Some(Vec::new());
+    pair.device.address = moved;
     pair.device.text(pair.now, "hello");
-    pair.run(Duration::from_secs(1));
-    assert_eq!(pair.server.events, [Event::PeerMoved(pair.device.address)]);
+    pair.run_until(Duration::from_millis(10), |pair| !pair.server.received.is_empty());
+    pair.settle();
+    let tape = pair.tape.take().unwrap();
+    let to = |to| {
+        tape.iter()
+            .filter(|d| d.to == to)
+            .map(|d| d.bytes.len())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((to(moved), to(home).len()), (vec![38], 1));
+    pair.run(Duration::from_secs(2));
+    assert_eq!(pair.server.events, [Event::PeerMoved(moved)]);
     assert_eq!((pair.server.delivered, pair.device.received.len()), (1, 1));
 }
