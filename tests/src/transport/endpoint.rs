@@ -116,19 +116,20 @@ impl Endpoint {
 
     /// Something authentic came: where the peer is may have been proved by it.
     fn note_source(&mut self, s: &mut Shared, from: SocketAddr) -> Result<(), Broken> {
-        let peer = self.connection.peer();
-        let moved = peer != self.peer;
-        self.peer = peer;
+        let before = std::mem::replace(&mut self.peer, self.connection.peer());
         if !self.opened {
-            // What came from there was sealed for this connection: the first address needs no other proof.
+            // Whoever has the keys got the challenge, where it went to.
             self.opened = true;
-            s.accounts.prove(from);
-        } else if moved && (self.side == Side::Device || peer != from || s.is_strange(peer)) {
-            let what = format!("moved to {peer}, which never answered a challenge");
-            return Err(self.broken(Promise::Private, &what));
-        } else if moved {
-            s.accounts.prove(peer);
+            s.accounts.prove(before);
         }
+        if self.peer == before {
+            return Ok(());
+        }
+        if self.side == Side::Device || self.peer != from || s.is_strange(from) {
+            let what = format!("moved to {}, which never answered a challenge", self.peer);
+            return Err(self.broken(Promise::Private, &what));
+        }
+        s.accounts.prove(from);
         Ok(())
     }
 
@@ -153,7 +154,7 @@ impl Endpoint {
         let due = self.connection.poll_timeout();
         if !self.unsent && due.is_some_and(|at| at <= now) {
             let what = format!(
-                "is due again at once after it did all that there was: {due:?} {now:?} {:?}",
+                "is due again at once after it did all that there was: {:?}",
                 self.connection
             );
             return Err(self.broken(Promise::Quiet, &what));

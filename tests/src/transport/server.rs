@@ -130,9 +130,11 @@ impl Server {
         let mut key = hello.parameters.encode().to_vec();
         key.extend_from_slice(hello.credential);
         self.attempts.retain(|_, attempt| attempt.until > s.now);
-        if let Some(known) = self.attempts.get_mut(&key) {
-            known.from = from;
-            if let Some(answer) = known.answer.clone() {
+        if let Some(known) = self.attempts.get(&key) {
+            if known.from != from {
+                // Who gets the answer is taken to be there: it goes to one place only.
+                s.saw("hello", "from elsewhere");
+            } else if let Some(answer) = known.answer.clone() {
                 s.put_out(Place::Server(device), from, answer, None);
             }
             return None;

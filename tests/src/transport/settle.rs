@@ -208,6 +208,10 @@ impl World {
     }
 
     fn look_rest(&mut self, late: bool) -> Result<(Phase, Option<Duration>), Broken> {
+        if self.unfinished().is_some() {
+            // An end has given up for what happened before; its peer has yet to notice.
+            return Ok((Phase::Finish, Some(FORLORN)));
+        }
         let restless = self
             .ends()
             .find(|end| !end.connection.is_idle() || end.connection.held_bytes() > 0);
