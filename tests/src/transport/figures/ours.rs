@@ -1,7 +1,7 @@
 //! The transport itself.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
@@ -19,6 +19,8 @@ const RECEIVE_BYTES: u32 = 512 << 10;
 const RECEIVE_MESSAGES: u16 = 1_024;
 const SEND_BYTES: usize = 4 << 20;
 const SEND_MESSAGES: usize = 4_096;
+/// At the worst loss a long transfer may well see a minute without an acknowledgement: it is to be measured all the same.
+const GIVE_UP: Duration = Duration::from_secs(3_600);
 
 pub(super) struct Ours {
     base: Instant,
@@ -37,6 +39,7 @@ impl Ours {
             max_datagram: setting.datagram,
             send_bytes: SEND_BYTES,
             send_messages: SEND_MESSAGES,
+            give_up: GIVE_UP,
             ..Config::default()
         };
         let ends = [Side::Server, Side::Device].map(|side| Connection::new(side, opening(side), base));
