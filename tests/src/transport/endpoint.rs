@@ -88,6 +88,7 @@ impl Endpoint {
             .connection
             .handle_datagram(&self.config, now, packet.from, bytes, entropy);
         s.note(("received", self.side, packet.id, received));
+        s.saw("received", &format!("{received:?}"));
         if matches!(received, Received::Taken | Received::Refused) {
             self.note_source(s, packet.from)?;
         }

@@ -66,7 +66,7 @@ impl Moods {
             lasts: rng.millis(5_000..=90_000),
             between: rng.millis(200..=6_000),
             weights,
-            copies: rng.pick(&[0, 0, 20, 200]),
+            copies: rng.pick(&[0, 0, 0, 20, 200, 1000]),
             sluggish: rng.pick(&[0, 0, 50, 300]),
         }
     }

@@ -32,6 +32,8 @@ pub(crate) struct Server {
     /// How often, per mille, a HELLO must come with a cookie, and how often a good one is refused.
     asks_cookie: u32,
     refuses: u32,
+    /// What its ends take at first: at most what each device counts on.
+    credit: PeerCredit,
     /// Resets that may still be sent, and since when that is so.
     resets: (f64, Time),
 }
@@ -66,11 +68,20 @@ impl Server {
     pub(crate) fn new(s: &mut Shared, master: MasterKey) -> Self {
         let mut reset_key = [0; 32];
         reset_key.fill_with(|| s.rng.next() as u8);
+        let config = draw_config(s, false);
+        let mut credit = INITIAL_SERVER_CREDIT;
+        if s.rng.chance(200) {
+            // It finds no room for what it may be sent, refuses it, and is asked again. More than a window beyond the credit would be
+            // the device's fault.
+            credit.messages = credit.messages.saturating_sub(config.receive_messages.into()).max(1);
+            credit.bytes = credit.bytes.saturating_sub(config.receive_bytes.into()).max(1_000);
+        }
         Self {
             up: true,
             life: 0,
             ends: BTreeMap::new(),
-            config: Rc::new(draw_config(s, false)),
+            config: Rc::new(config),
+            credit,
             attempts: BTreeMap::new(),
             master,
             reset_key: ResetKey::from_bytes(reset_key),
@@ -213,7 +224,7 @@ impl Server {
                 messages: decoded.receive_messages.into(),
                 bytes: decoded.receive_bytes.into(),
             },
-            own_credit: INITIAL_SERVER_CREDIT,
+            own_credit: self.credit,
             reset_token: Some(self.reset_key.token(cid)),
         };
         let connection = Connection::new(Side::Server, opening, s.instant());
