@@ -295,7 +295,12 @@ fn change(file: &Path, bytes: Vec<u8>, mutants: &[&Mutant]) -> Vec<u8> {
 
 /// Only the simulations are built, under names of their own.
 fn binaries() -> String {
-    let binary = |suite: &Suite| format!("[[bin]]\nname = \"{}\"\npath = \"{}\"\n\n", suite.program, suite.source);
+    let binary = |suite: &Suite| {
+        format!(
+            "[[bin]]\nname = \"{}\"\npath = \"{}\"\n\n",
+            suite.program, suite.source
+        )
+    };
     SUITES.iter().map(binary).collect()
 }
 

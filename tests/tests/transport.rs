@@ -16,7 +16,7 @@ use holdfast_tests::transport::{Failure, Options, Summary, run};
 
 /// The same seeds each time; fresh ones are `holdfast-simulate-udp`'s.
 const FIRST_SEED: u64 = 1;
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 400;
 const THREADS: usize = 2;
 
 fn number(variable: &str) -> Option<u64> {

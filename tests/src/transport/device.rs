@@ -111,7 +111,11 @@ impl Device {
     /// When its path was last in such trouble that one may give up.
     pub(crate) fn trouble(&self, now: Time) -> Time {
         let rough = self.up.weather.is_rough() || self.down.weather.is_rough();
-        if rough { now.max(self.troubled) } else { self.troubled }
+        if rough {
+            now.max(self.troubled)
+        } else {
+            self.troubled
+        }
     }
 
     pub(crate) fn is_at(&self, address: SocketAddr) -> bool {

@@ -337,7 +337,10 @@ impl Endpoint {
     fn check_datagram(&mut self, s: &Shared, bytes: &[u8]) -> Result<(), Broken> {
         let longest = usize::from(self.config.max_datagram.min(s.device_max_datagram(self.place)));
         if bytes.len() < DATA_OVERHEAD || bytes.len() > longest {
-            let what = format!("makes a datagram of {} bytes, the limit is {longest}", bytes.len());
+            let what = format!(
+                "makes a datagram of {} bytes, the limit is {longest}",
+                bytes.len()
+            );
             return Err(self.broken(Promise::Bounded, &what));
         }
         if !self.opened {
@@ -366,7 +369,10 @@ impl Endpoint {
         }
         let untaken = flow.delivered.saturating_sub(flow.taken);
         if untaken > usize::from(config.receive_messages).max(8) {
-            let what = format!("holds {untaken} messages, its window is {}", config.receive_messages);
+            let what = format!(
+                "holds {untaken} messages, its window is {}",
+                config.receive_messages
+            );
             return Err(self.broken(Promise::Bounded, &what));
         }
         Ok(())

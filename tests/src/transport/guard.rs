@@ -30,7 +30,11 @@ impl Accounts {
     pub(crate) fn send(&mut self, to: SocketAddr, bytes: usize) -> Option<String> {
         let account = self.0.entry(to).or_default();
         account.sent += bytes as u64;
-        let Account { received, sent, proven } = *account;
+        let Account {
+            received,
+            sent,
+            proven,
+        } = *account;
         (!proven && sent > received).then(|| format!("{sent} bytes went to {to}, from where {received} came"))
     }
 }
@@ -106,8 +110,6 @@ impl Spin {
         self.turns < MAX_TURNS
     }
 }
-
-
 
 /// HELLOs of one attempt: after 0, 1, 3 and 7 s, and so again after each of three RETRYs.
 pub(crate) const MAX_HELLOS: u32 = 16;

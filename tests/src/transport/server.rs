@@ -73,8 +73,14 @@ impl Server {
         if s.rng.chance(200) {
             // It finds no room for what it may be sent, refuses it, and is asked again. More than a window beyond the credit would be
             // the device's fault.
-            credit.messages = credit.messages.saturating_sub(config.receive_messages.into()).max(1);
-            credit.bytes = credit.bytes.saturating_sub(config.receive_bytes.into()).max(1_000);
+            credit.messages = credit
+                .messages
+                .saturating_sub(config.receive_messages.into())
+                .max(1);
+            credit.bytes = credit
+                .bytes
+                .saturating_sub(config.receive_bytes.into())
+                .max(1_000);
         }
         Self {
             up: true,
@@ -283,4 +289,3 @@ fn draw_cookies(s: &mut Shared) -> Cookies {
     key.fill_with(|| s.rng.next() as u8);
     Cookies::new(key)
 }
-

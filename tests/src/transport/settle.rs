@@ -174,9 +174,15 @@ impl World {
             let cid = end.cid();
             let log = self.s.ledger.log(cid);
             if !self.server.ends.contains_key(&cid) {
-                return Some(format!("device {} has not noticed that {cid} is gone", device.number));
+                return Some(format!(
+                    "device {} has not noticed that {cid} is gone",
+                    device.number
+                ));
             }
-            if [Side::Device, Side::Server].iter().any(|side| log.flow(*side).closed.is_some()) {
+            if [Side::Device, Side::Server]
+                .iter()
+                .any(|side| log.flow(*side).closed.is_some())
+            {
                 return Some(format!("{cid} is closed and does not end"));
             }
             if !log.is_settled() {
@@ -228,7 +234,9 @@ impl World {
             );
             return Err((Promise::Idle, what));
         }
-        let before = self.ends().map(|end| (end.cid(), end.connection.side(), end.sent));
+        let before = self
+            .ends()
+            .map(|end| (end.cid(), end.connection.side(), end.sent));
         Ok((Phase::Idle(before.collect()), Some(IDLE)))
     }
 
@@ -307,7 +315,10 @@ impl World {
             let (us, them) = (flow.sender, log.flow(super::ledger::other(*side)).sender);
             let wanted = (Fate::Ended(End::ClosedByUs), Fate::Ended(End::ClosedByPeer));
             if (us, them) != wanted {
-                return Err((Promise::Truthful, format!("{side:?} closed {cid}: {us:?}, {them:?}")));
+                return Err((
+                    Promise::Truthful,
+                    format!("{side:?} closed {cid}: {us:?}, {them:?}"),
+                ));
             }
         }
         self.settled = true;

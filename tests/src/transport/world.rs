@@ -1,5 +1,7 @@
 //! The world: what happens when, and to whom.
 
+use std::time::Duration;
+
 use holdfast_proto::secure::{Identity, MasterKey};
 use holdfast_proto::udp::{ConnectionId, End, Side};
 
@@ -14,7 +16,6 @@ use super::{Failure, Options, Promise, Summary};
 use crate::sim::queue::{Queue, Time};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
-use std::time::Duration;
 
 #[derive(Debug)]
 pub(crate) struct World {
@@ -43,6 +44,8 @@ pub(crate) enum Event {
 }
 
 const MAX_STEPS: u64 = 5_000_000;
+/// How many of the datagrams that a stranger repeats he keeps from arriving themselves, per mille.
+const STOLEN: u32 = 100;
 /// How much longer than [`Config::give_up`](holdfast_proto::udp::Config::give_up) after the last trouble nobody may give up any more.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -53,7 +56,9 @@ impl World {
             ..Summary::default()
         };
         let mut s = Shared::new(Rng::new(seed), Trace::new(options.trace), summary);
-        s.volume = s.rng.pick(&[4 << 10, 64 << 10, 64 << 10, 300 << 10, 300 << 10, 2 << 20]);
+        s.volume = s
+            .rng
+            .pick(&[4 << 10, 64 << 10, 64 << 10, 300 << 10, 300 << 10, 2 << 20]);
         s.longest = s.rng.pick(&[1 << 20, 1 << 20, 64 << 10]);
         let master = MasterKey::from_bytes(&[7; 32]).expect("a key has 32 bytes");
         let moods = Moods::draw(&mut s.rng);
@@ -256,6 +261,9 @@ impl World {
         node.record(&mut self.s, &packet);
         if self.s.rng.chance(self.moods.copies) && !self.s.healed {
             self.copy_from_stranger(&packet);
+            if self.s.rng.chance(STOLEN) {
+                return;
+            }
         }
         self.carry(packet, device, true);
     }
@@ -280,8 +288,15 @@ impl World {
         let passages = way.carry(&mut self.s.rng, self.s.now, packet.bytes.len());
         let arrive = passages.iter().flatten().count();
         let kind = packet.bytes.first().copied();
-        self.s
-            .note(("datagram", packet.id, kind, packet.bytes.len(), up, device, arrive));
+        self.s.note((
+            "datagram",
+            packet.id,
+            kind,
+            packet.bytes.len(),
+            up,
+            device,
+            arrive,
+        ));
         for passage in passages.into_iter().flatten() {
             let mut copy = packet.clone();
             if let Some(bit) = passage.flip {

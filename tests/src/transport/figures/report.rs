@@ -24,9 +24,7 @@ pub fn table(setting: &Setting, points: &[Point]) -> String {
         for &loss in &setting.losses {
             let of = |transport| {
                 let mut all = points.iter();
-                all.find(|p| {
-                    p.workload == workload && p.loss_percent == loss && p.transport == transport
-                })
+                all.find(|p| p.workload == workload && p.loss_percent == loss && p.transport == transport)
             };
             let row: Vec<&Point> = Transport::ALL.into_iter().filter_map(of).collect();
             write_row(&mut out, loss, &row);

@@ -52,7 +52,11 @@ fn figures_are_told_and_drawn() {
     let points = measure(&setting, |_| told += 1);
     assert_eq!((points.len(), told), (12, 12));
     let table = table(&setting, &points);
-    assert_eq!(table.lines().filter(|line| line.starts_with("   2%")).count(), 2, "{table}");
+    assert_eq!(
+        table.lines().filter(|line| line.starts_with("   2%")).count(),
+        2,
+        "{table}"
+    );
     let svg = draw(&setting, &points).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
     assert_eq!(svg.matches("<circle").count(), 4 * 6);
