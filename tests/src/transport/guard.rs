@@ -87,8 +87,9 @@ impl Allowance {
             self.earned -= 1;
             return true;
         }
-        self.waited -= 1.0;
-        self.waited >= 0.0
+        let has = self.waited >= 1.0;
+        self.waited -= f64::from(u8::from(has));
+        has
     }
 }
 

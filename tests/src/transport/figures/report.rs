@@ -33,7 +33,10 @@ pub fn table(setting: &Setting, points: &[Point]) -> String {
     out
 }
 
-const COLUMNS: [(&str, fn(&Point) -> String); 4] = [
+/// How a number is written.
+type Show = fn(&Point) -> String;
+
+const COLUMNS: [(&str, Show); 4] = [
     ("goodput, Mbit/s", |p| format!("{:.3}", p.goodput / 1e6)),
     ("p50, ms", |p| milliseconds(p.p50_ms)),
     ("p99, ms", |p| milliseconds(p.p99_ms)),
