@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::Connection;
 use super::busy::Busy;
+use super::credit::SendCredit;
 use super::outbox::Part;
+use super::rtt::MAX_PROBE_TIMEOUT;
 use super::sent::{Control, Fate, SentPacket};
 use super::types::{Config, End};
 use crate::udp::packet::Acknowledgement;
@@ -73,7 +75,7 @@ impl Connection {
         if let Some(busy) = &mut self.busy {
             busy.expired = 0;
             busy.sent.trim();
-            busy.unanswered_since = (!busy.sent.is_empty()).then_some(now);
+            busy.unanswered_since = Some(now);
             self.set_give_up(config);
         }
     }
@@ -171,7 +173,7 @@ impl Connection {
     }
 
     /// Everything in flight is to be sent again: it went to an address where the peer no longer is.
-    pub(super) fn resend_all(&mut self) {
+    pub(super) fn resend_all(&mut self, config: &Config) {
         let Some(busy) = &mut self.busy else { return };
         let mut index = 0;
         while let Some(packet) = busy.sent.get(index).copied() {
@@ -182,19 +184,41 @@ impl Connection {
         }
         busy.loss_at = None;
         busy.sent.trim();
+        self.set_give_up(config);
     }
 
-    /// When to ask after what is in flight: the next probe.
+    /// When to ask after what is in flight, or whether the peer that grants nothing is still there: the next probe.
     pub(super) fn probe_at(&self) -> Option<Instant> {
         let busy = self.busy.as_ref()?;
-        (!busy.sent.is_empty() && busy.loss_at.is_none())
+        if busy.sent.is_empty() {
+            let since = busy
+                .blocked_since
+                .filter(|_| busy.waits_for_credit(&self.sending))?;
+            let wait = self.rtt.probe_timeout(busy.blocked_probes.into());
+            return Some(since.max(self.last_sent) + wait);
+        }
+        busy.loss_at
+            .is_none()
             .then(|| self.last_sent + self.rtt.probe_timeout(busy.expired))
     }
 
+    /// Notes when only the peer's credit is left to wait for. Its probes come less and less often, also when they are answered.
+    pub(super) fn note_blocked(&mut self, now: Instant) {
+        let Some(busy) = &mut self.busy else { return };
+        if busy.sent.is_empty() && busy.waits_for_credit(&self.sending) {
+            busy.blocked_since.get_or_insert(now);
+        }
+    }
+
     /// Nothing was acknowledged for too long: the next datagrams go out whatever the window says, with the oldest of what is in
-    /// flight.
+    /// flight. Where nothing is, a ping asks whether the peer that grants no more is there.
     pub(super) fn on_probe_timeout(&mut self) {
         let Some(busy) = &mut self.busy else { return };
+        if busy.sent.is_empty() {
+            busy.blocked_probes = busy.blocked_probes.saturating_add(1);
+            busy.pending.add(Control::PING);
+            return;
+        }
         busy.expired += 1;
         busy.probes = PROBES;
         if let Some(oldest) = busy.sent.oldest().and_then(|index| busy.sent.get(index)) {
@@ -202,30 +226,74 @@ impl Connection {
         }
     }
 
-    /// The connection is given up when the oldest message, or everything, is without an answer for too long.
+    /// The connection is given up when the oldest message, or everything, is without an answer for too long. To be called whenever
+    /// something was sent, acknowledged or lost: nobody owes an answer when nothing is in flight.
     pub(super) fn set_give_up(&mut self, config: &Config) {
         if let Some(busy) = &mut self.busy {
+            if busy.sent.is_empty() {
+                busy.unanswered_since = None;
+            }
             let oldest = [busy.outbox.oldest_since(), busy.unanswered_since]
                 .into_iter()
                 .flatten()
                 .min();
-            busy.give_up_at = oldest.map(|since| since + config.give_up);
+            let forgiven = busy.forgiven_until;
+            busy.give_up_at = oldest.map(|since| {
+                let at = since + config.give_up;
+                forgiven.map_or(at, |until| until.max(at))
+            });
         }
     }
 
-    pub(super) fn check_give_up(&mut self, now: Instant) {
-        if self
-            .busy
-            .as_ref()
-            .and_then(|busy| busy.give_up_at)
-            .is_some_and(|at| at <= now)
-        {
+    /// Notes when a look for losses or a probe is so long overdue that this end was held up, not the peer: its answers may be there,
+    /// unread. It gets a probe, and time to answer that.
+    pub(super) fn check_late(&mut self, config: &Config, now: Instant) {
+        let busy = self.busy.as_ref().filter(|busy| busy.give_up_at.is_some());
+        let due = busy.and_then(|busy| busy.loss_at.or_else(|| self.probe_at()));
+        if due.is_some_and(|due| due + self.patience(config) < now) {
+            self.forgive(config, now);
+        }
+    }
+
+    /// A connection is given up only when a probe, one that was really sent, had its time.
+    pub(super) fn check_give_up(&mut self, config: &Config, now: Instant) {
+        let Some(busy) = self.busy.as_ref() else { return };
+        if busy.give_up_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let is_silent = busy
+            .unanswered_since
+            .is_some_and(|since| since + config.give_up <= now);
+        if is_silent && busy.expired == 0 {
+            self.on_probe_timeout();
+            self.forgive(config, now);
+        } else {
             self.end(End::GaveUp);
         }
+    }
+
+    fn forgive(&mut self, config: &Config, now: Instant) {
+        let until = now + self.patience(config);
+        if let Some(busy) = &mut self.busy {
+            busy.forgiven_until = Some(until);
+        }
+        self.set_give_up(config);
+    }
+
+    /// So late a turn is too late to judge the peer by it, and so long it has after that: at least the time of one probe.
+    fn patience(&self, config: &Config) -> Duration {
+        (config.give_up / 4)
+            .min(MAX_PROBE_TIMEOUT)
+            .max(self.rtt.probe_timeout(0))
     }
 }
 
 impl Busy {
+    /// Whether there is something to send, and the peer's credit is what forbids it.
+    fn waits_for_credit(&self, credit: &SendCredit) -> bool {
+        !self.outbox.is_empty() && !self.outbox.is_ready(credit)
+    }
+
     /// What it carried is to be sent again, unless another packet answers for it.
     fn lose(&mut self, index: usize, packet: &SentPacket) {
         self.sent.settle(index, Fate::Lost);

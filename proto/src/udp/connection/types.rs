@@ -46,7 +46,8 @@ pub struct Config {
     pub receive_messages: u16,
     /// Longest datagram to send, in bytes of UDP payload; the peer's own limit may be lower.
     pub max_datagram: u16,
-    /// The connection is lost when a message, or all that was sent, stays unacknowledged for so long.
+    /// The connection is lost when a message, or all that was sent, stays unacknowledged for so long. When this end is called late by
+    /// more than a quarter of it, or 8 s, the peer has as long again to answer a probe.
     pub give_up: Duration,
     /// A device that sent nothing for so long (or up to a tenth less) sends a ping. Servers leave it `None`.
     pub keep_alive: Option<Duration>,
