@@ -15,6 +15,7 @@ pub mod peer;
 pub mod service;
 pub mod sim;
 pub mod traffic;
+pub mod transport;
 pub mod wire;
 
 pub use holdfast_proto::ChannelKind;

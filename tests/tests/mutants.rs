@@ -1,7 +1,7 @@
 //! Mutants of the shipping logic: a simulation that lets one pass shows nothing about what it guards.
 //!
-//! The table `mutants/cores.toml` says which text is replaced by which. All of them go into one copy of the workspace, each
-//! behind a switch that an environment variable turns on: one build serves them all, and what is tested beside the mutation
+//! The tables in `mutants/` say which text is replaced by which, one for each simulation. All of them go into one copy of the
+//! workspace, each behind a switch that an environment variable turns on: one build serves them all, and what is tested beside the mutation
 //! is the very text that ships. The copy has a version and a program name of its own, so that cargo keeps its artifacts apart
 //! and takes the dependencies that are built already.
 
@@ -29,10 +29,32 @@ const PARTS: [&str; 10] = [
     "tests",
     "bench",
 ];
-const PROGRAM: &str = "holdfast-simulate-mutants";
 const SWITCH: &str = "HOLDFAST_MUTANT";
-/// Seeds that each mutant gets: the same ones each time, then as many fresh ones.
-const SEEDS: u64 = 1000;
+
+/// A simulation and what it must catch.
+struct Suite {
+    table: &'static str,
+    /// Its name in the copy, and its source in this crate.
+    program: &'static str,
+    source: &'static str,
+    /// Seeds that each mutant gets: the same ones each time, then as many fresh ones.
+    seeds: u64,
+}
+
+const SUITES: [Suite; 2] = [
+    Suite {
+        table: "tests/mutants/cores.toml",
+        program: "holdfast-simulate-mutants",
+        source: "src/bin/holdfast-simulate.rs",
+        seeds: 1000,
+    },
+    Suite {
+        table: "tests/mutants/transport.toml",
+        program: "holdfast-simulate-udp-mutants",
+        source: "src/bin/holdfast-simulate-udp.rs",
+        seeds: 1000,
+    },
+];
 /// Seeds that must be clean with no mutant on.
 const CLEAN_SEEDS: u64 = 200;
 const THREADS: usize = 2;
@@ -67,19 +89,22 @@ fn every_mutant_of_the_cores_is_caught() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("the workspace");
-    let table = fs::read_to_string(root.join("tests/mutants/cores.toml")).expect("the table of mutants");
-    let table: Table = toml::from_str(&table).expect("a valid table of mutants");
+    let tables = SUITES.map(|suite| read_table(root, suite.table));
+    let all: Vec<&Mutant> = tables.iter().flatten().collect();
     let began = Instant::now();
-    let program = build(root, &table.mutant);
+    let directory = build(root, &all);
     println!("built in {:.0} s", began.elapsed().as_secs_f64());
-    let clean = simulate(&program, "none", (1, CLEAN_SEEDS));
-    assert!(
-        clean.status.success(),
-        "the copy itself is broken:\n{}",
-        text(&clean)
-    );
-
-    let verdicts = judge_all(&program, &table.mutant);
+    let mut verdicts = Vec::new();
+    for (suite, mutants) in SUITES.iter().zip(&tables) {
+        let program = directory.join(suite.program);
+        let clean = simulate(&program, "none", (1, CLEAN_SEEDS));
+        assert!(
+            clean.status.success(),
+            "the copy itself is broken:\n{}",
+            text(&clean)
+        );
+        verdicts.extend(judge_all(&program, suite.seeds, mutants));
+    }
     for verdict in &verdicts {
         println!("{}", verdict.line);
     }
@@ -100,18 +125,24 @@ fn every_mutant_of_the_cores_is_caught() {
     );
 }
 
+fn read_table(root: &Path, path: &str) -> Vec<Mutant> {
+    let table = fs::read_to_string(root.join(path)).expect("the table of mutants");
+    let table: Table = toml::from_str(&table).expect("a valid table of mutants");
+    table.mutant
+}
+
 struct Verdict {
     caught: bool,
     line: String,
 }
 
-fn judge_all(program: &Path, mutants: &[Mutant]) -> Vec<Verdict> {
+fn judge_all(program: &Path, seeds: u64, mutants: &[Mutant]) -> Vec<Verdict> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let verdict = judge(program, mutant);
+                    let verdict = judge(program, seeds, mutant);
                     done.lock()
                         .expect("no judge panics with the lock held")
                         .push(verdict);
@@ -122,13 +153,13 @@ fn judge_all(program: &Path, mutants: &[Mutant]) -> Vec<Verdict> {
     done.into_inner().expect("no judge panics with the lock held")
 }
 
-fn judge(program: &Path, mutant: &Mutant) -> Verdict {
+fn judge(program: &Path, seeds: u64, mutant: &Mutant) -> Verdict {
     let Mutant { name, what, .. } = mutant;
     let mut tried = 0;
     for first in [1, by_the_clock()] {
-        let output = simulate(program, name, (first, SEEDS));
+        let output = simulate(program, name, (first, seeds));
         if output.status.success() {
-            tried += SEEDS;
+            tried += seeds;
             continue;
         }
         let text = text(&output);
@@ -176,8 +207,8 @@ fn by_the_clock() -> u64 {
     since.map_or(0, |since: Duration| since.as_millis() as u64)
 }
 
-/// Gives the program's path.
-fn build(root: &Path, mutants: &[Mutant]) -> PathBuf {
+/// Gives the directory of the programs.
+fn build(root: &Path, mutants: &[&Mutant]) -> PathBuf {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let copy = scratch.join("mutants");
     let mut files = BTreeSet::new();
@@ -203,7 +234,10 @@ fn build(root: &Path, mutants: &[Mutant]) -> PathBuf {
     }
     let target = scratch.parent().expect("the target directory");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--offline", "--quiet", "--workspace", "--bin", PROGRAM]);
+    cargo.args(["build", "--offline", "--quiet", "--workspace"]);
+    SUITES.iter().for_each(|suite| {
+        cargo.args(["--bin", suite.program]);
+    });
     let built = cargo.current_dir(&copy).env("CARGO_TARGET_DIR", target).output();
     let built = built.expect("cargo runs");
     assert!(
@@ -211,7 +245,7 @@ fn build(root: &Path, mutants: &[Mutant]) -> PathBuf {
         "the mutants do not build:\n{}",
         text(&built)
     );
-    target.join("debug").join(PROGRAM)
+    target.join("debug")
 }
 
 /// The files of a part, relative to the root.
@@ -226,7 +260,7 @@ fn list(root: &Path, part: &Path, files: &mut BTreeSet<PathBuf>) {
 }
 
 /// A file as the copy has it.
-fn change(file: &Path, bytes: Vec<u8>, mutants: &[Mutant]) -> Vec<u8> {
+fn change(file: &Path, bytes: Vec<u8>, mutants: &[&Mutant]) -> Vec<u8> {
     let replacements: Vec<(String, String)> = match file.to_str() {
         Some("Cargo.toml") => vec![(
             "version = \"0.1.0\"\n".into(),
@@ -234,9 +268,7 @@ fn change(file: &Path, bytes: Vec<u8>, mutants: &[Mutant]) -> Vec<u8> {
         )],
         Some("tests/Cargo.toml") => vec![(
             "\n[lints]\n".into(),
-            format!(
-                "autobins = false\n\n[[bin]]\nname = \"{PROGRAM}\"\npath = \"src/bin/holdfast-simulate.rs\"\n\n[lints]\n"
-            ),
+            format!("autobins = false\n\n{}\n[lints]\n", binaries()),
         )],
         _ => edits_of(file, mutants),
     };
@@ -261,7 +293,18 @@ fn change(file: &Path, bytes: Vec<u8>, mutants: &[Mutant]) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn edits_of(file: &Path, mutants: &[Mutant]) -> Vec<(String, String)> {
+/// Only the simulations are built, under names of their own.
+fn binaries() -> String {
+    let binary = |suite: &Suite| {
+        format!(
+            "[[bin]]\nname = \"{}\"\npath = \"{}\"\n\n",
+            suite.program, suite.source
+        )
+    };
+    SUITES.iter().map(binary).collect()
+}
+
+fn edits_of(file: &Path, mutants: &[&Mutant]) -> Vec<(String, String)> {
     let edits = mutants
         .iter()
         .flat_map(|mutant| mutant.edit.iter().map(move |edit| (&mutant.name, edit)));

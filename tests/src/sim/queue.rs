@@ -5,11 +5,11 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 /// Time since the run began.
-pub(super) type Time = Duration;
+pub(crate) type Time = Duration;
 
 /// The heap sorts keys only: events are large, and every step moves a dozen entries.
 #[derive(Debug)]
-pub(super) struct Queue<E> {
+pub(crate) struct Queue<E> {
     heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
     events: Vec<Option<E>>,
     free: Vec<usize>,
@@ -17,7 +17,7 @@ pub(super) struct Queue<E> {
 }
 
 impl<E> Queue<E> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             heap: BinaryHeap::new(),
             events: Vec::new(),
@@ -26,7 +26,7 @@ impl<E> Queue<E> {
         }
     }
 
-    pub(super) fn push(&mut self, at: Time, event: E) {
+    pub(crate) fn push(&mut self, at: Time, event: E) {
         self.next += 1;
         let place = self.free.pop().unwrap_or(self.events.len());
         if place == self.events.len() {
@@ -36,7 +36,7 @@ impl<E> Queue<E> {
         self.heap.push(Reverse((at, self.next, place)));
     }
 
-    pub(super) fn pop(&mut self) -> Option<(Time, E)> {
+    pub(crate) fn pop(&mut self) -> Option<(Time, E)> {
         let Reverse((at, _, place)) = self.heap.pop()?;
         self.free.push(place);
         self.events[place].take().map(|event| (at, event))

@@ -10,7 +10,7 @@ use super::queue::Time;
 const MAX_LINES: usize = 160;
 
 #[derive(Debug)]
-pub(super) struct Trace {
+pub(crate) struct Trace {
     digest: DefaultHasher,
     lines: VecDeque<(u64, Time, Box<dyn Note>)>,
     print: bool,
@@ -18,12 +18,12 @@ pub(super) struct Trace {
 }
 
 /// Anything worth a line. It is put into words only when somebody reads it.
-pub(super) trait Note: Debug {}
+pub(crate) trait Note: Debug {}
 
 impl<T: Debug> Note for T {}
 
 impl Trace {
-    pub(super) fn new(print: bool) -> Self {
+    pub(crate) fn new(print: bool) -> Self {
         // The default hasher has fixed keys: its digest is the same in every run.
         Self {
             digest: DefaultHasher::new(),
@@ -33,11 +33,11 @@ impl Trace {
         }
     }
 
-    pub(super) fn begin_step(&mut self, step: u64) {
+    pub(crate) fn begin_step(&mut self, step: u64) {
         self.step = step;
     }
 
-    pub(super) fn note<N: Debug + Hash + 'static>(&mut self, at: Time, note: N) {
+    pub(crate) fn note<N: Debug + Hash + 'static>(&mut self, at: Time, note: N) {
         (at, &note).hash(&mut self.digest);
         if self.print {
             println!("{}", line(self.step, at, &note));
@@ -49,15 +49,15 @@ impl Trace {
     }
 
     /// For the digest only.
-    pub(super) fn mix<N: Hash>(&mut self, at: Time, note: N) {
+    pub(crate) fn mix<N: Hash>(&mut self, at: Time, note: N) {
         (at, &note).hash(&mut self.digest);
     }
 
-    pub(super) fn digest(&self) -> u64 {
+    pub(crate) fn digest(&self) -> u64 {
         self.digest.finish()
     }
 
-    pub(super) fn latest(&self) -> Vec<String> {
+    pub(crate) fn latest(&self) -> Vec<String> {
         self.lines
             .iter()
             .map(|(step, at, note)| line(*step, *at, note))

@@ -14,6 +14,9 @@ use crate::udp::packet::Acknowledgement;
 /// A packet is lost when one that was sent so many later is acknowledged.
 const PACKET_THRESHOLD: u64 = 3;
 
+/// Datagrams that ask after what is in flight, each time: one of them, or its acknowledgement, may be lost (RFC 9002 section 6.2.4).
+const PROBES: u8 = 2;
+
 /// What one look for losses found.
 #[derive(Debug, Default)]
 struct Losses {
@@ -207,7 +210,7 @@ impl Connection {
         }
     }
 
-    /// Nothing was acknowledged for too long: the next datagram goes out whatever the window says, with the oldest of what is in
+    /// Nothing was acknowledged for too long: the next datagrams go out whatever the window says, with the oldest of what is in
     /// flight. Where nothing is, a ping asks whether the peer that grants no more is there.
     pub(super) fn on_probe_timeout(&mut self) {
         let Some(busy) = &mut self.busy else { return };
@@ -217,7 +220,7 @@ impl Connection {
             return;
         }
         busy.expired += 1;
-        busy.probes = 1;
+        busy.probes = PROBES;
         if let Some(oldest) = busy.sent.oldest().and_then(|index| busy.sent.get(index)) {
             busy.pending.add(oldest.control);
         }
