@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::secure::{DeviceKey, Identity};
-use holdfast_proto::udp::MAX_DATAGRAM_BYTES;
-use holdfast_proto::udp::{self, MIN_DATAGRAM_LIMIT};
+use holdfast_proto::udp::{self, MAX_DATAGRAM_BYTES, MIN_DATAGRAM_LIMIT};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -163,10 +162,9 @@ impl Builder {
         }
     }
 
-    /// `udp` only: a device that has not asked the server for anything for so long, or up to a tenth less, asks for a sign of life, which
-    /// also keeps the way open in firewalls and address translators; default 25 s, at least 1 s. Home routers forget a way after 30 s
-    /// and more; a device that saves its battery and gets no pushes may take longer than its router does, as the server knows it by more
-    /// than its address, but not longer than the server waits (75 s by default).
+    /// `udp` only: a device that has sent nothing for so long, or up to a tenth less, asks for a sign of life, which also keeps the way
+    /// open in firewalls and address translators; default 25 s, at least 1 s. Less is for those that forget sooner: when a way is forgotten,
+    /// pushes do not arrive until the device sends again. More than the server's heartbeat (30 s by default) has no effect.
     pub fn keep_alive(self, interval: Duration) -> Self {
         let keep_alive = interval.max(MIN_KEEP_ALIVE);
         Self {
@@ -191,7 +189,7 @@ impl Builder {
         }
     }
 
-    /// The longest message taken from the server, in bytes, on `udp` also the longest sent; default 1 MiB and 64 KiB for the header.
+    /// The longest message taken from the server, in bytes; default 1 MiB and 64 KiB for the header.
     pub fn max_message(self, bytes: usize) -> Self {
         Self {
             max_message: bytes,
@@ -365,3 +363,49 @@ const DEFAULT_MAX_IN_FLIGHT: usize = 256;
 const DEFAULT_MAX_MESSAGE: usize = (1 << 20) + (64 << 10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keyed(url: &str) -> Builder {
+        let identity = Identity {
+            key_id: "k1".into(),
+            product: String::new(),
+            class: String::new(),
+            device: "d".parse().unwrap(),
+            key_version: 1,
+        };
+        Device::builder_with_key(url, identity, DeviceKey::from_bytes(&[7; 32]).unwrap())
+    }
+
+    #[test]
+    fn a_url_names_host_and_port() {
+        for (url, host, port, is_udp) in [
+            ("udp://gateway:7404", "gateway", 7404, true),
+            ("udp://10.0.0.1:1/", "10.0.0.1", 1, true),
+            ("udp://[fe80::1]:7404", "fe80::1", 7404, true),
+            ("ws://gateway", "gateway", 80, false),
+            ("ws://[::1]:7404/path", "::1", 7404, false),
+        ] {
+            let target = keyed(url)
+                .target()
+                .unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!((target.host.as_str(), target.port), (host, port), "{url}");
+            assert_eq!(matches!(target.scheme, Scheme::Udp), is_udp, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_datagrams_is_kept_within_its_bounds() {
+        let config = |builder: Builder| builder.datagrams.config(10_000);
+        let usual = config(keyed("udp://h:1"));
+        assert_eq!((usual.max_datagram, usual.max_message_bytes), (1200, 10_000));
+        assert_eq!(usual.keep_alive, Some(Duration::from_secs(25)));
+        for (asked, given) in [(0, 512), (512, 512), (1300, 1300), (1473, 1472)] {
+            assert_eq!(config(keyed("udp://h:1").max_datagram(asked)).max_datagram, given);
+        }
+        let hasty = keyed("udp://h:1").keep_alive(Duration::ZERO);
+        assert_eq!(config(hasty).keep_alive, Some(MIN_KEEP_ALIVE));
+    }
+}

@@ -113,12 +113,4 @@ impl Channel {
     pub(crate) fn acknowledges(&self) -> bool {
         matches!(self, Self::Udp(_))
     }
-
-    /// The longest message that can be sent, in bytes, whatever the server takes.
-    pub(crate) fn longest_message(&self) -> usize {
-        match self {
-            Self::WebSocket(_) => usize::MAX,
-            Self::Udp(channel) => channel.longest_message(),
-        }
-    }
 }

@@ -170,7 +170,7 @@ impl<'a> Connection<'a> {
             let Phase::Online { welcome, .. } = &self.link.phase else {
                 return Ok(());
             };
-            let limit = welcome.max_message.min(self.channel.longest_message());
+            let limit = welcome.max_message;
             match self.channel.poll_ready(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(())) => {}

@@ -64,11 +64,11 @@ pub struct LimitsConfig {
     pub window_bytes: usize,
     /// The same over all sessions, within which each may always hold one request. 256 MiB by default.
     pub window_total_bytes: usize,
-    /// Bytes of one session that its socket has not taken. 4 MiB by default.
+    /// Bytes of one session that its socket has not taken, or on `udp` its device has not acknowledged. 4 MiB by default.
     pub output_bytes: usize,
     /// The same over all sessions. 256 MiB by default.
     pub output_total_bytes: usize,
-    /// Pushes of one session that its socket has not taken. 64 by default.
+    /// Pushes of one session that its socket has not taken, or its device has not acknowledged. 64 by default.
     pub output_pushes: usize,
     /// Bytes of messages that are still arriving, over all sessions. 128 MiB by default.
     pub input_total_bytes: usize,
@@ -87,7 +87,7 @@ pub struct TimesConfig {
     pub wait: Interval,
     /// How long the first message may stay away on `wss`. 1s by default.
     pub hello: Interval,
-    /// How long a device on `ws` may take to prove that it holds its key. 10s by default.
+    /// How long a device on `ws` or `udp` may take to prove that it holds its key. 10s by default.
     pub challenge: Interval,
     /// Silence after which a device is pinged. 30s by default.
     pub ping_after: Interval,
@@ -411,6 +411,21 @@ key = "k"
                 "ws.source_attempts_per_minute is 60001; allowed is 0 to 60000",
             ),
             (
+                format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),
+                "missing field `key`",
+            ),
+            (
+                format!("{GOOD}[backends]\ntimeout = \"300ms\""),
+                "backends.timeout",
+            ),
+        ];
+        refuse(&cases);
+    }
+
+    #[test]
+    fn so_is_every_bad_value_of_udp() {
+        refuse(&[
+            (
                 format!("{GOOD}{UDP}max_datagram = 1473"),
                 "udp.max_datagram is 1473; allowed is 512 to 1472",
             ),
@@ -439,17 +454,12 @@ key = "k"
                 format!("{GOOD}{UDP}source_attempts_per_minute = 60001"),
                 "udp.source_attempts_per_minute is 60001",
             ),
-            (
-                format!("{GOOD}[tunnel]\nlisten = \"127.0.0.1:0\""),
-                "missing field `key`",
-            ),
-            (
-                format!("{GOOD}[backends]\ntimeout = \"300ms\""),
-                "backends.timeout",
-            ),
-        ];
+        ]);
+    }
+
+    fn refuse(cases: &[(String, &str)]) {
         for (text, expected) in cases {
-            let error = load(&text).unwrap_err();
+            let error = load(text).unwrap_err();
             assert!(
                 error.contains(expected) && !error.contains('\n'),
                 "{error:?} lacks {expected:?}"

@@ -39,6 +39,15 @@ impl ChannelKind {
         }
     }
 
+    /// Whether the server hears the device also while it takes no messages from it, and while its own are not taken: datagrams
+    /// are read in any case, so that silence is silence. A stream that is not read, or is full, says nothing.
+    pub fn hears_while_stalled(self) -> bool {
+        match self {
+            Self::Ws | Self::Wss => false,
+            Self::Udp => true,
+        }
+    }
+
     /// How frames name it.
     pub fn frame(self) -> frames::Channel {
         match self {

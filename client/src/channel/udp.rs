@@ -14,8 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
 use holdfast_proto::codes::CloseCode;
-use holdfast_proto::udp::MAX_DATAGRAM_BYTES;
-use holdfast_proto::udp::{self, Config, Connection, Datagram, Event, SendError};
+use holdfast_proto::udp::{self, Config, Connection, Datagram, Event, MAX_DATAGRAM_BYTES, SendError};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tokio::time::Sleep;
@@ -135,10 +134,6 @@ impl UdpChannel {
 
     pub(super) fn ping(&mut self) {
         self.connection.ping(Instant::now());
-    }
-
-    pub(super) fn longest_message(&self) -> usize {
-        self.config.max_message_bytes
     }
 
     /// Ready when the system has taken all that may be sent at the moment.

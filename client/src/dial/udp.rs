@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_proto::udp::MAX_DATAGRAM_BYTES;
 use holdfast_proto::udp::dial::{self, Dial, Dialed, Dialing, REFUSAL_PATIENCE};
-use holdfast_proto::udp::{Config, Connection, Parameters};
+use holdfast_proto::udp::{Config, Connection, MAX_DATAGRAM_BYTES, Parameters};
 use tokio::net::UdpSocket;
 
 use super::{bad_key, candidates, clock, no_address, silent};

@@ -42,6 +42,7 @@ pub struct UdpShared {
 }
 
 impl UdpShared {
+    /// `max_held`: bytes that all channels may hold.
     pub fn new(config: udp::Config, reset_key: ResetKey, max_held: usize, now: Instant) -> Self {
         Self {
             config,
@@ -348,7 +349,8 @@ impl Channel for UdpChannel {
             Ok(()) => Ok(()),
             Err(SendError::Full(_)) => Err(ChannelError::SlowConsumer),
             Err(SendError::TooBig) => Err(ChannelError::State("a message is longer than any may be")),
-            Err(SendError::Closed) => Err(ChannelError::State("the channel is not open")),
+            // The peer's close is on its way to the session: what is sent now nobody takes, and the session's end says so.
+            Err(SendError::Closed) => Ok(()),
         }
     }
 

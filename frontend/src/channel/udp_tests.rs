@@ -1,1 +1,209 @@
+//! Tests of [`super`]: a channel and a device's connection, without a socket.
 
+use super::*;
+use holdfast_proto::secure::{TrafficKey, TrafficKeys};
+use holdfast_proto::udp::{Datagram, INITIAL_SERVER_CREDIT, parse};
+
+const CID: ConnectionId = ConnectionId(0x0000_0005_1234_5678);
+
+fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn shared(max_held: usize) -> UdpShared {
+    let config = udp::Config::default();
+    UdpShared::new(config, ResetKey::from_bytes([7; 32]), max_held, Instant::now())
+}
+
+fn asked() -> UdpChannel {
+    let parameters = Parameters {
+        attempt: 9,
+        max_datagram: 1200,
+        receive_bytes: 65_536,
+        receive_messages: 32,
+    };
+    UdpChannel::new(CID, parameters, address(5))
+}
+
+fn keys() -> TrafficKeys {
+    let key = |byte| TrafficKey::from_bytes(&[byte; 32]).unwrap();
+    TrafficKeys {
+        to_server: key(1),
+        to_device: key(2),
+    }
+}
+
+fn challenge() -> Option<Box<Challenge>> {
+    let message = Bytes::from_static(&[4; 48]);
+    Some(Box::new(Challenge {
+        message,
+        keys: keys(),
+    }))
+}
+
+fn device() -> Connection {
+    let opening = Opening {
+        cid: CID,
+        keys: keys(),
+        peer: address(1),
+        peer_max_datagram: 1200,
+        peer_credit: INITIAL_SERVER_CREDIT,
+        own_credit: PeerCredit {
+            messages: 32,
+            bytes: 65_536,
+        },
+        reset_token: None,
+    };
+    Connection::new(Side::Device, opening, Instant::now())
+}
+
+/// What the device has to say goes to the channel.
+fn carry(device: &mut Connection, channel: &mut UdpChannel, shared: &UdpShared) -> Vec<Received> {
+    let (mut out, mut told) = (Vec::new(), Vec::new());
+    while device
+        .poll_transmit(&shared.config, shared.now, &mut out)
+        .is_some()
+    {
+        let datagrams = std::iter::once(&mut out[..]);
+        channel.handle_datagrams(shared, address(5), datagrams, (1, |received| told.push(received)));
+        out.clear();
+    }
+    told
+}
+
+fn says(channel: &mut UdpChannel, shared: &UdpShared) -> usize {
+    let mut said = 0;
+    while channel.transmit(shared, &mut Vec::new(), 8, |to, bytes| {
+        assert_eq!((to, bytes > 0), (address(5), true));
+        said += 1;
+    }) {}
+    said
+}
+
+#[test]
+fn nothing_is_said_before_a_packet_was_opened() {
+    let (mut shared, mut channel) = (shared(1 << 20), asked());
+    assert_eq!(channel.cid(), None);
+    channel.accept(&mut shared, challenge()).unwrap();
+    assert!(matches!(
+        parse(&shared.answer).unwrap(),
+        Datagram::Challenge {
+            attempt: 9,
+            cid: CID,
+            message2: &[4, ..]
+        }
+    ));
+    assert!(channel.accept(&mut shared, challenge()).is_err(), "once");
+    assert_eq!((channel.cid(), channel.is_open()), (Some(CID), false));
+    assert_eq!(says(&mut channel, &shared), 0);
+    let hello = Bytes::from_static(b"@hello");
+    assert!(channel.send(&mut shared, MessageKind::Text, &hello).is_err());
+    let mut forged = [&[0x40][..], &CID.0.to_be_bytes(), &[0; 40]].concat();
+    let mut told = Vec::new();
+    let datagrams = std::iter::once(&mut forged[..]);
+    channel.handle_datagrams(
+        &shared,
+        address(5),
+        datagrams,
+        (1, |received| told.push(received)),
+    );
+    assert_eq!((told, channel.is_proven()), (vec![Received::Forged], false));
+
+    let mut device = device();
+    device
+        .send(&shared.config, shared.now, MessageKind::Text, hello.clone())
+        .unwrap();
+    assert_eq!(carry(&mut device, &mut channel, &shared), [Received::Taken]);
+    assert!(channel.is_proven() && channel.is_open());
+    let events: Vec<_> = std::iter::from_fn(|| channel.poll_event(&mut shared).unwrap()).collect();
+    assert_eq!(
+        events,
+        [
+            ChannelEvent::Message(MessageKind::Text, hello),
+            ChannelEvent::Alive
+        ]
+    );
+    assert!(says(&mut channel, &shared) > 0);
+}
+
+#[test]
+fn messages_wait_while_only_notices_are_taken() {
+    let (mut shared, mut channel, mut device) = (shared(1 << 20), asked(), device());
+    channel.accept(&mut shared, challenge()).unwrap();
+    let text = Bytes::from_static(b"request");
+    device
+        .send(&shared.config, shared.now, MessageKind::Text, text.clone())
+        .unwrap();
+    carry(&mut device, &mut channel, &shared);
+    assert_eq!(
+        channel.poll_notice(&mut shared).unwrap(),
+        Some(ChannelEvent::Alive)
+    );
+    assert_eq!(channel.poll_notice(&mut shared).unwrap(), None);
+    let event = channel.poll_event(&mut shared).unwrap();
+    assert_eq!(event, Some(ChannelEvent::Message(MessageKind::Text, text)));
+}
+
+#[test]
+fn a_refusal_says_what_it_can_and_ends_the_channel() {
+    let (mut shared, mut channel) = (shared(1 << 20), asked());
+    let refusal = Refusal::overloaded(Duration::from_millis(1_200));
+    channel.refuse(&mut shared, &refusal).unwrap();
+    match parse(&shared.answer).unwrap() {
+        Datagram::Refused(refused) => {
+            assert_eq!(
+                (refused.attempt, refused.status, refused.code),
+                (9, 503, "overloaded")
+            );
+            assert_eq!((refused.retry_after_ms, refused.retryable), (1_200, true));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(channel.is_over());
+    assert!(channel.refuse(&mut shared, &refusal).is_err());
+}
+
+#[test]
+fn who_proved_nothing_is_left_in_silence() {
+    let (mut shared, mut channel) = (shared(1 << 20), asked());
+    channel.accept(&mut shared, challenge()).unwrap();
+    channel.close(&mut shared, 4009, "challenge_failed").unwrap();
+    assert!(channel.is_over());
+    assert_eq!((says(&mut channel, &shared), channel.poll_timeout()), (0, None));
+}
+
+#[test]
+fn what_is_held_is_counted_bounded_and_given_back() {
+    let (mut shared, mut channel, mut device) = (shared(1_000), asked(), device());
+    channel.accept(&mut shared, challenge()).unwrap();
+    device.ping(shared.now);
+    carry(&mut device, &mut channel, &shared);
+    let payload = Bytes::from_static(&[1; 900]);
+    channel.send(&mut shared, MessageKind::Binary, &payload).unwrap();
+    channel.settle(&mut shared).unwrap();
+    assert_eq!(shared.held_bytes(), 900);
+    channel.send(&mut shared, MessageKind::Binary, &payload).unwrap();
+    assert_eq!(channel.settle(&mut shared), Err(OverBudget));
+    assert_eq!(
+        channel.settle(&mut shared),
+        Ok(()),
+        "it holds no more than before"
+    );
+    channel.release(&mut shared);
+    assert_eq!(shared.held_bytes(), 0);
+}
+
+#[test]
+fn what_does_not_fit_is_a_slow_consumer() {
+    let (mut shared, mut channel, mut device) = (shared(1 << 20), asked(), device());
+    shared.config.send_messages = 2;
+    channel.accept(&mut shared, challenge()).unwrap();
+    device.ping(shared.now);
+    carry(&mut device, &mut channel, &shared);
+    let payload = Bytes::from_static(b"x");
+    let mut send = || channel.send(&mut shared, MessageKind::Text, &payload);
+    send().unwrap();
+    send().unwrap();
+    let error = send().unwrap_err();
+    assert_eq!(error.close_code(), holdfast_proto::CloseCode::SlowConsumer);
+}

@@ -19,13 +19,20 @@ const RECEIVE_BYTES: u32 = 256 * 1024;
 const RECEIVE_MESSAGES: u16 = 64;
 /// Messages to one device that it has not acknowledged. Its session's bound is in bytes, and each costs some of its own.
 const SEND_MESSAGES: usize = 4_096;
-/// How often one source may ask for a handshake without showing that it is there: one each four seconds in the long run, two at once.
-/// It is less than a device's unfinished handshakes may be: who says again in a device's name what he has heard shall not use them
-/// up. A site that comes back as a whole pays a round trip for each device.
-const UNPROVEN_INTERVAL_MS: u64 = 4_000;
+/// How often one source may ask for a handshake without showing that it is there: one each six seconds in the long run, two at once.
+/// A handshake that nobody finishes lasts ten seconds, so these are three at most, less than a device's unfinished handshakes may be:
+/// who says again in a device's name what he has heard shall not use them up. A site that comes back as a whole pays a round trip
+/// for each device.
+const UNPROVEN_INTERVAL_MS: u64 = 6_000;
 const UNPROVEN_BURST: u32 = 2;
-/// Slots of that table: 512 KiB.
-const UNPROVEN_SLOTS: usize = 1 << 16;
+/// The same for all sources of a shard together, per second and at once: senders that do not exist cost a backend no more.
+const UNPROVEN_PER_SECOND: u32 = 200;
+/// How often one source is told that a connection is not here: twenty times a second in the long run, and as often at once as devices
+/// may share an address.
+const RESET_INTERVAL_MS: u64 = 50;
+const RESET_BURST: u32 = 256;
+/// Slots of the tables of sources: 512 KiB each.
+const SOURCE_SLOTS: usize = 1 << 16;
 
 /// The sockets that no shard has taken yet, and what goes with each.
 pub(super) struct Datagrams {
@@ -91,18 +98,15 @@ impl Datagrams {
 }
 
 fn admission(udp: &UdpConfig) -> Admission {
-    let unproven = Throttle::new(
-        rand::random(),
-        UNPROVEN_SLOTS,
-        UNPROVEN_INTERVAL_MS,
-        UNPROVEN_BURST,
-    );
+    let throttle = |interval_ms, burst| Throttle::new(rand::random(), SOURCE_SLOTS, interval_ms, burst);
     Admission {
         cookies: Cookies::new(rand::random()),
         born: Instant::now(),
         always: udp.cookie == CookieRule::Always,
         above: udp.cookie_above as usize,
-        unproven: Arc::new(unproven),
+        unproven: Arc::new(throttle(UNPROVEN_INTERVAL_MS, UNPROVEN_BURST)),
+        unproven_per_second: UNPROVEN_PER_SECOND,
+        resets: Arc::new(throttle(RESET_INTERVAL_MS, RESET_BURST)),
     }
 }
 

@@ -136,11 +136,7 @@ impl Frontend {
             stop,
             ready,
             stopped,
-            devices: places
-                .iter()
-                .map(|place| (place.channel(), place.address))
-                .chain(datagrams.map(|datagrams| (ChannelKind::Udp, datagrams.address)))
-                .collect(),
+            devices: devices(&places, datagrams.as_ref()),
             admin: admin_address,
         })
     }
@@ -162,6 +158,13 @@ impl Frontend {
             tracing::warn!("the grace is over before every logout was acknowledged");
         }
     }
+}
+
+/// Where devices connect, by kind of channel.
+fn devices(places: &[Place], datagrams: Option<&Datagrams>) -> Vec<(ChannelKind, SocketAddr)> {
+    let streams = places.iter().map(|place| (place.channel(), place.address));
+    let datagrams = datagrams.map(|datagrams| (ChannelKind::Udp, datagrams.address));
+    streams.chain(datagrams).collect()
 }
 
 struct ShardParts {

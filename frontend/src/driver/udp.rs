@@ -80,6 +80,10 @@ pub struct Admission {
     pub above: usize,
     /// How often one source may ask without.
     pub unproven: Arc<Throttle>,
+    /// How often all together may, per shard and second, and at once.
+    pub unproven_per_second: u32,
+    /// How often one source is told that a connection is not here.
+    pub resets: Arc<Throttle>,
 }
 
 /// The datagrams of one shard.
@@ -95,6 +99,8 @@ pub(super) struct Udp {
     /// Connections whose session is over, oldest first, and when they are dropped. Some are gone already.
     lingering: VecDeque<(Instant, u32, Option<ConnectionId>)>,
     resets: Allowance,
+    /// Handshakes that may begin without a cookie.
+    unproven: Allowance,
     shard: ShardId,
     shards: u16,
     metrics: UdpMetrics,
@@ -132,6 +138,7 @@ impl Udp {
     /// What the system says of the socket. Needs a tokio runtime.
     pub(super) fn new(setup: UdpSetup, shard: ShardId, now: Instant) -> std::io::Result<Self> {
         let socket = DatagramSocket::new(setup.socket)?;
+        let unproven = setup.admission.unproven_per_second;
         Ok(Self {
             locals: Locals::new(socket.local_addr()?),
             socket: Rc::new(socket),
@@ -143,6 +150,7 @@ impl Udp {
             wheel: Wheel::new(now, TICK),
             lingering: VecDeque::new(),
             resets: Allowance::new(RESETS_PER_SECOND, RESETS_PER_SECOND, now),
+            unproven: Allowance::new(unproven, unproven, now),
             shard,
             shards: setup.shards,
             metrics: setup.metrics,

@@ -9,6 +9,7 @@ mod replay;
 mod stranger;
 mod strangers;
 mod tampering;
+mod udp_cookies;
 mod udp_flood;
 mod udp_forged;
 mod udp_liars;

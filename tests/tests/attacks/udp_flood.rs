@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use holdfast_tests::Over;
 use holdfast_tests::device::Device;
 use holdfast_tests::gateway::Gateway;
+use holdfast_tests::lossy::{Relay, Way};
 use holdfast_tests::service::Service;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -106,5 +107,55 @@ async fn a_flood_of_hellos_leaves_sessions_alone_and_honest_devices_a_way_in() {
     // 64 of each shard may be unfinished, and those of sources that have shown where they are.
     assert!(unfinished <= 64.0 * 8.0, "{unfinished} are unfinished");
     assert!(growth < 32 << 20, "the frontend grew by {growth} bytes");
+    round_trips(&mut bound).await;
+}
+
+/// Somebody who saw a connection's id sends packets for it, made up or recorded, far faster than the device.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_forged_and_repeated_packets_costs_the_session_nothing() {
+    const PACKETS: usize = 20_000;
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(Over::Udp, &service).await;
+    let (relay, recording) = Relay::recording(gateway.udp());
+    let dial = gateway.dial_udp_at(relay.address, "bound");
+    let mut bound = dial.connect().await.expect("it gets in");
+    bound.hello().await;
+    round_trips(&mut bound).await;
+    let last = {
+        let recording = recording
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut sent = recording
+            .iter()
+            .filter(|(way, bytes)| *way == Way::ToServer && bytes[0] == 0x40);
+        sent.next_back()
+            .map(|(_, bytes)| bytes.clone())
+            .expect("it has sent packets")
+    };
+    let mut forged = last.clone();
+    *forged.last_mut().expect("it has a tag") ^= 1;
+    // A number that is still to come.
+    forged[10] ^= 1;
+    let mut stranger = Stranger::at(address(51, 0), gateway.udp()).await;
+    let flood = async {
+        for n in 0..PACKETS {
+            let datagram = if n % 2 == 0 { &forged } else { &last };
+            stranger.says(datagram).await;
+            if n % 20 == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    };
+    let ((), _) = tokio::join!(flood, round_trips(&mut bound));
+    assert!(stranger.listens(Duration::from_millis(100)).await.is_empty());
+    let frontend = &gateway.frontends[0];
+    for counter in ["holdfast_udp_forged_total", "holdfast_udp_duplicates_total"] {
+        let counted = frontend.metric(counter, &[]).await;
+        assert!(counted >= (PACKETS / 4) as f64, "{counter}: {counted}");
+    }
+    assert_eq!(
+        frontend.metric("holdfast_udp_path_validations_total", &[]).await,
+        0.0
+    );
     round_trips(&mut bound).await;
 }

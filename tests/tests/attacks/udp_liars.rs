@@ -297,3 +297,32 @@ async fn whatever_comes_in_a_row_is_taken_apart() {
     }
     assert_eq!(service.calls().len(), 100);
 }
+
+/// Authentic packets from everywhere: each place is asked once at most, none is believed, and the session stays where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_seems_to_be_everywhere_is_where_it_was() {
+    const PLACES: usize = 200;
+    let service = Service::start().await;
+    let gateway = Gateway::start_over(Over::Udp, &service).await;
+    let mut liar = liar(&gateway, 0).await;
+    let (mut sent, mut heard) = (0, 0);
+    for n in 0..PLACES {
+        let mut place = Stranger::at(address(42, n), gateway.udp()).await;
+        let number = liar.next_number;
+        liar.next_number += 1;
+        let ping = liar.seal(number, prost::Message::encode_to_vec(&Packet::ping()));
+        place.says(&ping).await;
+        place.listens(Duration::from_millis(5)).await;
+        assert!(place.heard_bytes <= place.sent_bytes, "{}", place.heard_bytes);
+        (sent, heard) = (sent + place.sent_bytes, heard + place.heard_bytes);
+    }
+    assert!(heard > 0 && heard <= sent, "{heard} bytes for {sent}");
+    liar.say(&event_text(ECHO, "here", &json!({}))).await;
+    let reply = |packet: &Packet| {
+        let text = |piece: &Piece| String::from_utf8_lossy(&piece.data).contains("\"here\"");
+        packet.pieces.iter().any(text)
+    };
+    liar.until("the reply", reply).await;
+    let moves = gateway.frontends[0].metric("holdfast_udp_path_validations_total", &[]);
+    assert_eq!(moves.await, 0.0);
+}

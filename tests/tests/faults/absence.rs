@@ -5,16 +5,22 @@ use std::time::{Duration, Instant};
 use holdfast_tests::device::Incoming;
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::Service;
+use holdfast_tests::{Over, over_each_channel};
 use serde_json::json;
 use tokio::time::sleep;
+
+over_each_channel! {
+    a_device_that_arrives_before_the_backend_waits_and_is_admitted,
+    without_a_backend_the_wait_ends_in_503_with_a_hint,
+    a_device_outlives_its_backend_and_its_requests_wait,
+}
 
 /// How long a connecting device waits for a backend by default.
 const WAIT_LIMIT: Duration = Duration::from_secs(5);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_arrives_before_the_backend_waits_and_is_admitted() {
+async fn a_device_that_arrives_before_the_backend_waits_and_is_admitted(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::builder(&service).backends(0).start().await;
+    let mut gateway = Gateway::builder(&service).over(over).backends(0).start().await;
     let arriving = tokio::spawn(gateway.dial_as("early").connect());
     gateway.frontends[0]
         .wait_for_metric("holdfast_frontend_sessions", |n| n == 1.0)
@@ -23,7 +29,10 @@ async fn a_device_that_arrives_before_the_backend_waits_and_is_admitted() {
     sleep(Duration::from_millis(500)).await;
     assert!(!arriving.is_finished(), "answered although there is no backend");
     gateway.add_backend().await;
-    let mut device = arriving.await.unwrap().expect("admitted once there is a backend");
+    let mut device = arriving
+        .await
+        .expect("it does not panic")
+        .expect("admitted once there is a backend");
     device.hello().await;
     device.request(("Demo", "Echo"), "x", &json!({})).await;
     device.next_reply().await;
@@ -42,10 +51,9 @@ async fn a_device_that_arrives_before_the_backend_is_still_judged() {
     arriving.await.unwrap().expect_problem(401, "token_invalid");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_backend_the_wait_ends_in_503_with_a_hint() {
+async fn without_a_backend_the_wait_ends_in_503_with_a_hint(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::builder(&service).backends(0).start().await;
+    let gateway = Gateway::builder(&service).over(over).backends(0).start().await;
     let begun = Instant::now();
     let answer = gateway.dial_as("d").refusal().await;
     let took = begun.elapsed();
@@ -63,10 +71,9 @@ async fn without_a_backend_the_wait_ends_in_503_with_a_hint() {
     assert!(took < WAIT_LIMIT * 2, "gave up only after {took:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_device_outlives_its_backend_and_its_requests_wait() {
+async fn a_device_outlives_its_backend_and_its_requests_wait(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     gateway.backends[0].kill9().await;
     // What is sent before that counts as lost with it.

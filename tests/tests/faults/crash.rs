@@ -4,15 +4,21 @@ use std::time::Duration;
 
 use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::{Log, Service};
+use holdfast_tests::{Over, over_each_channel};
 use serde_json::json;
+
+over_each_channel! {
+    requests_in_flight_are_replayed_in_order_and_answered_once,
+    a_kill_at_any_instant_neither_loses_nor_doubles,
+    presence_is_right_after_a_crash,
+}
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_in_flight_are_replayed_in_order_and_answered_once() {
+async fn requests_in_flight_are_replayed_in_order_and_answered_once(over: Over) {
     const REQUESTS: usize = 10;
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 1..=REQUESTS {
         device
@@ -54,10 +60,9 @@ async fn requests_in_flight_are_replayed_in_order_and_answered_once() {
 
 /// Replies that were already released but not yet written, partly: no request may be lost or answered twice, whatever the
 /// instant of the death.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_kill_at_any_instant_neither_loses_nor_doubles() {
+async fn a_kill_at_any_instant_neither_loses_nor_doubles(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     let mut seq = 0;
     for round in 0..8u64 {
@@ -139,10 +144,9 @@ async fn devices_that_connect_during_a_crash_get_in() {
 }
 
 /// What a device did while there was no backend is told to the next one: presence is right afterwards.
-#[tokio::test(flavor = "multi_thread")]
-async fn presence_is_right_after_a_crash() {
+async fn presence_is_right_after_a_crash(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let stays = gateway.device("stays").await;
     let leaves = gateway.device("leaves").await;
     gateway.backends[0].kill9().await;

@@ -202,6 +202,37 @@ async fn a_device_that_vanishes_is_logged_out_in_its_time() {
     stays.close().await;
 }
 
+/// Also one that the frontend takes no messages of at the moment, and one that has pushes under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_vanishes_while_it_is_held_up_is_logged_out_too() {
+    let service = Service::start().await;
+    let gateway = Gateway::builder(&service)
+        .over(Over::Udp)
+        .frontend_set("times.ping_after", "500ms")
+        .frontend_set("times.close_after", "1500ms")
+        .start()
+        .await;
+    let mut device = gateway.device("full").await;
+    for n in 0..60 {
+        device.request(ECHO, &n.to_string(), &json!({"hold": true})).await;
+    }
+    service.wait_for_calls(32).await;
+    device.vanish().await;
+    gateway.frontends[0].wait_for_metric(SESSIONS, |n| n == 0.0).await;
+    let relay = Relay::before(gateway.udp(), Weather::CLEAR, 1);
+    let _deaf = device_through(&gateway, &relay, "deaf").await;
+    relay.black_hole();
+    for n in 0..10 {
+        let push = json!({"to": {"device": "deaf"}, "namespace": "A", "name": "B", "payload": n});
+        let call = gateway.api(Method::POST, "/v1/messages", Some(push));
+        // How it ends is not known so soon.
+        tokio::time::timeout(Duration::from_millis(50), call).await.ok();
+    }
+    gateway.frontends[0].wait_for_metric(SESSIONS, |n| n == 0.0).await;
+    service.release();
+    assert_eq!(presence(&gateway, "full").await["presence"], "offline");
+}
+
 /// P9: what the device has not acknowledged was not written, whether it arrived or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_nobody_acknowledges_is_never_written() {

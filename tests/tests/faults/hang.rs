@@ -4,8 +4,15 @@ use std::time::Duration;
 
 use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::{Log, Service};
+use holdfast_tests::{Over, over_each_channel};
 use serde_json::json;
 use tokio::time::sleep;
+
+over_each_channel! {
+    a_hung_backend_is_fenced_and_its_late_work_is_harmless,
+    a_paused_machine_expires_nobody,
+    a_hung_frontend_comes_back_with_every_device,
+}
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 const FENCED: &str = "holdfast_link_fenced_total";
@@ -13,11 +20,10 @@ const STALE: &str = "holdfast_link_stale_epoch_total";
 /// Longer than the link's timeout of 1 s.
 const PAUSE: Duration = Duration::from_millis(2_000);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hung_backend_is_fenced_and_its_late_work_is_harmless() {
+async fn a_hung_backend_is_fenced_and_its_late_work_is_harmless(over: Over) {
     const REQUESTS: u64 = 5;
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 1..=REQUESTS {
         device
@@ -80,10 +86,9 @@ async fn the_other_backend_takes_over_from_a_hung_one() {
 }
 
 /// A machine that sleeps stops both; nobody may be declared gone for it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_paused_machine_expires_nobody() {
+async fn a_paused_machine_expires_nobody(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::start(&service).await;
+    let gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "held", &json!({"hold": true})).await;
     service.wait_for_calls(1).await;
@@ -99,10 +104,9 @@ async fn a_paused_machine_expires_nobody() {
 }
 
 /// A frontend that hung loses its backend's trust for a moment, never a device.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hung_frontend_comes_back_with_every_device() {
+async fn a_hung_frontend_comes_back_with_every_device(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "held", &json!({"hold": true})).await;
     service.wait_for_calls(1).await;

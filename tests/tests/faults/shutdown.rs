@@ -4,8 +4,15 @@ use std::process::Command;
 
 use holdfast_tests::gateway::{Gateway, locate};
 use holdfast_tests::service::Service;
+use holdfast_tests::{Over, over_each_channel};
 use nix::sys::signal::Signal;
 use serde_json::json;
+
+over_each_channel! {
+    a_leaving_backend_finishes_what_it_has,
+    a_leaving_frontend_says_goodbye,
+    the_backend_attaches_to_a_restarted_frontend_by_itself,
+}
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 
@@ -30,11 +37,10 @@ async fn both_end_with_exit_code_0_on_sigterm_and_sigint() {
 }
 
 /// P4: what the leaving backend has is finished by it, once; what is new goes to the other.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leaving_backend_finishes_what_it_has() {
+async fn a_leaving_backend_finishes_what_it_has(over: Over) {
     const REQUESTS: usize = 10;
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     for n in 0..REQUESTS {
         device.request(ECHO, &n.to_string(), &json!({"hold": true})).await;
@@ -79,10 +85,9 @@ async fn a_leaving_backend_says_that_it_drains() {
     assert_eq!(gateway.backends[0].wait_exit().await.code(), Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leaving_frontend_says_goodbye() {
+async fn a_leaving_frontend_says_goodbye(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut device = gateway.device("d").await;
     gateway.frontends[0].signal(Signal::SIGTERM);
     let (goodbye, code) = device.until_closed().await;
@@ -96,16 +101,15 @@ async fn a_leaving_frontend_says_goodbye() {
 }
 
 /// Also after `kill -9`, which leaves its socket file and lock behind.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_backend_attaches_to_a_restarted_frontend_by_itself() {
+async fn the_backend_attaches_to_a_restarted_frontend_by_itself(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::start_over(over, &service).await;
     let mut sessions = Vec::new();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         gateway.frontends[0].signal(signal);
         gateway.frontends[0].wait_exit().await;
         gateway.frontends[0].restart().await;
-        let mut device = gateway.dial_as("d").connect().await.unwrap();
+        let mut device = gateway.dial_as("d").connect().await.expect("it gets in");
         sessions.push(device.hello().await["session"].to_string());
         device.request(ECHO, "x", &json!({})).await;
         device.next_reply().await;

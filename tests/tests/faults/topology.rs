@@ -2,8 +2,14 @@
 
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::{Log, Service};
+use holdfast_tests::{Over, over_each_channel};
 use http::Method;
 use serde_json::json;
+
+over_each_channel! {
+    a_login_at_one_frontend_replaces_the_session_at_another,
+    a_frontend_s_death_does_not_touch_the_other_s_devices,
+}
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
 
@@ -42,10 +48,9 @@ async fn two_frontends_share_one_backend() {
     service.assert_contract();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_at_one_frontend_replaces_the_session_at_another() {
+async fn a_login_at_one_frontend_replaces_the_session_at_another(over: Over) {
     let service = Service::start().await;
-    let gateway = Gateway::builder(&service).frontends(2).start().await;
+    let gateway = Gateway::builder(&service).over(over).frontends(2).start().await;
     let mut first = gateway.device_at(0, "d").await;
     let mut second = gateway.device_at(1, "d").await;
     let (goodbye, code) = first.until_closed().await;
@@ -73,10 +78,9 @@ async fn presence_with_a_frontend_missing_is_unknown() {
 }
 
 /// One frontend's death is not the other's: requests there go on as if nothing had been.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_frontend_s_death_does_not_touch_the_other_s_devices() {
+async fn a_frontend_s_death_does_not_touch_the_other_s_devices(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::builder(&service).frontends(2).start().await;
+    let mut gateway = Gateway::builder(&service).over(over).frontends(2).start().await;
     let mut device = gateway.device_at(0, "a").await;
     let _gone = gateway.device_at(1, "b").await;
     device.request(ECHO, "held", &json!({"hold": true})).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holdfast_tests::device::{Incoming, event_text};
-use holdfast_tests::gateway::Gateway;
+use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
 use holdfast_tests::wire::{CLOSE, TEXT, read_frame, write_frame};
 use holdfast_tests::{ChannelKind, Over, over_each_channel};
@@ -13,6 +13,7 @@ over_each_channel! {
     a_full_window_stops_the_reading_and_loses_nothing,
     at_most_a_window_of_requests_is_in_flight,
     a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passes,
+    a_reply_may_be_longer_than_any_message_of_a_device_s,
     a_flood_of_control_messages_is_closed_with_4005,
     a_slow_consumer_delays_nobody,
 }
@@ -103,6 +104,24 @@ async fn a_message_over_the_limit_is_closed_with_1009_and_the_limit_itself_passe
         .await;
     let (_, code) = device.until_closed().await;
     assert_eq!(code, 1009);
+}
+
+/// What devices may send is bounded more closely than what services may answer.
+async fn a_reply_may_be_longer_than_any_message_of_a_device_s(over: Over) {
+    const LENGTH: usize = 3 << 20;
+    let service = Service::start().await;
+    let mut route = Route::new("Demo", service.url("/demo"));
+    route.max_reply_bytes = Some(LENGTH as u64);
+    let gateway = Gateway::builder(&service)
+        .over(over)
+        .routes(vec![route])
+        .start()
+        .await;
+    let mut device = gateway.device("d").await;
+    device.request(ECHO, "big", &json!({"big": LENGTH})).await;
+    assert_eq!(device.next_reply().await.payload.len(), LENGTH);
+    device.request(ECHO, "next", &json!({})).await;
+    device.next_reply().await;
 }
 
 async fn a_flood_of_control_messages_is_closed_with_4005(over: Over) {

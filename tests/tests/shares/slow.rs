@@ -58,9 +58,11 @@ async fn a_slow_member_gets_less_and_a_bounded_queue_while_a_fast_one_stays_busy
     let own = [("routes", routes.as_str()), ("signing.key", signed.as_str())];
     let slow = gateway.add_backend_as(&[], &own).await;
 
+    // Who comes over a lossy path may take a second to get in.
+    let devices = devices(&gateway, DEVICES).await;
     let until = Instant::now() + TIME;
     let mut floods = JoinSet::new();
-    for device in devices(&gateway, DEVICES).await {
+    for device in devices {
         floods.spawn(flood(device, until));
     }
     let mut most = 0;

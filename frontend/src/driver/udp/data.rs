@@ -1,15 +1,17 @@
 //! DATA datagrams and timers: from the connection to its session.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use holdfast_proto::CloseCode;
+use holdfast_proto::throttle::source_of;
 use holdfast_proto::udp::datagram::{MIN_DATA_BYTES, RESET_BYTES, encode_reset};
 use holdfast_proto::udp::{ConnectionId, Datagram, Received, parse};
 use rand::Rng;
 
 use super::super::shard::{LINGER, Shard};
-use super::Udp;
 use super::socket::Arrived;
+use super::{Admission, Udp};
 use crate::channel::{Channel, ChannelEvent};
 
 /// Type and connection id: datagrams of one connection begin with the same.
@@ -233,7 +235,7 @@ impl Udp {
         if cid.shard() != self.shard.0 && u16::from(cid.shard()) < self.shards {
             // Another shard has it. The kernel put it behind a datagram of ours.
             self.metrics.dropped("other_shard");
-        } else if longest < RESET_BYTES || !self.resets.take(now) {
+        } else if longest < RESET_BYTES || !self.may_reset(now, run.from.ip()) {
             self.metrics.dropped("unknown_connection");
         } else {
             let mut reset = Vec::with_capacity(RESET_BYTES);
@@ -242,6 +244,14 @@ impl Udp {
             self.answer(run.from, self.locals.get(from), &reset);
             self.metrics.resets.inc();
         }
+    }
+
+    /// Whether a source that writes of a connection that is not here is told so. Each has a bound of its own, so that none uses up
+    /// what the others need.
+    fn may_reset(&mut self, now: Instant, source: IpAddr) -> bool {
+        let Admission { resets, .. } = &self.admission;
+        let own = resets.check(&source_of(source), self.admission.millis(now));
+        own.is_ok() && self.resets.take(now)
     }
 }
 

@@ -43,21 +43,24 @@ impl Shard {
         let Some(udp) = &mut self.udp else { return };
         udp.attempts.expire(now);
         let parameters = hello.parameters.encode();
-        let key = udp.attempts.key(&parameters, hello.credential);
-        match udp.attempts.find(key, hello.parameters.attempt, from) {
-            Known::No => {}
+        let key = udp.attempts.key(from, &parameters, hello.credential);
+        let elsewhere = match udp.attempts.find(key, hello.parameters.attempt) {
+            Known::No => false,
             Known::UnderWay => return udp.metrics.attempt("repeated"),
-            // Its answer there would let whoever gets it speak for the address where it was begun.
-            Known::Elsewhere => return udp.metrics.attempt("repeated_elsewhere"),
             Known::Answered(answer) => {
                 let answer = answer.to_vec();
                 udp.metrics.attempt("repeated");
                 return udp.answer_from(from, to, &answer);
             }
-        }
+            // The device's address changed, or somebody repeats what he has heard. Only who shows that he is there goes on.
+            Known::Elsewhere => {
+                udp.metrics.attempt("repeated_elsewhere");
+                true
+            }
+        };
         let now_s = udp.admission.seconds(now);
         let proven = !hello.cookie.is_empty() && udp.admission.cookies.check(now_s, from, hello);
-        if !proven && udp.must_prove(now, from) {
+        if !proven && (elsewhere || udp.must_prove(now, from)) {
             return udp.retry(now_s, (from, to), hello);
         }
         let attempt = Attempt {
@@ -99,18 +102,18 @@ impl Shard {
 
 impl Udp {
     /// Whether whoever wrote from there has to show that he is there.
-    fn must_prove(&self, now: Instant, from: SocketAddr) -> bool {
+    fn must_prove(&mut self, now: Instant, from: SocketAddr) -> bool {
         let Admission {
             always,
             above,
             unproven,
-            born,
             ..
         } = &self.admission;
-        let since_start = now.saturating_duration_since(*born).as_millis() as u64;
+        let since_start = self.admission.millis(now);
         *always
             || self.attempts.unfinished() > *above
             || unproven.check(&source_of(from.ip()), since_start).is_err()
+            || !self.unproven.take(now)
     }
 
     fn retry(&mut self, now_s: u32, (from, to): (SocketAddr, Option<IpAddr>), hello: &Hello<'_>) {
@@ -140,10 +143,7 @@ impl Udp {
     fn insert(&mut self, attempt: &Attempt<'_>, session: SessionKey) -> Option<u32> {
         let parameters = attempt.hello.parameters;
         if self.records.len() >= MAX_CONNECTIONS
-            || self
-                .attempts
-                .begin(attempt.key, parameters.attempt, attempt.from)
-                .is_err()
+            || self.attempts.begin(attempt.key, parameters.attempt).is_err()
         {
             return None;
         }
@@ -173,5 +173,9 @@ impl Udp {
 impl Admission {
     fn seconds(&self, now: Instant) -> u32 {
         now.saturating_duration_since(self.born).as_secs() as u32
+    }
+
+    pub(super) fn millis(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.born).as_millis() as u64
     }
 }

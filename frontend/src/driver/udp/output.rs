@@ -7,7 +7,7 @@ use holdfast_proto::{CloseCode, MessageKind};
 
 use super::super::shard::Shard;
 use super::Udp;
-use crate::channel::{Challenge, Channel, ChannelError, Refusal};
+use crate::channel::{Challenge, Channel, Refusal};
 use crate::session::{Goodbye, SessionKey, Stalled};
 
 impl Shard {
@@ -27,8 +27,9 @@ impl Shard {
             Ok(()) => self.udp_settle(now, at, CloseCode::SlowConsumer),
             Err(error) => {
                 tracing::debug!(%error, "a message could not be queued");
-                if let (Some(key), ChannelError::SlowConsumer) = (key, &error) {
-                    self.sessions.close(now, key, CloseCode::SlowConsumer);
+                // Without it all that follows would be in a wrong place.
+                if let Some(key) = key {
+                    self.sessions.close(now, key, error.close_code());
                 }
             }
         }

@@ -135,7 +135,8 @@ impl Shard {
         if now < heartbeat_deadline(session, config) {
             return self.arm(key.slot);
         }
-        if session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty()) {
+        let held_up = session.stalled || session.active.as_ref().is_some_and(|a| !a.outbox.is_empty());
+        if held_up && !session.kind.hears_while_stalled() {
             // We do not read, so we cannot hear: the device's clock stands still. A peer that vanished meanwhile is
             // reclaimed by TCP_USER_TIMEOUT.
             session.heard = now;

@@ -66,7 +66,8 @@ impl Shard {
         }
     }
 
-    /// The socket took the session's next `messages` messages.
+    /// The session's next `messages` messages are written: the socket took them, or where the channel sends again what was lost, the
+    /// device has them.
     pub fn handle_written(&mut self, now: Instant, key: SessionKey, messages: usize) {
         let mut moved = false;
         for _ in 0..messages {

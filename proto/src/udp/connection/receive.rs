@@ -150,7 +150,7 @@ impl Connection {
             self.busy_mut().response = Some(token);
         }
         if let Some(token) = packet.path_response {
-            self.on_path_response(now, from, token);
+            self.on_path_response(config, now, (from, token));
         }
         if let Some(close) = &packet.close {
             self.on_close(now, close);
@@ -234,7 +234,7 @@ impl Connection {
         Ok(())
     }
 
-    fn on_path_response(&mut self, now: Instant, from: Address, token: u64) {
+    fn on_path_response(&mut self, config: &Config, now: Instant, (from, token): (Address, u64)) {
         let datagram = u32::from(self.max_datagram);
         let Some(busy) = &mut self.busy else {
             return;
@@ -255,7 +255,7 @@ impl Connection {
         busy.recovery.begin(now);
         // Acknowledgements went to the old address too, and are not sent again by themselves.
         busy.acks.on_eliciting(now, true);
-        self.resend_all();
+        self.resend_all(config);
     }
 
     fn on_close(&mut self, now: Instant, close: &Close<'_>) {

@@ -70,7 +70,7 @@ impl Connection {
         if let Some(busy) = &mut self.busy {
             busy.expired = 0;
             busy.sent.trim();
-            busy.unanswered_since = (!busy.sent.is_empty()).then_some(now);
+            busy.unanswered_since = Some(now);
             self.set_give_up(config);
         }
     }
@@ -168,7 +168,7 @@ impl Connection {
     }
 
     /// Everything in flight is to be sent again: it went to an address where the peer no longer is.
-    pub(super) fn resend_all(&mut self) {
+    pub(super) fn resend_all(&mut self, config: &Config) {
         let Some(busy) = &mut self.busy else { return };
         let mut index = 0;
         while let Some(packet) = busy.sent.get(index).copied() {
@@ -179,6 +179,7 @@ impl Connection {
         }
         busy.loss_at = None;
         busy.sent.trim();
+        self.set_give_up(config);
     }
 
     /// When to ask after what is in flight: the next probe.
@@ -199,9 +200,13 @@ impl Connection {
         }
     }
 
-    /// The connection is given up when the oldest message, or everything, is without an answer for too long.
+    /// The connection is given up when the oldest message, or everything, is without an answer for too long. To be called whenever
+    /// something was sent, acknowledged or lost: nobody owes an answer when nothing is in flight.
     pub(super) fn set_give_up(&mut self, config: &Config) {
         if let Some(busy) = &mut self.busy {
+            if busy.sent.is_empty() {
+                busy.unanswered_since = None;
+            }
             let oldest = [busy.outbox.oldest_since(), busy.unanswered_since]
                 .into_iter()
                 .flatten()

@@ -50,7 +50,10 @@ impl Connection {
             .is_some_and(|at| at <= now);
         if is_loss {
             self.detect_losses(now);
-        } else if self.probe_at().is_some_and(|at| at <= now) {
+            self.set_give_up(config);
+        }
+        // While something may be lost there is no probe. What is left after that may be long due.
+        if self.probe_at().is_some_and(|at| at <= now) {
             self.on_probe_timeout();
         }
         self.check_candidate(now);

@@ -282,6 +282,16 @@ fn what_all_hold_is_bounded() {
 }
 
 #[test]
+fn a_message_that_is_too_long_ends_the_session() {
+    run(async {
+        let mut world = World::start().await;
+        let mut device = Device::online(&mut world, 1).await;
+        device.send(&"x".repeat(200_001)).await;
+        assert_eq!(device.drive(logout(&mut world)).await, "protocol_error");
+    });
+}
+
+#[test]
 fn text_that_is_none_breaks_the_protocol() {
     run(async {
         let mut world = World::start().await;

@@ -45,6 +45,10 @@ pub(super) struct Plan {
     pub(super) above: usize,
     /// Unproven attempts of one source at once.
     pub(super) burst: u32,
+    /// The same of all sources, and per second.
+    pub(super) unproven_per_second: u32,
+    /// Resets for one source at once.
+    pub(super) reset_burst: u32,
     pub(super) max_held_bytes: usize,
 }
 
@@ -76,10 +80,15 @@ impl World {
     pub(super) async fn with(change: impl FnOnce(&mut Plan)) -> Self {
         let mut plan = Plan {
             session: ShardConfig::default(),
-            config: udp::Config::default(),
+            config: udp::Config {
+                max_message_bytes: 200_000,
+                ..udp::Config::default()
+            },
             always: false,
             above: 64,
             burst: 64,
+            unproven_per_second: 200,
+            reset_burst: 64,
             max_held_bytes: 8 << 20,
         };
         change(&mut plan);
@@ -104,6 +113,8 @@ impl World {
                 always: plan.always,
                 above: plan.above,
                 unproven: Arc::new(Throttle::new(1, 64, 60_000, plan.burst)),
+                unproven_per_second: plan.unproven_per_second,
+                resets: Arc::new(Throttle::new(1, 64, 60_000, plan.reset_burst)),
             },
             shards: 2,
             max_held_bytes: plan.max_held_bytes,
@@ -268,6 +279,14 @@ impl Stranger {
     pub(super) async fn new(world: &World) -> Self {
         Self {
             socket: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+            server: world.address,
+        }
+    }
+
+    /// At another address of this machine.
+    pub(super) async fn at(world: &World, ip: [u8; 4]) -> Self {
+        Self {
+            socket: UdpSocket::bind((std::net::IpAddr::from(ip), 0)).await.unwrap(),
             server: world.address,
         }
     }

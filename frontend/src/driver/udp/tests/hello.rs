@@ -44,14 +44,23 @@ fn a_hello_is_judged_once_and_answered_as_often_as_it_is_asked() {
         assert!(world.hears_nothing().await);
         let elsewhere = Stranger::new(&world).await;
         elsewhere.hello(7, b"").await;
-        assert!(elsewhere.hears_nothing().await, "it would speak for the first address");
+        // The answer would let whoever gets it speak for the first address; a cookie makes it an attempt of its own.
+        let cookie = elsewhere.cookie().await;
+        assert!(world.hears_nothing().await);
+        elsewhere.hello(7, &cookie).await;
+        let other = world.bind().await;
+        assert_ne!(session(other.id), session(bind.id));
+        world.frame(admitted(session(other.id)));
+        assert_ne!(challenge(&elsewhere.receive().await).1, cid);
+        device.hello(7, b"").await;
+        assert_eq!(device.receive().await, answer, "each has its own answer");
         device.hello(8, b"").await;
         assert_ne!(
             session(world.bind().await.id),
             session(bind.id),
             "another attempt"
         );
-        assert_eq!(world.metrics.unfinished.get(), 2);
+        assert_eq!(world.metrics.unfinished.get(), 3);
     });
 }
 
@@ -113,6 +122,31 @@ fn under_load_a_cookie_is_asked_for() {
         challenge(&device.receive().await);
         device.hello(4, b"").await;
         challenge(&device.receive().await);
+    });
+}
+
+/// Who writes any sender on the envelope gets no more than this, from however many places.
+#[test]
+fn all_sources_together_ask_so_often_without_a_cookie() {
+    run(async {
+        let mut world = World::with(|plan| {
+            plan.burst = 1;
+            plan.unproven_per_second = 3;
+        })
+        .await;
+        let mut strangers = Vec::new();
+        for last in 2..10 {
+            let stranger = Stranger::at(&world, [127, 0, 0, last]).await;
+            stranger.hello(last.into(), b"").await;
+            strangers.push(stranger);
+        }
+        for _ in 0..3 {
+            world.bind().await;
+        }
+        let cookie = strangers[7].cookie().await;
+        strangers[7].hello(9, &cookie).await;
+        world.bind().await;
+        assert_eq!(world.metrics.retries.get(), 5);
     });
 }
 
@@ -182,6 +216,27 @@ fn a_device_that_proves_nothing_is_forgotten_in_silence() {
         );
         device.hello(1, b"").await;
         world.bind().await;
+    });
+}
+
+#[test]
+fn a_source_uses_up_its_own_resets_only() {
+    run(async {
+        let world = World::with(|plan| plan.reset_burst = 2).await;
+        let [noisy, quiet] = [
+            Stranger::new(&world).await,
+            Stranger::at(&world, [127, 0, 0, 2]).await,
+        ];
+        let junk = [&data_header(ConnectionId::new(0, 77, 5), 0)[..], &[0; 16]].concat();
+        for _ in 0..4 {
+            noisy.send(&junk).await;
+        }
+        quiet.send(&junk).await;
+        quiet.receive().await;
+        noisy.receive().await;
+        noisy.receive().await;
+        assert!(noisy.hears_nothing().await);
+        assert_eq!(world.metrics.resets.get(), 3);
     });
 }
 

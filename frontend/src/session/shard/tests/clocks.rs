@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use holdfast_proto::CloseCode;
 use holdfast_proto::link::Command;
+use holdfast_proto::{ChannelKind, CloseCode};
 
 use super::harness::*;
 use crate::session::{Goodbye, Output};
@@ -187,4 +187,27 @@ fn the_clock_stands_while_we_do_not_read_or_the_device_does_not() {
             })
         })
     );
+}
+
+/// Where nothing that is unread or untaken keeps us from hearing the device, its silence is judged as any other's.
+#[test]
+fn a_device_over_datagrams_is_heard_while_it_is_stalled_and_while_its_queue_is_full() {
+    let mut w = World::attached();
+    let key = w.online("d");
+    w.set_kind(key, ChannelKind::Udp);
+    for _ in 0..4 {
+        w.text(key, "r").unwrap();
+    }
+    assert!(w.text(key, "fifth").is_err());
+    w.pass(31 * SECOND);
+    assert_eq!(w.outputs(), [Output::Ping { key }], "stalled");
+    w.alive(key);
+    w.reply(A, key, 1, 0);
+    assert_eq!(w.texts(key), ["r1"]);
+    w.pass(31 * SECOND);
+    assert_eq!(w.outputs(), [Output::Ping { key }], "with its queue full");
+    w.pass(43 * SECOND);
+    assert!(w.outputs().is_empty());
+    w.pass(2 * SECOND);
+    assert_eq!(w.close_code(key), CloseCode::HeartbeatTimeout);
 }

@@ -100,6 +100,11 @@ impl World {
         key
     }
 
+    /// From now on its channel is of this kind.
+    pub(super) fn set_kind(&mut self, key: SessionKey, kind: ChannelKind) {
+        self.shard.get(key).unwrap().kind = kind;
+    }
+
     pub(super) fn upgrade(&mut self, key: SessionKey) {
         self.shard
             .handle_upgrade(self.now, key, Bytes::from_static(b"credential"));
