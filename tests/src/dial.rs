@@ -16,6 +16,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -81,6 +82,7 @@ pub struct Dial {
     source: Option<IpAddr>,
     receive_buffer: Option<u32>,
     key: Option<(Identity, DeviceKey)>,
+    runtime: Option<Handle>,
 }
 
 impl Dial {
@@ -96,6 +98,7 @@ impl Dial {
             source: None,
             receive_buffer: None,
             key: None,
+            runtime: None,
         };
         dial = dial.header("Sec-WebSocket-Version", "13");
         dial.header("Sec-WebSocket-Key", &STANDARD.encode(rand::random::<[u8; 16]>()))
@@ -133,6 +136,12 @@ impl Dial {
         self
     }
 
+    /// The device lives on this runtime, which may be in another network.
+    pub fn on(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
     /// SO_RCVBUF in bytes, set before connecting, or the receive credit on `udp`: a small one makes the server feel a slow reader
     /// early.
     pub fn receive_buffer(mut self, bytes: u32) -> Self {
@@ -142,6 +151,16 @@ impl Dial {
 
     /// Connects and upgrades.
     pub async fn connect(mut self) -> Result<Device, DialError> {
+        match self.runtime.take() {
+            None => self.connect_here().await,
+            Some(runtime) => {
+                let connected = runtime.spawn(self.connect_here()).await;
+                connected.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+            }
+        }
+    }
+
+    async fn connect_here(mut self) -> Result<Device, DialError> {
         if let Transport::Datagrams = self.endpoint.transport {
             return self.over_datagrams().await;
         }

@@ -45,6 +45,7 @@ pub struct Builder<'a> {
     backend_settings: Settings,
     shared_api: bool,
     channels: Channels,
+    public: Option<IpAddr>,
 }
 
 /// Which channel devices come over that do not say it.
@@ -54,6 +55,9 @@ enum Channels {
     Mixed,
     All(Over),
 }
+
+/// `wss`, `ws` and `udp` at a public address, below the ports that the system gives away.
+const PUBLIC_PORTS: [u16; 3] = [7400, 7401, 7402];
 
 /// What devices come over in turn.
 pub(crate) const MIXED: [Over; 3] = [Over::Ws, Over::Wss, Over::LossyUdp];
@@ -73,6 +77,8 @@ pub struct Gateway {
     /// Of what happens to datagrams.
     seed: u64,
     address: IpAddr,
+    /// Where devices come to the only frontend, if that is not `address`.
+    public: Option<IpAddr>,
     layout: Layout,
     backend_settings: Settings,
     /// Handed down to every backend; nobody accepts from it here.
@@ -102,6 +108,7 @@ impl Gateway {
             backend_settings: Vec::new(),
             shared_api: false,
             channels: Channels::Mixed,
+            public: None,
         }
     }
 
@@ -315,8 +322,11 @@ impl Gateway {
 
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let [wss, ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let udp = free_udp_port(self.address);
+        let [mut wss, mut ws, admin] = std::array::from_fn(|_| free_port(self.address));
+        let mut udp = free_udp_port(self.address);
+        if let Some(public) = self.public {
+            [wss, ws, udp] = PUBLIC_PORTS.map(|port| SocketAddr::new(public, port));
+        }
         let listen = Listen { wss, ws, udp, admin };
         let config = self.layout.write_frontend(number, &listen, settings);
         let node = self.node(format!("frontend{number}"), "holdfast-frontend", admin, config);
@@ -389,6 +399,12 @@ impl Builder<'_> {
         self
     }
 
+    /// The only frontend takes devices at this address, which is nobody else's, instead of on the loopback.
+    pub fn at(mut self, public: IpAddr) -> Self {
+        self.public = Some(public);
+        self
+    }
+
     /// How many backends are running at the start; 0 for none.
     pub fn backends(mut self, count: usize) -> Self {
         self.backends = count;
@@ -443,6 +459,7 @@ impl Builder<'_> {
             dialled: AtomicUsize::new(0),
             seed: lossy::seed(),
             address,
+            public: self.public,
             layout,
             backend_settings: self.backend_settings,
             shared_api,

@@ -11,6 +11,7 @@ pub mod http;
 pub mod keys;
 pub mod lossy;
 pub mod metrics;
+pub mod network;
 pub mod peer;
 pub mod service;
 pub mod sim;

@@ -11,7 +11,7 @@ async fn every_frontend_hears_of_a_share_also_one_that_was_away() {
     let mut gateway = Gateway::builder(&service).frontends(2).start().await;
     let canary = gateway.add_backend_as(&["--share", "5%"], &[]).await;
     for frontend in 0..2 {
-        assert_eq!(gateway.status_of(frontend, canary).await["share_percent"], 5.0);
+        wait_for_share(&gateway, (frontend, canary), 5.0).await;
     }
     gateway.frontends[1].kill9().await;
     gateway.control(canary).share(7.5).await;
