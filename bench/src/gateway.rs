@@ -1,7 +1,7 @@
 //! The real binaries on generated keys and free loopback ports, with the service behind them.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -174,12 +174,13 @@ fn binary(dir: Option<&Path>, name: &str) -> Result<PathBuf> {
     )
 }
 
-/// Ports that were free a moment ago.
+/// Ports that were free a moment ago: wss, ws, udp, admin, API.
 fn free_ports() -> Result<[SocketAddr; 5]> {
     let listen = || TcpListener::bind("127.0.0.1:0").context("no free port");
-    let listeners = [listen()?, listen()?, listen()?, listen()?, listen()?];
-    let [a, b, c, d, e] = listeners.each_ref().map(TcpListener::local_addr);
-    Ok([a?, b?, c?, d?, e?])
+    let datagrams = UdpSocket::bind("127.0.0.1:0").context("no free port")?;
+    let listeners = [listen()?, listen()?, listen()?, listen()?];
+    let [wss, ws, admin, api] = listeners.each_ref().map(TcpListener::local_addr);
+    Ok([wss?, ws?, datagrams.local_addr()?, admin?, api?])
 }
 
 fn write_shared(dir: &Path, token_seed: [u8; 32], api_key: &str, service: SocketAddr) -> Result<()> {

@@ -41,6 +41,9 @@ pub(crate) struct Upgraded {
 
 /// Longer than any bound of the gateway's own on an upgrade (5 s without a backend).
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Six HELLOs, of which one must get through with its answer: at 5 % loss each way one attempt in a million fails. With a device's own
+/// 15 s it would be one in ten thousand, and a suite makes a thousand.
+const DATAGRAM_PATIENCE: Duration = Duration::from_secs(40);
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
 /// Where a frontend takes devices.
@@ -83,6 +86,7 @@ pub struct Dial {
     receive_buffer: Option<u32>,
     key: Option<(Identity, DeviceKey)>,
     runtime: Option<Handle>,
+    gives_up: Duration,
 }
 
 impl Dial {
@@ -99,6 +103,7 @@ impl Dial {
             receive_buffer: None,
             key: None,
             runtime: None,
+            gives_up: DATAGRAM_PATIENCE,
         };
         dial = dial.header("Sec-WebSocket-Version", "13");
         dial.header("Sec-WebSocket-Key", &STANDARD.encode(rand::random::<[u8; 16]>()))
@@ -146,6 +151,12 @@ impl Dial {
     /// early.
     pub fn receive_buffer(mut self, bytes: u32) -> Self {
         self.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// On `udp`: how long an attempt is repeated.
+    pub fn gives_up_after(mut self, time: Duration) -> Self {
+        self.gives_up = time;
         self
     }
 

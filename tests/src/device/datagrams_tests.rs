@@ -301,7 +301,10 @@ async fn a_device_that_reads_nothing_grants_nothing() {
 async fn nobody_there_is_a_timeout() {
     let server = Server::start().await;
     let relay = Relay::before(server.address, Weather::BLACK_HOLE, 7);
-    let error = server.dial(relay.address, "d").connect().await.err();
+    let dial = server
+        .dial(relay.address, "d")
+        .gives_up_after(Duration::from_secs(10));
+    let error = dial.connect().await.err();
     assert!(matches!(error, Some(DialError::Timeout)), "{error:?}");
     assert!(relay.came(Way::ToServer) >= 4);
 }

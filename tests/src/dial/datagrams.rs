@@ -39,7 +39,7 @@ impl Dial {
             key: &key,
             parameters,
             now_ms: Some(now_ms()),
-            timeout: udp::dial::DIAL_TIMEOUT,
+            timeout: self.gives_up,
         };
         let dial =
             udp::Dial::new(Instant::now(), &dialing).map_err(|e| DialError::Malformed(e.to_string()))?;
