@@ -226,8 +226,8 @@ impl Connection {
         self.poll_end()
     }
 
-    /// The next event but messages, for an application that takes no messages at the moment. What was closed in good order is told
-    /// after the last message only, a loss at once.
+    /// Progress and losses only, for an application that takes no messages at the moment, or has not done with one that it polled. What
+    /// was closed in good order is told by [`poll_event`](Self::poll_event) alone: it comes after all messages.
     pub fn poll_notice(&mut self, _config: &Config, _now: Instant) -> Option<Event> {
         if let Some(event) = self.poll_progress() {
             return Some(event);
@@ -235,11 +235,11 @@ impl Connection {
         let is_lost = self
             .end
             .is_some_and(|end| !matches!(end, End::ClosedByUs | End::ClosedByPeer));
-        let waits = self
-            .busy
-            .as_ref()
-            .is_some_and(|busy| busy.inbox.has_next(&self.receiving));
-        if waits && !is_lost { None } else { self.poll_end() }
+        if is_lost {
+            return self.poll_end();
+        }
+        self.settle();
+        None
     }
 
     fn poll_progress(&mut self) -> Option<Event> {

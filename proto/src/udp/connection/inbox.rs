@@ -92,12 +92,6 @@ impl Inbox {
         }
     }
 
-    /// Whether [`take`](Self::take) would give a message.
-    pub(super) fn has_next(&self, credit: &ReceiveCredit) -> bool {
-        let front = self.messages.front();
-        front.is_some_and(|message| message.number == credit.taken() && message.is_whole())
-    }
-
     /// How many bytes of the next message are there without a gap.
     pub(super) fn contiguous(&self, credit: &ReceiveCredit) -> u32 {
         let front = self.messages.front();
