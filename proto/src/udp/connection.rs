@@ -13,6 +13,7 @@ mod busy;
 mod close;
 mod congestion;
 mod credit;
+mod give_up;
 mod inbox;
 mod outbox;
 mod path;
@@ -41,8 +42,8 @@ use self::rtt::Rtt;
 use self::sent::Control;
 pub use self::transmit::{MIN_DEVICE_DATAGRAM_BYTES, TransmitRun};
 pub use self::types::{
-    Config, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MIN_DATAGRAM_LIMIT, Opening, PeerCredit,
-    Received, SendError, Side, Stats,
+    Config, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MESSAGE_COST_BYTES, MIN_DATAGRAM_LIMIT,
+    Opening, PeerCredit, Received, SendError, Side, Stats,
 };
 use super::protect::{Opener, Sealer};
 use super::{ConnectionId, ResetToken};
@@ -195,7 +196,8 @@ impl Connection {
             return Err(SendError::TooBig);
         }
         let outbox = &mut self.busy_mut().outbox;
-        let fits = outbox.len() < config.send_messages && outbox.bytes() + payload.len() <= config.send_bytes;
+        let held = outbox.held_bytes() + MESSAGE_COST_BYTES + payload.len();
+        let fits = outbox.len() < config.send_messages && held <= config.send_bytes;
         if !fits && !outbox.is_empty() {
             return Err(SendError::Full(payload));
         }
@@ -282,11 +284,20 @@ impl Connection {
         self.peer.into()
     }
 
-    /// Bytes of messages, in both directions, that this connection keeps.
+    /// What messages in both directions cost in memory, in bytes.
     pub fn held_bytes(&self) -> usize {
-        self.busy
-            .as_ref()
-            .map_or(0, |busy| busy.inbox.bytes() + busy.outbox.bytes())
+        self.held_input_bytes() + self.held_output_bytes()
+    }
+
+    /// Of messages from the peer that the application did not take yet, or that are not complete: payloads, and
+    /// [`MESSAGE_COST_BYTES`] for each.
+    pub fn held_input_bytes(&self) -> usize {
+        self.busy.as_ref().map_or(0, |busy| busy.inbox.held_bytes())
+    }
+
+    /// The same of messages that the peer did not acknowledge yet.
+    pub fn held_output_bytes(&self) -> usize {
+        self.busy.as_ref().map_or(0, |busy| busy.outbox.held_bytes())
     }
 
     pub fn stats(&self) -> Stats {
