@@ -174,7 +174,8 @@ impl Connection {
                 Err(Refusal::Broken(code, reason)) => return Contents::Broken(code, reason),
             }
         }
-        if packet.pieces().len() > 0 {
+        // A ping may be that of a peer that waits for credit.
+        if packet.pieces().len() > 0 || packet.ping {
             self.grow_credit(config);
         }
         Contents::Fine
@@ -184,8 +185,9 @@ impl Connection {
     pub(super) fn grow_credit(&mut self, config: &Config) {
         let busy = self.busy.as_ref();
         let contiguous = busy.map_or(0, |busy| busy.inbox.contiguous(&self.receiving));
-        let window = (config.receive_messages, config.receive_bytes);
-        if self.receiving.grow(window, contiguous) {
+        let share = u32::try_from(config.input_share).unwrap_or(u32::MAX);
+        let window = (config.receive_messages, config.receive_bytes.min(share));
+        if self.receiving.grow(window, contiguous, share) {
             self.busy_mut().pending.add(Control::CREDIT);
         }
     }
