@@ -124,7 +124,7 @@ impl World {
             assert!(count < 3_000, "it never stops");
         }
         assert!(bytes.is_empty());
-        assert!(end.connection.held_bytes() <= 30_000 + 20_000 + 20_000 + 2 * 16_384);
+        assert!(end.connection.held_bytes() <= 30_000 + 20_000 + 20_000 + 3 * 16_384);
         let (us, them) = (&self.ends[side], &self.ends[1 - side]);
         assert!(lied || us.delivered <= us.sent);
         // What is acknowledged is at the other end, though its application may not have taken it yet.

@@ -18,8 +18,8 @@ mod vectors;
 
 pub use connection::{
     CLOSE_LINGER, Config, Connection, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MAX_FORGERIES,
-    MIN_DATAGRAM_LIMIT, MIN_DEVICE_DATAGRAM_BYTES, Opening, PeerCredit, ReceiveRun, Received, SendError,
-    Side, Stats, TransmitRun,
+    MESSAGE_COST_BYTES, MIN_DATAGRAM_LIMIT, MIN_DEVICE_DATAGRAM_BYTES, Opening, PeerCredit, ReceiveRun,
+    Received, SendError, Side, Stats, TransmitRun,
 };
 pub use cookie::Cookies;
 pub use datagram::{Datagram, Malformed, parse};

@@ -13,6 +13,7 @@ mod busy;
 mod close;
 mod congestion;
 mod credit;
+mod give_up;
 mod inbox;
 mod outbox;
 mod path;
@@ -41,8 +42,8 @@ use self::rtt::Rtt;
 use self::sent::Control;
 pub use self::transmit::{MIN_DEVICE_DATAGRAM_BYTES, TransmitRun};
 pub use self::types::{
-    Config, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MIN_DATAGRAM_LIMIT, Opening, PeerCredit,
-    Received, SendError, Side, Stats,
+    Config, End, Event, INITIAL_SERVER_CREDIT, MAX_DATAGRAM_BYTES, MESSAGE_COST_BYTES, MIN_DATAGRAM_LIMIT,
+    Opening, PeerCredit, Received, SendError, Side, Stats,
 };
 use super::protect::{Opener, Sealer};
 use super::{ConnectionId, ResetToken};
@@ -195,7 +196,8 @@ impl Connection {
             return Err(SendError::TooBig);
         }
         let outbox = &mut self.busy_mut().outbox;
-        let fits = outbox.len() < config.send_messages && outbox.bytes() + payload.len() <= config.send_bytes;
+        let held = outbox.held_bytes() + MESSAGE_COST_BYTES + payload.len();
+        let fits = outbox.len() < config.send_messages && held <= config.send_bytes;
         if !fits && !outbox.is_empty() {
             return Err(SendError::Full(payload));
         }
@@ -226,8 +228,8 @@ impl Connection {
         self.poll_end()
     }
 
-    /// The next event but messages, for an application that takes no messages at the moment. What was closed in good order is told
-    /// after the last message only, a loss at once.
+    /// Progress and losses only, for an application that takes no messages at the moment, or has not done with one that it polled. What
+    /// was closed in good order is told by [`poll_event`](Self::poll_event) alone: it comes after all messages.
     pub fn poll_notice(&mut self, _config: &Config, _now: Instant) -> Option<Event> {
         if let Some(event) = self.poll_progress() {
             return Some(event);
@@ -235,11 +237,11 @@ impl Connection {
         let is_lost = self
             .end
             .is_some_and(|end| !matches!(end, End::ClosedByUs | End::ClosedByPeer));
-        let waits = self
-            .busy
-            .as_ref()
-            .is_some_and(|busy| busy.inbox.has_next(&self.receiving));
-        if waits && !is_lost { None } else { self.poll_end() }
+        if is_lost {
+            return self.poll_end();
+        }
+        self.settle();
+        None
     }
 
     fn poll_progress(&mut self) -> Option<Event> {
@@ -282,11 +284,20 @@ impl Connection {
         self.peer.into()
     }
 
-    /// Bytes of messages, in both directions, that this connection keeps.
+    /// What messages in both directions cost in memory, in bytes.
     pub fn held_bytes(&self) -> usize {
-        self.busy
-            .as_ref()
-            .map_or(0, |busy| busy.inbox.bytes() + busy.outbox.bytes())
+        self.held_input_bytes() + self.held_output_bytes()
+    }
+
+    /// Of messages from the peer that the application did not take yet, or that are not complete: payloads, and
+    /// [`MESSAGE_COST_BYTES`] for each.
+    pub fn held_input_bytes(&self) -> usize {
+        self.busy.as_ref().map_or(0, |busy| busy.inbox.held_bytes())
+    }
+
+    /// The same of messages that the peer did not acknowledge yet.
+    pub fn held_output_bytes(&self) -> usize {
+        self.busy.as_ref().map_or(0, |busy| busy.outbox.held_bytes())
     }
 
     pub fn stats(&self) -> Stats {

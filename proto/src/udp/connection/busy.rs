@@ -40,12 +40,18 @@ pub(super) struct Busy {
     pub(super) path_since: Option<Instant>,
     /// Timeouts in a row that brought no acknowledgement.
     pub(super) expired: u32,
+    /// Since when only the peer's credit keeps back what waits, with nothing in flight.
+    pub(super) blocked_since: Option<Instant>,
+    /// Probes that went out since, answered or not.
+    pub(super) blocked_probes: u8,
     /// Datagrams that may be sent whatever the congestion window says.
     pub(super) probes: u8,
     /// The window was what kept us from sending more.
     pub(super) window_was_full: bool,
     /// Since when nothing that we sent was acknowledged, while something is in flight.
     pub(super) unanswered_since: Option<Instant>,
+    /// It is not given up before, whoever owes an answer: nobody looked for one for a while.
+    pub(super) forgiven_until: Option<Instant>,
     /// When the connection is given up.
     pub(super) give_up_at: Option<Instant>,
     pub(super) closing: Option<Box<Closing>>,
@@ -87,9 +93,12 @@ impl Busy {
             sampled_since: None,
             path_since: None,
             expired: 0,
+            blocked_since: None,
+            blocked_probes: 0,
             probes: 0,
             window_was_full: false,
             unanswered_since: None,
+            forgiven_until: None,
             give_up_at: None,
             closing: None,
             peer_close: None,

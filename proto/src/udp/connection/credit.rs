@@ -104,13 +104,15 @@ impl ReceiveCredit {
         self.granted_bytes = self.granted_bytes.saturating_sub(bytes);
     }
 
-    /// Grants up to a window beyond what was taken, and `contiguous` bytes of the next message. Whether it is so much more
-    /// that the peer should be told: half a window of either.
-    pub(super) fn grow(&mut self, window: (u16, u32), contiguous: u32) -> bool {
+    /// Grants up to a window beyond what was taken, and `contiguous` bytes of the next message, but no more than `most` bytes in all.
+    /// Whether it is so much more that the peer should be told: half a window of either.
+    pub(super) fn grow(&mut self, window: (u16, u32), contiguous: u32, most: u32) -> bool {
         let messages = u32::from(window.0);
-        let bytes = window.1.saturating_add(contiguous);
+        let wanted = window.1.saturating_add(contiguous);
+        let bytes = wanted.min(most);
         let due = |new: u32, old: u32, window: u32| new.saturating_sub(old) >= (window / 2).max(1);
-        let tell = due(messages, self.granted_messages, messages) || due(bytes, self.granted_bytes, window.1);
+        let is_short = bytes > self.granted_bytes && due(wanted, self.granted_bytes, window.1);
+        let tell = is_short || due(messages, self.granted_messages, messages);
         if tell {
             self.grant(messages, bytes);
         }
@@ -160,18 +162,32 @@ mod tests {
     #[test]
     fn credit_is_granted_by_half_windows() {
         let mut receive = ReceiveCredit::new(credit(8, 1_000));
-        assert!(!receive.grow((8, 1_000), 499));
-        assert!(receive.grow((8, 1_000), 500));
+        assert!(!receive.grow((8, 1_000), 499, u32::MAX));
+        assert!(receive.grow((8, 1_000), 500, u32::MAX));
         assert_eq!(receive.total(), credit(8, 1_500));
         receive.take(900);
         (0..2).for_each(|_| receive.take(10));
         assert_eq!((receive.granted_messages(), receive.granted_bytes()), (5, 580));
-        assert!(!receive.grow((8, 1_000), 0));
+        assert!(!receive.grow((8, 1_000), 0, u32::MAX));
         receive.take(0);
-        assert!(receive.grow((8, 1_000), 0));
+        assert!(receive.grow((8, 1_000), 0, u32::MAX));
         assert_eq!(receive.total(), credit(12, 1_920));
         // A window that is smaller than what was granted takes nothing back.
-        assert!(!receive.grow((1, 10), 0));
+        assert!(!receive.grow((1, 10), 0, u32::MAX));
         assert_eq!(receive.total(), credit(12, 1_920));
+    }
+
+    #[test]
+    fn no_more_is_granted_than_may_be_held() {
+        let mut receive = ReceiveCredit::new(credit(8, 1_000));
+        // What was granted stays.
+        assert!(!receive.grow((8, 600), 1_000, 600));
+        receive.take(600);
+        assert_eq!(receive.granted_bytes(), 400);
+        // A message that is longer than what is left may grow up to the bound.
+        assert!(!receive.grow((8, 600), 0, 600));
+        assert!(receive.grow((8, 600), 400, 600));
+        assert_eq!(receive.total(), credit(9, 1_200));
+        assert!(!receive.grow((8, 600), 600, 600));
     }
 }

@@ -6,13 +6,13 @@ use bytes::Bytes;
 
 use super::credit::ReceiveCredit;
 use super::ranges::Covered;
-use super::types::Config;
+use super::types::{Config, MESSAGE_COST_BYTES};
 use crate::MessageKind;
 use crate::codes::CloseCode;
 use crate::udp::packet::Piece;
 
 /// What a piece that cannot be joined to others yet costs beside its bytes.
-const PIECE_COST_BYTES: u64 = 64;
+const PIECE_COST_BYTES: usize = 64;
 
 /// Why a piece was not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,9 +74,9 @@ impl Inbox {
         self.messages.is_empty()
     }
 
-    /// Bytes that are kept.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes as usize
+    /// Bytes that are kept, and what they cost beside.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes as usize + self.messages.len() * MESSAGE_COST_BYTES + self.runs * PIECE_COST_BYTES
     }
 
     /// The next message in order, if it is there whole.
@@ -90,12 +90,6 @@ impl Inbox {
             Body::Whole(data) => Some((message.kind, data)),
             Body::Parts { .. } => None,
         }
-    }
-
-    /// Whether [`take`](Self::take) would give a message.
-    pub(super) fn has_next(&self, credit: &ReceiveCredit) -> bool {
-        let front = self.messages.front();
-        front.is_some_and(|message| message.number == credit.taken() && message.is_whole())
     }
 
     /// How many bytes of the next message are there without a gap.
@@ -150,6 +144,7 @@ impl Inbox {
         let end = piece.offset + size;
         self.check_byte_credit(config, credit, end)?;
         let runs = usize::from(piece.offset > 0);
+        self.check_share(config, credit, piece.message, (end, end))?;
         // The next message in order always finds room.
         if piece.message != credit.taken() && !self.has_room(config, 1 + runs) {
             return Err(Refusal::NoRoom);
@@ -197,6 +192,9 @@ impl Inbox {
         }
         let more = end.saturating_sub(message.end());
         self.check_byte_credit(config, credit, more)?;
+        if more > 0 {
+            self.check_share(config, credit, piece.message, (end, more))?;
+        }
         let adds_run = there.would_add_run(piece.offset, end);
         if adds_run && !self.has_room(config, 1) {
             return Err(Refusal::NoRoom);
@@ -228,9 +226,30 @@ impl Inbox {
     /// Whether so many more entries or runs may be kept. One message of each number and a window's worth of pieces: a peer that fills
     /// its datagrams needs no more.
     fn has_room(&self, config: &Config, more: usize) -> bool {
-        let kept = (self.messages.len() + self.runs + more) as u64;
-        let pieces = u64::from(config.receive_bytes) / PIECE_COST_BYTES;
-        kept <= pieces + u64::from(config.receive_messages)
+        let kept = self.messages.len() + self.runs + more;
+        let pieces = config.receive_bytes as usize / PIECE_COST_BYTES;
+        kept <= pieces + usize::from(config.receive_messages)
+    }
+
+    /// Whether `more` bytes may be kept, of a message of which there are `end` then. The next message in order is judged by itself: those
+    /// behind it must not keep it out. What messages cost beside does not count: who stays within a credit of a share is never refused.
+    fn check_share(
+        &self,
+        config: &Config,
+        credit: &ReceiveCredit,
+        message: u64,
+        (end, more): (u32, u32),
+    ) -> Result<(), Refusal> {
+        let held = if message == credit.taken() {
+            end as usize
+        } else {
+            self.bytes as usize + self.runs * PIECE_COST_BYTES + more as usize
+        };
+        if held <= config.input_share {
+            Ok(())
+        } else {
+            Err(Refusal::NoRoom)
+        }
     }
 
     fn check_byte_credit(&self, config: &Config, credit: &ReceiveCredit, more: u32) -> Result<(), Refusal> {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::credit::SendCredit;
 use super::ranges::Covered;
+use super::types::MESSAGE_COST_BYTES;
 use crate::MessageKind;
 use crate::udp::packet::{Piece, cut_to_room, piece_len};
 
@@ -106,9 +107,9 @@ impl Outbox {
         self.messages.len()
     }
 
-    /// Of payloads.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// Of payloads, and what they cost beside.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes + self.messages.len() * MESSAGE_COST_BYTES
     }
 
     /// How many messages there were over the whole connection.

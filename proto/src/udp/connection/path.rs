@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::address::Address;
+use super::rtt::MAX_PROBE_TIMEOUT;
 
 /// How often a challenge is sent before a candidate is given up.
 const MAX_CHALLENGES: u8 = 4;
@@ -52,10 +53,11 @@ impl Candidate {
         self.received.saturating_sub(self.sent) >= CHALLENGE_DATAGRAM_BYTES
     }
 
-    /// A challenge of so many bytes was sent; the next may follow after `wait`, doubled each time.
+    /// A challenge of so many bytes was sent; the next may follow after `wait`, doubled each time up to the longest wait for a probe:
+    /// whoever repeats one datagram from elsewhere must not keep a connection busy for long.
     pub(super) fn on_sent(&mut self, bytes: usize, now: Instant, wait: Duration) {
         self.sent += bytes as u32;
-        self.next = now + wait * (1 << self.challenges.min(MAX_CHALLENGES));
+        self.next = now + (wait * (1 << self.challenges.min(MAX_CHALLENGES))).min(MAX_PROBE_TIMEOUT);
         self.challenges += 1;
     }
 
@@ -108,6 +110,20 @@ mod tests {
             }
         }
         assert_eq!((sent, at - now), (MAX_CHALLENGES, wait * (1 + 2 + 4 + 8)));
+    }
+
+    #[test]
+    fn on_a_slow_path_patience_is_no_longer() {
+        let now = Instant::now();
+        let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let mut candidate = Candidate::new(address.into(), 9, now);
+        candidate.on_received(1_000);
+        let mut at = now;
+        while !candidate.is_over(at) {
+            candidate.on_sent(38, at, MAX_PROBE_TIMEOUT);
+            at = candidate.deadline();
+        }
+        assert_eq!(at - now, MAX_PROBE_TIMEOUT * MAX_CHALLENGES.into());
     }
 
     #[test]

@@ -34,7 +34,7 @@ enum Contents {
 
 impl<'a> ReceiveRun<'a> {
     pub(super) fn new(connection: &'a mut Connection, config: &'a Config, now: Instant) -> Self {
-        connection.note_config(config);
+        connection.begin_turn(config, now);
         Self {
             connection,
             config,
@@ -150,7 +150,7 @@ impl Connection {
             self.busy_mut().response = Some(token);
         }
         if let Some(token) = packet.path_response {
-            self.on_path_response(now, from, token);
+            self.on_path_response(config, now, (from, token));
         }
         if let Some(close) = &packet.close {
             self.on_close(now, close);
@@ -174,7 +174,8 @@ impl Connection {
                 Err(Refusal::Broken(code, reason)) => return Contents::Broken(code, reason),
             }
         }
-        if packet.pieces().len() > 0 {
+        // A ping may be that of a peer that waits for credit.
+        if packet.pieces().len() > 0 || packet.ping {
             self.grow_credit(config);
         }
         Contents::Fine
@@ -184,8 +185,9 @@ impl Connection {
     pub(super) fn grow_credit(&mut self, config: &Config) {
         let busy = self.busy.as_ref();
         let contiguous = busy.map_or(0, |busy| busy.inbox.contiguous(&self.receiving));
-        let window = (config.receive_messages, config.receive_bytes);
-        if self.receiving.grow(window, contiguous) {
+        let share = u32::try_from(config.input_share).unwrap_or(u32::MAX);
+        let window = (config.receive_messages, config.receive_bytes.min(share));
+        if self.receiving.grow(window, contiguous, share) {
             self.busy_mut().pending.add(Control::CREDIT);
         }
     }
@@ -234,7 +236,7 @@ impl Connection {
         Ok(())
     }
 
-    fn on_path_response(&mut self, now: Instant, from: Address, token: u64) {
+    fn on_path_response(&mut self, config: &Config, now: Instant, (from, token): (Address, u64)) {
         let datagram = u32::from(self.max_datagram);
         let Some(busy) = &mut self.busy else {
             return;
@@ -255,7 +257,7 @@ impl Connection {
         busy.recovery.begin(now);
         // Acknowledgements went to the old address too, and are not sent again by themselves.
         busy.acks.on_eliciting(now, true);
-        self.resend_all();
+        self.resend_all(config);
     }
 
     fn on_close(&mut self, now: Instant, close: &Close<'_>) {

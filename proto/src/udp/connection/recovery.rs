@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::Connection;
 use super::busy::Busy;
+use super::credit::SendCredit;
 use super::outbox::Part;
 use super::sent::{Control, Fate, SentPacket};
-use super::types::{Config, End};
+use super::types::Config;
 use crate::udp::packet::Acknowledgement;
 
 /// A packet is lost when one that was sent so many later is acknowledged.
@@ -70,7 +71,7 @@ impl Connection {
         if let Some(busy) = &mut self.busy {
             busy.expired = 0;
             busy.sent.trim();
-            busy.unanswered_since = (!busy.sent.is_empty()).then_some(now);
+            busy.unanswered_since = Some(now);
             self.set_give_up(config);
         }
     }
@@ -168,7 +169,7 @@ impl Connection {
     }
 
     /// Everything in flight is to be sent again: it went to an address where the peer no longer is.
-    pub(super) fn resend_all(&mut self) {
+    pub(super) fn resend_all(&mut self, config: &Config) {
         let Some(busy) = &mut self.busy else { return };
         let mut index = 0;
         while let Some(packet) = busy.sent.get(index).copied() {
@@ -179,50 +180,55 @@ impl Connection {
         }
         busy.loss_at = None;
         busy.sent.trim();
+        self.set_give_up(config);
     }
 
-    /// When to ask after what is in flight: the next probe.
+    /// When to ask after what is in flight, or whether the peer that grants nothing is still there: the next probe.
     pub(super) fn probe_at(&self) -> Option<Instant> {
         let busy = self.busy.as_ref()?;
-        (!busy.sent.is_empty() && busy.loss_at.is_none())
+        if busy.sent.is_empty() {
+            let since = busy
+                .blocked_since
+                .filter(|_| busy.waits_for_credit(&self.sending))?;
+            let wait = self.rtt.probe_timeout(busy.blocked_probes.into());
+            return Some(since.max(self.last_sent) + wait);
+        }
+        busy.loss_at
+            .is_none()
             .then(|| self.last_sent + self.rtt.probe_timeout(busy.expired))
     }
 
+    /// Notes when only the peer's credit is left to wait for. Its probes come less and less often, also when they are answered.
+    pub(super) fn note_blocked(&mut self, now: Instant) {
+        let Some(busy) = &mut self.busy else { return };
+        if busy.sent.is_empty() && busy.waits_for_credit(&self.sending) {
+            busy.blocked_since.get_or_insert(now);
+        }
+    }
+
     /// Nothing was acknowledged for too long: the next datagram goes out whatever the window says, with the oldest of what is in
-    /// flight.
+    /// flight. Where nothing is, a ping asks whether the peer that grants no more is there.
     pub(super) fn on_probe_timeout(&mut self) {
         let Some(busy) = &mut self.busy else { return };
+        if busy.sent.is_empty() {
+            busy.blocked_probes = busy.blocked_probes.saturating_add(1);
+            busy.pending.add(Control::PING);
+            return;
+        }
         busy.expired += 1;
         busy.probes = 1;
         if let Some(oldest) = busy.sent.oldest().and_then(|index| busy.sent.get(index)) {
             busy.pending.add(oldest.control);
         }
     }
-
-    /// The connection is given up when the oldest message, or everything, is without an answer for too long.
-    pub(super) fn set_give_up(&mut self, config: &Config) {
-        if let Some(busy) = &mut self.busy {
-            let oldest = [busy.outbox.oldest_since(), busy.unanswered_since]
-                .into_iter()
-                .flatten()
-                .min();
-            busy.give_up_at = oldest.map(|since| since + config.give_up);
-        }
-    }
-
-    pub(super) fn check_give_up(&mut self, now: Instant) {
-        if self
-            .busy
-            .as_ref()
-            .and_then(|busy| busy.give_up_at)
-            .is_some_and(|at| at <= now)
-        {
-            self.end(End::GaveUp);
-        }
-    }
 }
 
 impl Busy {
+    /// Whether there is something to send, and the peer's credit is what forbids it.
+    fn waits_for_credit(&self, credit: &SendCredit) -> bool {
+        !self.outbox.is_empty() && !self.outbox.is_ready(credit)
+    }
+
     /// What it carried is to be sent again, unless another packet answers for it.
     fn lose(&mut self, index: usize, packet: &SentPacket) {
         self.sent.settle(index, Fate::Lost);

@@ -71,9 +71,10 @@ impl Rtt {
         self.smoothed() + (self.variation() * 4).max(GRANULARITY) + MAX_ACK_DELAY
     }
 
-    /// A packet is lost when a later one is acknowledged and it is older than this: 9/8 of the round-trip time.
+    /// A packet is lost when a later one is acknowledged and it is older than this: 9/8 of the round-trip time. No longer than the
+    /// longest wait for a probe, which there is none of meanwhile: an acknowledgement that somebody held back must not stop everything.
     pub(super) fn loss_delay(&self, latest: Duration) -> Duration {
-        (self.smoothed().max(latest) * 9 / 8).max(GRANULARITY)
+        (self.smoothed().max(latest) * 9 / 8).clamp(GRANULARITY, MAX_PROBE_TIMEOUT)
     }
 
     /// When all packets over such a time are lost, the path is congested for good (section 7.6).
@@ -125,6 +126,7 @@ mod tests {
         assert_eq!(rtt.persistent_congestion(), ms(3 * 365));
         assert_eq!(rtt.loss_delay(ms(160)), ms(180));
         assert_eq!(rtt.loss_delay(ms(80)), ms(110) * 9 / 8);
+        assert_eq!(rtt.loss_delay(ms(30_000)), MAX_PROBE_TIMEOUT);
     }
 
     #[test]

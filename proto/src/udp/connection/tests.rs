@@ -4,6 +4,7 @@ mod attacks;
 mod bounds;
 mod closing;
 mod exchange;
+mod give_up;
 mod pair;
 mod path;
 mod recovery;

@@ -37,8 +37,8 @@ impl Connection {
 
     /// Does what is due at `now`. To be called at [`poll_timeout`](Self::poll_timeout); too early does no harm.
     pub fn handle_timeout(&mut self, config: &Config, now: Instant) {
-        self.note_config(config);
-        self.check_give_up(now);
+        self.begin_turn(config, now);
+        self.check_give_up(config, now);
         self.check_closed(now);
         if self.state == State::Ended {
             return;
@@ -50,7 +50,10 @@ impl Connection {
             .is_some_and(|at| at <= now);
         if is_loss {
             self.detect_losses(now);
-        } else if self.probe_at().is_some_and(|at| at <= now) {
+            self.set_give_up(config);
+        }
+        // While something may be lost there is no probe. What is left after that may be long due.
+        if self.probe_at().is_some_and(|at| at <= now) {
             self.on_probe_timeout();
         }
         self.check_candidate(now);
@@ -78,8 +81,9 @@ impl Connection {
         (self.keep_alive_ms > 0).then(|| self.last_sent + wait)
     }
 
-    /// What of the configuration is needed where it is not at hand.
-    pub(super) fn note_config(&mut self, config: &Config) {
+    /// Before anything else is done at `now`: whether this is late, and what of the configuration is needed where it is not at hand.
+    pub(super) fn begin_turn(&mut self, config: &Config, now: Instant) {
+        self.check_late(config, now);
         if config.max_datagram < self.max_datagram {
             self.max_datagram = config.max_datagram.max(super::MIN_DATAGRAM_LIMIT);
             if self.sealer.next_number() == 0 {

@@ -32,7 +32,7 @@ pub struct TransmitRun<'a> {
 
 impl<'a> TransmitRun<'a> {
     pub(super) fn new(connection: &'a mut Connection, config: &'a Config, now: Instant) -> Self {
-        connection.note_config(config);
+        connection.begin_turn(config, now);
         Self {
             connection,
             config,
@@ -52,6 +52,7 @@ impl<'a> TransmitRun<'a> {
         }
         let sent = connection.transmit(self.config, self.now, (&mut self.expanded, out));
         if !sent {
+            connection.note_blocked(self.now);
             connection.settle();
         }
         sent.then(|| connection.peer.into())
@@ -239,6 +240,7 @@ impl Connection {
             && let Some(part) = busy.outbox.next_fresh(&mut self.sending, draft.room(), now)
         {
             busy.write_part(draft, part, false);
+            (busy.blocked_since, busy.blocked_probes) = (None, 0);
         }
         if is_probe && busy.sent.open_parts() == 0 && draft.control.is_empty() {
             push_ping(draft.out);

@@ -20,6 +20,9 @@ pub const INITIAL_SERVER_CREDIT: PeerCredit = PeerCredit {
     bytes: 16_384,
 };
 
+/// What a queued message costs beside its payload, in bytes, in either direction: its place in the queue, and its allocation.
+pub const MESSAGE_COST_BYTES: usize = 128;
+
 /// Which end this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -46,11 +49,18 @@ pub struct Config {
     pub receive_messages: u16,
     /// Longest datagram to send, in bytes of UDP payload; the peer's own limit may be lower.
     pub max_datagram: u16,
-    /// The connection is lost when a message, or all that was sent, stays unacknowledged for so long.
+    /// The connection is lost when a message, or all that was sent, stays unacknowledged for so long. When this end is called late by
+    /// more than a quarter of it, or 8 s, the peer has as long again to answer a probe.
     pub give_up: Duration,
     /// A device that sent nothing for so long (or up to a tenth less) sends a ping. Servers leave it `None`.
     pub keep_alive: Option<Duration>,
-    /// How many bytes of messages may wait to be acknowledged. One message may always wait, however long.
+    /// Bytes of messages from the peer that one connection may hold: what would make it more is refused as if there were no room, and no
+    /// credit beyond it is granted. A driver whose connections together hold too much lowers it for as long as that lasts: it may be
+    /// another one with each call. The next message in order is judged by itself, so messages of up to so many bytes always get
+    /// through, and a connection may hold twice that. `usize::MAX`: no such bound.
+    pub input_share: usize,
+    /// How many bytes of messages may wait to be acknowledged, each at [`MESSAGE_COST_BYTES`] more than it is long. One message may
+    /// always wait, however long.
     pub send_bytes: usize,
     /// How many messages may wait to be acknowledged.
     pub send_messages: usize,
@@ -65,6 +75,7 @@ impl Default for Config {
             max_datagram: 1_200,
             give_up: Duration::from_secs(60),
             keep_alive: None,
+            input_share: usize::MAX,
             send_bytes: 256 * 1024,
             send_messages: 256,
         }

@@ -7,14 +7,13 @@ use bytes::Bytes;
 use super::pair::*;
 use crate::MessageKind;
 use crate::udp::packet::generated::{Packet, Piece};
-use crate::udp::{Config, Received, SendError, Side};
+use crate::udp::{Config, MESSAGE_COST_BYTES, Received, SendError, Side};
 
 #[test]
 fn a_full_queue_hands_the_message_back() {
     let tight = Config {
-        send_bytes: 1_000,
+        send_bytes: 1_000 + 3 * MESSAGE_COST_BYTES,
         send_messages: 3,
-
         ..config()
     };
     let mut pair = Pair::with(1, FINE, tight, config());
@@ -24,11 +23,13 @@ fn a_full_queue_hands_the_message_back() {
             .send(now, MessageKind::Text, Bytes::from(vec![0; length]))
     };
     assert_eq!(send(600), Ok(()));
-    assert_eq!(send(401), Err(SendError::Full(vec![0; 401].into())));
+    assert_eq!(send(529), Err(SendError::Full(vec![0; 529].into())));
     assert_eq!(send(400), Ok(()));
+    assert_eq!(send(1), Err(SendError::Full(vec![0; 1].into())));
     assert_eq!(send(0), Ok(()));
     assert_eq!(send(0), Err(SendError::Full(Bytes::new())));
-    assert_eq!(pair.device.connection.held_bytes(), 1_000);
+    assert_eq!(pair.device.connection.held_output_bytes(), 1_000 + 3 * 128);
+    assert_eq!(pair.device.connection.held_input_bytes(), 0);
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.device.delivered, 3);
     // One over the bound is taken when it is the only one.
@@ -73,7 +74,12 @@ fn who_does_not_take_is_not_sent_more() {
             "{length}: {}",
             pair.device.delivered
         );
-        assert!(pair.server.connection.held_bytes() <= 16_384 + length);
+        let cost = MESSAGE_COST_BYTES * 17;
+        assert!(pair.server.connection.held_input_bytes() <= 16_384 + length + cost);
+        assert_eq!(
+            pair.server.connection.held_bytes(),
+            pair.server.connection.held_input_bytes()
+        );
         // Nobody gave up: the server is there, and what it had no room for was never sent.
         assert_eq!((pair.device.ended(), pair.server.ended()), (None, None));
         pair.server.takes = true;
@@ -217,4 +223,102 @@ fn many_small_messages_share_a_datagram() {
     assert_eq!(pair.device.datagrams_out - before, 2);
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.device.delivered, 129);
+}
+
+/// While all connections hold too much, none holds more than a share: small messages go on, what is longer waits.
+#[test]
+fn a_share_of_the_input_is_not_exceeded() {
+    const SHARE: usize = 4_050;
+    let mut pair = Pair::new(1, FINE);
+    pair.server.config.input_share = SHARE;
+    let mut number = 0;
+    let mut put = |pair: &mut Pair, packet: Packet| {
+        number += 1;
+        inject(pair, Side::Server, number, packet)
+    };
+    // The next in order is judged by itself, so what lies behind it does not keep it out.
+    let kilo = vec![7; 1_000];
+    for message in 1..5 {
+        assert_eq!(put(&mut pair, piece(message, 0, 0, &kilo)), Received::Taken);
+    }
+    assert_eq!(put(&mut pair, piece(5, 0, 0, &kilo)), Received::Refused);
+    assert_eq!(pair.server.connection.held_input_bytes(), 4 * (1_000 + 128));
+    assert_eq!(put(&mut pair, piece(5, 2_000, 1_000, &kilo)), Received::Refused);
+    for part in 0..4 {
+        let part = piece(0, 9_000, part * 1_000, &kilo);
+        assert_eq!(put(&mut pair, part), Received::Taken);
+    }
+    assert_eq!(put(&mut pair, piece(0, 9_000, 4_000, &kilo)), Received::Refused);
+    // When the share grows again so does what is held.
+    pair.server.config.input_share = usize::MAX;
+    assert_eq!(put(&mut pair, piece(0, 9_000, 4_000, &kilo)), Received::Taken);
+    // A gap that is already paid for may be filled.
+    assert_eq!(put(&mut pair, piece(0, 9_000, 8_000, &kilo)), Received::Taken);
+    pair.server.config.input_share = SHARE;
+    for part in 5..8 {
+        let part = piece(0, 9_000, part * 1_000, &kilo);
+        assert_eq!(put(&mut pair, part), Received::Taken);
+    }
+    pair.settle();
+    assert_eq!(pair.server.received.len(), 5);
+}
+
+/// Nobody is lost by it: messages of a share get through, and what waits goes on when the bound is lifted.
+#[test]
+fn a_device_outlives_a_time_of_small_shares() {
+    const SHARE: usize = 16 * 1024;
+    let mut pair = Pair::new(1, FINE);
+    pair.device.text(pair.now, "hello");
+    pair.run(Duration::from_secs(1));
+    pair.server.config.input_share = SHARE;
+    let count = 30;
+    for number in 0..count {
+        pair.device
+            .text(pair.now, message(Side::Device, number, 1 + number * 250));
+        pair.device
+            .text(pair.now, message(Side::Device, number, SHARE / 40));
+    }
+    let mut most = 0;
+    let done = pair.run_until(Duration::from_secs(60), |pair| {
+        most = most.max(pair.server.connection.held_input_bytes());
+        pair.device.delivered == 1 + 2 * count
+    });
+    assert!(done, "{}", pair.device.delivered);
+    assert!(most <= 2 * SHARE, "{most}");
+    // Of one that is longer than a share no more is sent than there is credit for, as long as this lasts.
+    pair.device.text(pair.now, message(Side::Device, 7, 100_000));
+    pair.run(Duration::from_secs(30));
+    assert_eq!(pair.device.delivered, 1 + 2 * count);
+    assert!(pair.server.connection.held_input_bytes() <= SHARE + MESSAGE_COST_BYTES);
+    assert_eq!(pair.device.ended(), None);
+    pair.server.config.input_share = usize::MAX;
+    let began = pair.now;
+    assert!(pair.run_until(Duration::from_secs(20), |pair| {
+        pair.device.delivered == 2 + 2 * count
+    }));
+    assert!(
+        pair.now - began < Duration::from_secs(11),
+        "{:?}",
+        pair.now - began
+    );
+}
+
+/// Who sends within its credit is not refused, and when the bound is lifted its own probes get it going again.
+#[test]
+fn credit_that_was_withheld_is_granted_after_a_ping() {
+    let mut pair = Pair::new(1, FINE);
+    pair.server.config.input_share = 8_192;
+    pair.device.text(pair.now, vec![1; 8_192]);
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.device.delivered, 1);
+    pair.server.takes = false;
+    for _ in 0..12 {
+        pair.device.text(pair.now, vec![1; 1_000]);
+    }
+    pair.run(Duration::from_secs(40));
+    let waiting = pair.device.delivered;
+    assert!(waiting < 13 && !pair.server.outcomes.contains(&Received::Refused));
+    pair.server.config.input_share = usize::MAX;
+    pair.run(Duration::from_secs(10));
+    assert_eq!((pair.device.delivered, pair.device.ended()), (13, None));
 }

@@ -145,6 +145,33 @@ fn who_takes_no_messages_hears_of_a_good_close_behind_them() {
 }
 
 #[test]
+fn who_has_not_done_with_the_last_message_hears_of_no_good_close() {
+    let mut pair = opened(1, FINE);
+    pair.device.text(pair.now, "last");
+    pair.device.connection.close(pair.now, 1000, "bye");
+    let (config, mut last) = (pair.server.config.clone(), None);
+    pair.server.takes = false;
+    pair.run_until(Duration::from_secs(1), |pair| {
+        last = pair.server.connection.poll_event(&config, pair.now);
+        last.is_some()
+    });
+    assert!(matches!(last, Some(Event::Message(_, data)) if data == "last"));
+    // Long after both are over.
+    pair.run(2 * CLOSE_LINGER);
+    assert_eq!(
+        (pair.device.ended(), pair.server.events.len()),
+        (Some(End::ClosedByUs), 0)
+    );
+    pair.server.takes = true;
+    pair.settle();
+    assert_eq!(
+        pair.server.events,
+        [closed(1000, "bye"), Event::Ended(End::ClosedByPeer)]
+    );
+    assert!(pair.server.connection.is_idle());
+}
+
+#[test]
 fn an_end_without_a_close_is_told_at_once_and_what_was_accepted_is_not_lost() {
     let mut pair = opened(1, FINE);
     pair.server.takes = false;
@@ -153,7 +180,7 @@ fn an_end_without_a_close_is_told_at_once_and_what_was_accepted_is_not_lost() {
     pair.conditions.loss = 0;
     pair.run_until(Duration::from_millis(5), |_| false);
     pair.run_until(Duration::from_millis(30), |pair| {
-        pair.server.connection.held_bytes() > 13
+        pair.server.connection.held_input_bytes() > 0
     });
     pair.server.connection.end(End::GaveUp);
     let (config, now) = (pair.server.config.clone(), pair.now);
