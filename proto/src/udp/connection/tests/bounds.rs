@@ -306,7 +306,11 @@ fn a_device_outlives_a_time_of_small_shares() {
 /// Who sends within its credit is not refused, and when the bound is lifted its own probes get it going again.
 #[test]
 fn credit_that_was_withheld_is_granted_after_a_ping() {
-    let mut pair = Pair::new(1, FINE);
+    let silent = Config {
+        keep_alive: None,
+        ..config()
+    };
+    let mut pair = Pair::with(1, FINE, silent, config());
     pair.server.config.input_share = 8_192;
     pair.device.text(pair.now, vec![1; 8_192]);
     pair.run(Duration::from_secs(1));

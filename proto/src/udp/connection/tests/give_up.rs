@@ -144,17 +144,36 @@ fn who_grants_nothing_and_vanished_is_given_up() {
     }));
 }
 
+/// A server that has sent something, and with `probed` sent it again, and an acknowledgement that is on its way to it.
+fn answered(probed: bool, give_up: u64) -> Pair {
+    let mut pair = opened();
+    pair.server.config.give_up = Duration::from_secs(give_up);
+    pair.server.text(pair.now, "answered");
+    pair.settle();
+    if probed {
+        pair.network.clear();
+    }
+    loop {
+        pair.settle();
+        if pair.network.iter().any(|d| d.to == pair.server.address) {
+            assert_eq!(pair.server.delivered, 0);
+            return pair;
+        }
+        assert!(pair.step(pair.now + GIVE_UP));
+    }
+}
+
 /// The process was stopped: what the peer answered meanwhile is there and was not read.
 #[test]
 fn who_was_held_up_does_not_blame_the_peer() {
-    for first in ["the timer", "something to send"] {
+    for (first, probed) in [
+        ("the timer", false),
+        ("the timer", true),
+        ("something to send", false),
+        ("something to send", true),
+    ] {
         for (give_up, pause) in [(60, 62), (60, 85), (5, 6), (5, 8)] {
-            let mut pair = opened();
-            pair.server.config.give_up = Duration::from_secs(give_up);
-            pair.server.text(pair.now, "answered");
-            // The acknowledgement is under way.
-            pair.run(ms(40));
-            assert_eq!(pair.server.delivered, 0);
+            let mut pair = answered(probed, give_up);
             pair.now += Duration::from_secs(pause);
             let (config, now) = (pair.server.config.clone(), pair.now);
             if first == "something to send" {
@@ -163,7 +182,7 @@ fn who_was_held_up_does_not_blame_the_peer() {
             }
             pair.server.connection.handle_timeout(&config, now);
             pair.settle();
-            assert_eq!(pair.server.ended(), None, "{first} {give_up} {pause}");
+            assert_eq!(pair.server.ended(), None, "{first} {probed} {give_up} {pause}");
             pair.run(Duration::from_secs(1));
             assert_eq!(
                 pair.server.delivered, pair.server.sent,
@@ -179,7 +198,7 @@ fn a_late_turn_gives_the_peer_one_more_chance_only() {
     let mut pair = opened();
     pair.conditions.loss = 100;
     pair.server.text(pair.now, "nobody there");
-    pair.settle();
+    pair.run(Duration::from_secs(10));
     pair.now += Duration::from_secs(90);
     let (began, before) = (pair.now, pair.server.datagrams_out);
     assert!(pair.run_until(GIVE_UP, |pair| pair.server.ended() == Some(End::GaveUp)));
