@@ -5,6 +5,7 @@ mod udp;
 mod web_socket;
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::codes::CloseCode;
@@ -78,10 +79,14 @@ impl Channel {
         }
     }
 
-    /// Says that this end closes. A channel that takes it no more is closed by dropping it.
-    pub(crate) fn start_close(&mut self, code: CloseCode) {
+    /// Says that this end closes, behind what was taken for sending; tells how long it may wait for that. A channel that takes it no
+    /// more is closed by dropping it.
+    pub(crate) fn start_close(&mut self, code: CloseCode) -> Duration {
         match self {
-            Self::WebSocket(channel) => channel.start_close(code),
+            Self::WebSocket(channel) => {
+                channel.start_close(code);
+                Duration::ZERO
+            }
             Self::Udp(channel) => channel.start_close(code),
         }
     }

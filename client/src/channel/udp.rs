@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::MessageKind;
@@ -44,6 +44,10 @@ pub(crate) struct UdpChannel {
     outgoing: Vec<u8>,
     /// A message that found the transport's queue full: until it is in there the channel is not ready.
     held: Option<(MessageKind, Bytes)>,
+    /// Messages in there that the server has not acknowledged.
+    undelivered: usize,
+    /// The close that waits for these, and until when.
+    closing: Option<(CloseCode, Instant)>,
     /// Something authentic came that has not been told of.
     heard: bool,
     /// Nothing that comes counts any more: there was a fault.
@@ -65,10 +69,12 @@ impl UdpChannel {
             server: connection.peer(),
             connection,
             config,
-            deadline: Box::pin(tokio::time::sleep(std::time::Duration::ZERO)),
+            deadline: Box::pin(tokio::time::sleep(Duration::ZERO)),
             armed: None,
             outgoing: Vec::new(),
             held: None,
+            undelivered: 0,
+            closing: None,
             heard: false,
             input_ended: false,
             ended: None,
@@ -125,11 +131,35 @@ impl UdpChannel {
         }
     }
 
-    /// What was taken for sending goes before the close, as far as it fits.
-    pub(super) fn start_close(&mut self, code: CloseCode) {
+    /// Whoever sent something was told that it is on its way: the close comes when the server has it all, or has had
+    /// [`DELIVERY_GRACE`] for it. A close that says what went wrong does not wait. Tells how long it may take to begin.
+    pub(super) fn start_close(&mut self, code: CloseCode) -> Duration {
+        let now = Instant::now();
+        let grace = match code {
+            CloseCode::Normal if !self.is_delivered() => DELIVERY_GRACE,
+            _ => Duration::ZERO,
+        };
+        self.closing = Some((code, now + grace));
+        self.go_on_closing(now);
+        grace
+    }
+
+    fn go_on_closing(&mut self, now: Instant) {
+        let Some((code, until)) = self.closing else {
+            return;
+        };
+        // What is in there is on its way to the same end.
         let _ = self.poll_ready();
+        if now < until && !self.is_delivered() {
+            return;
+        }
+        self.closing = None;
         self.held = None;
-        self.connection.close(Instant::now(), code as u16, code.label());
+        self.connection.close(now, code as u16, code.label());
+    }
+
+    fn is_delivered(&self) -> bool {
+        self.held.is_none() && self.undelivered == 0
     }
 
     pub(super) fn ping(&mut self) {
@@ -146,7 +176,10 @@ impl UdpChannel {
     fn put(&mut self, kind: MessageKind, payload: Bytes) -> Result<(), Fault> {
         let sent = self.connection.send(&self.config, Instant::now(), kind, payload);
         match sent {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.undelivered += 1;
+                Ok(())
+            }
             Err(SendError::Full(payload)) => {
                 self.held = Some((kind, payload));
                 Ok(())
@@ -209,7 +242,12 @@ impl UdpChannel {
                 Some(Err(Fault::Server(CloseCode::InvalidPayload, what)))
             }
             Event::Message(MessageKind::Text, text) => Some(Ok(Received::Text(text))),
-            Event::Delivered(_) | Event::PeerMoved(_) => None,
+            Event::Delivered(messages) => {
+                self.undelivered = self.undelivered.saturating_sub(messages);
+                self.go_on_closing(Instant::now());
+                None
+            }
+            Event::PeerMoved(_) => None,
             Event::Closed { code, reason } => Some(Ok(Received::CloseFrame {
                 code,
                 reason,
@@ -265,7 +303,16 @@ impl UdpChannel {
     }
 
     fn keep_deadline(&mut self, cx: &mut Context<'_>) {
-        let Some(at) = self.connection.poll_timeout() else {
+        if !self.outgoing.is_empty() {
+            // The socket takes nothing. What is due now cannot go out either, and would be due again at once.
+            return;
+        }
+        let close = self.closing.map(|(_, until)| until);
+        let Some(at) = [self.connection.poll_timeout(), close]
+            .into_iter()
+            .flatten()
+            .min()
+        else {
             return;
         };
         if self.armed != Some(at) {
@@ -274,7 +321,9 @@ impl UdpChannel {
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
             self.armed = None;
-            self.connection.handle_timeout(&self.config, Instant::now());
+            let now = Instant::now();
+            self.connection.handle_timeout(&self.config, now);
+            self.go_on_closing(now);
             // What follows from it is for another turn.
             cx.waker().wake_by_ref();
         }
@@ -285,5 +334,7 @@ fn unreadable(what: &str) -> Violation {
     Violation::Unreadable(what.into())
 }
 
+/// How long a close waits for what was sent before it.
+const DELIVERY_GRACE: Duration = Duration::from_secs(3);
 /// Datagrams sent before other tasks get their turn.
 const DATAGRAMS_PER_TURN: usize = 64;

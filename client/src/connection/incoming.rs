@@ -37,7 +37,7 @@ impl Connection<'_> {
                 } else if !matches!(self.link.phase, Phase::Ending(_)) {
                     // Anybody can have sent it: it says no more than that the connection is lost.
                     let end = self.broken(&format!("closed with {code} {reason:?}, without proof"));
-                    self.start_ending(end);
+                    self.start_ending(end, Duration::ZERO);
                 }
             }
         }
@@ -118,24 +118,25 @@ impl Connection<'_> {
             return;
         }
         let goodbye = self.link.goodbye.take();
-        self.start_ending(closed_by_server(code, reason, goodbye));
+        self.start_ending(closed_by_server(code, reason, goodbye), Duration::ZERO);
     }
 
     pub(super) fn begin_close(&mut self, code: CloseCode, end: End) {
         if matches!(self.link.phase, Phase::Ending(_)) {
             return;
         }
-        self.channel.start_close(code);
+        let wait = self.channel.start_close(code);
         self.link.unflushed = true;
-        self.start_ending(end);
+        self.start_ending(end, wait);
     }
 
-    fn start_ending(&mut self, end: End) {
+    /// `wait`: how long the close itself may take to begin.
+    fn start_ending(&mut self, end: End, wait: Duration) {
         self.link.phase = Phase::Ending(end);
         self.link
             .timer
             .as_mut()
-            .reset(tokio::time::Instant::now() + CLOSE_GRACE);
+            .reset(tokio::time::Instant::now() + wait + CLOSE_GRACE);
     }
 }
 

@@ -43,6 +43,37 @@ async fn echo_all(peer: &mut Peer, requests: u64) {
     }
 }
 
+/// Whoever sent them was told that they are on their way; the server takes them late, but in time.
+#[tokio::test]
+async fn a_close_comes_behind_what_was_sent_before_it() {
+    const MESSAGES: usize = 2_000;
+    let server = server().await;
+    let (device, mut peer) = online(server.builder(), &server).await;
+    // More than the server grants a device that it takes nothing from.
+    let text = format!(r#""{}""#, "x".repeat(3_500));
+    let request = || Request::json("Log", "Line", raw(&text));
+    let mut sent = 0;
+    while let Ok(done) =
+        tokio::time::timeout(Duration::from_millis(300), device.send_one_way(request())).await
+    {
+        done.unwrap();
+        sent += 1;
+        if sent == MESSAGES {
+            break;
+        }
+    }
+    let closing = tokio::spawn(async move { device.close().await });
+    tokio::time::sleep(Duration::from_millis(2_300)).await;
+    for _ in 0..sent {
+        peer.receive_header().await;
+    }
+    match peer.next().await {
+        Some(Message::Close(Some(frame))) => assert_eq!(u16::from(frame.code), 1000),
+        other => panic!("{other:?}"),
+    }
+    closing.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_cookie_is_shown_in_the_same_attempt() {
     let server = server().await;

@@ -19,6 +19,9 @@ pub enum ChannelError {
     /// The peer does not acknowledge what it is sent, and no more can be kept for it.
     #[error("the peer has too much to acknowledge")]
     SlowConsumer,
+    /// The peer closes, and takes nothing more. What it said before may not all be taken yet.
+    #[error("the peer takes nothing more")]
+    PeerCloses,
     /// TLS failed; the alert, if there is one, is already queued.
     #[error("tls: {0}")]
     Tls(#[from] rustls::Error),
@@ -87,6 +90,7 @@ impl ChannelError {
             Self::Upgrade { .. } | Self::Tls(_) => CloseCode::Protocol,
             Self::Capacity(_) => CloseCode::TryAgainLater,
             Self::SlowConsumer => CloseCode::SlowConsumer,
+            Self::PeerCloses => CloseCode::Normal,
             Self::State(_) | Self::Io(_) => CloseCode::GoingAway,
         }
     }
@@ -98,6 +102,7 @@ impl ChannelError {
             Self::Upgrade { .. } => "upgrade",
             Self::Capacity(_) => "capacity",
             Self::SlowConsumer => CloseCode::SlowConsumer.label(),
+            Self::PeerCloses => CloseCode::Normal.label(),
             Self::Tls(_) => "tls",
             Self::State(_) => "state",
             Self::Io(_) => "io",
@@ -107,9 +112,12 @@ impl ChannelError {
     /// How loud it is: a peer's fault is its own affair, ours is not.
     pub fn level(&self) -> tracing::Level {
         match self {
-            Self::Peer(_) | Self::Upgrade { .. } | Self::SlowConsumer | Self::Tls(_) | Self::Io(_) => {
-                tracing::Level::DEBUG
-            }
+            Self::Peer(_)
+            | Self::Upgrade { .. }
+            | Self::SlowConsumer
+            | Self::PeerCloses
+            | Self::Tls(_)
+            | Self::Io(_) => tracing::Level::DEBUG,
             Self::Capacity(_) => tracing::Level::WARN,
             Self::State(_) => tracing::Level::ERROR,
         }

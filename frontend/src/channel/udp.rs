@@ -5,7 +5,7 @@
 //! channel.handle_datagrams(&mut shared, from, …)      // or handle_timeout, or send, ping, close
 //! while let Some(event) = channel.poll_event(&mut shared)? { … }      // poll_notice while messages are not taken
 //! while let Some(to) = channel.poll_transmit(&shared, &mut out) { … }
-//! channel.settle(&mut shared)?
+//! channel.settle(&mut shared, …)
 //! timer.set(channel.poll_timeout())
 //! ```
 //! What answers the handshake is left in [`UdpShared::answer`]; the driver sends it and keeps it for whoever asks again.
@@ -23,7 +23,6 @@ use holdfast_proto::udp::{
     SendError, Side, Stats,
 };
 
-use super::budget::OverBudget;
 use super::error::{ChannelError, PeerFault};
 use super::{Challenge, Channel, ChannelEvent, ChannelKind, MessageKind, Refusal};
 
@@ -36,27 +35,89 @@ pub struct UdpShared {
     /// The answer to a handshake, of the last `accept` or `refuse`.
     pub answer: Vec<u8>,
     pub reset_key: ResetKey,
-    /// Bytes that all channels hold for both directions, and how many they may.
-    held: usize,
-    max_held: usize,
+    /// What all channels hold.
+    held: Held,
+    /// How much of it may be input before each has to do with a share.
+    max_input: usize,
+    /// Since when it is more than that.
+    over_since: Option<Instant>,
 }
 
+/// Bytes of messages that are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// What devices have sent and no session has taken. It can be refused.
+    pub input: usize,
+    /// What devices have not acknowledged. Their sessions bound it.
+    pub output: usize,
+}
+
+/// As [`Held`], of one connection: each is far below 4 GiB.
+#[derive(Debug, Clone, Copy, Default)]
+struct Charged {
+    input: u32,
+    output: u32,
+}
+
+impl From<Charged> for Held {
+    fn from(charged: Charged) -> Self {
+        Self {
+            input: charged.input as usize,
+            output: charged.output as usize,
+        }
+    }
+}
+
+/// What each device may send ahead of its session while all together hold too much: an ordinary request. What is longer waits.
+const SHARE_BYTES: usize = 16 * 1024;
+/// The same while they hold twice too much: control messages and small requests.
+const LEAST_SHARE_BYTES: usize = 1024;
+/// How long input may be over its bound before who holds most of what is not complete has to go. Longer than a connection that was
+/// closed may take to be forgotten.
+const INPUT_PATIENCE: Duration = Duration::from_secs(3);
+
 impl UdpShared {
-    /// `max_held`: bytes that all channels may hold.
-    pub fn new(config: udp::Config, reset_key: ResetKey, max_held: usize, now: Instant) -> Self {
+    /// `max_input`: bytes of input that all channels may hold before each has to do with a share.
+    pub fn new(config: udp::Config, reset_key: ResetKey, max_input: usize, now: Instant) -> Self {
         Self {
             config,
             now,
             answer: Vec::new(),
             reset_key,
-            held: 0,
-            max_held,
+            held: Held::default(),
+            max_input,
+            over_since: None,
         }
     }
 
-    /// Bytes that all channels hold.
-    pub fn held_bytes(&self) -> usize {
+    /// What all channels hold.
+    pub fn held(&self) -> Held {
         self.held
+    }
+
+    /// Whether input has been over its bound for so long that somebody has to go. True once per [`INPUT_PATIENCE`].
+    pub fn must_relieve(&mut self) -> bool {
+        let stuck = self
+            .over_since
+            .is_some_and(|since| self.now >= since + INPUT_PATIENCE);
+        if stuck {
+            self.over_since = Some(self.now);
+        }
+        stuck
+    }
+
+    fn count(&mut self, before: Held, after: Held) {
+        self.held.input = self.held.input - before.input + after.input;
+        self.held.output = self.held.output - before.output + after.output;
+        self.config.input_share = match self.held.input {
+            few if few <= self.max_input => usize::MAX,
+            many if many / 2 <= self.max_input => SHARE_BYTES,
+            _ => LEAST_SHARE_BYTES,
+        };
+        match self.config.input_share {
+            usize::MAX => self.over_since = None,
+            _ => _ = self.over_since.get_or_insert(self.now),
+        }
     }
 }
 
@@ -65,7 +126,7 @@ impl UdpShared {
 pub struct UdpChannel {
     stage: Stage,
     /// What of this connection is counted in [`UdpShared`], in bytes.
-    charged: u32,
+    charged: Charged,
     /// A packet was opened since this was last told.
     alive: bool,
 }
@@ -100,7 +161,7 @@ impl UdpChannel {
         };
         Self {
             stage: Stage::Binding(Box::new(asked)),
-            charged: 0,
+            charged: Charged::default(),
             alive: false,
         }
     }
@@ -119,6 +180,11 @@ impl UdpChannel {
             Stage::Closed(connection) => connection.as_deref_mut(),
             Stage::Binding(_) => None,
         }
+    }
+
+    /// Where its datagrams go; `None` before the device was let in.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.connection().map(Connection::peer)
     }
 
     /// The id under which datagrams may come; `None` before the device was let in.
@@ -253,24 +319,31 @@ impl UdpChannel {
         self.connection().map(Connection::stats).unwrap_or_default()
     }
 
-    /// Counts what this channel holds against what all may. To be called at the end of each turn.
-    ///
-    /// # Errors
-    /// All hold too much, and this one more than before: it has to go.
-    pub fn settle(&mut self, shared: &mut UdpShared) -> Result<(), OverBudget> {
-        let held = self.connection().map_or(0, Connection::held_bytes);
-        let before = self.charged as usize;
-        self.charged = u32::try_from(held).unwrap_or(u32::MAX);
-        shared.held = shared.held - before + self.charged as usize;
-        if shared.held > shared.max_held && held > before {
-            return Err(OverBudget);
+    /// Counts what this channel holds, and `stalled` bytes that were taken from it and could not be handed on. To be called at the
+    /// end of each turn. No channel is closed for what others hold: its session bounds what goes out, and of what comes in each has
+    /// to do with a share while all hold too much.
+    pub fn settle(&mut self, shared: &mut UdpShared, stalled: usize) {
+        let connection = self.connection();
+        let bytes = |held| u32::try_from(held).unwrap_or(u32::MAX);
+        let charged = Charged {
+            input: bytes(connection.map_or(0, Connection::held_input_bytes) + stalled),
+            output: bytes(connection.map_or(0, Connection::held_output_bytes)),
+        };
+        let (before, after) = (self.held(), Held::from(charged));
+        self.charged = charged;
+        if before != after {
+            shared.count(before, after);
         }
-        Ok(())
+    }
+
+    /// What it held when it was last settled.
+    pub fn held(&self) -> Held {
+        self.charged.into()
     }
 
     /// What it held is free. To be called before it is dropped.
     pub fn release(&mut self, shared: &mut UdpShared) {
-        shared.held -= std::mem::take(&mut self.charged) as usize;
+        shared.count(std::mem::take(&mut self.charged).into(), Held::default());
     }
 }
 
@@ -349,8 +422,7 @@ impl Channel for UdpChannel {
             Ok(()) => Ok(()),
             Err(SendError::Full(_)) => Err(ChannelError::SlowConsumer),
             Err(SendError::TooBig) => Err(ChannelError::State("a message is longer than any may be")),
-            // The peer's close is on its way to the session: what is sent now nobody takes, and the session's end says so.
-            Err(SendError::Closed) => Ok(()),
+            Err(SendError::Closed) => Err(ChannelError::PeerCloses),
         }
     }
 

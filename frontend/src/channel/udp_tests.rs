@@ -10,9 +10,9 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-fn shared(max_held: usize) -> UdpShared {
+fn shared() -> UdpShared {
     let config = udp::Config::default();
-    UdpShared::new(config, ResetKey::from_bytes([7; 32]), max_held, Instant::now())
+    UdpShared::new(config, ResetKey::from_bytes([7; 32]), 2_000, Instant::now())
 }
 
 fn asked() -> UdpChannel {
@@ -82,7 +82,7 @@ fn says(channel: &mut UdpChannel, shared: &UdpShared) -> usize {
 
 #[test]
 fn nothing_is_said_before_a_packet_was_opened() {
-    let (mut shared, mut channel) = (shared(1 << 20), asked());
+    let (mut shared, mut channel) = (shared(), asked());
     assert_eq!(channel.cid(), None);
     channel.accept(&mut shared, challenge()).unwrap();
     assert!(matches!(
@@ -128,7 +128,7 @@ fn nothing_is_said_before_a_packet_was_opened() {
 
 #[test]
 fn messages_wait_while_only_notices_are_taken() {
-    let (mut shared, mut channel, mut device) = (shared(1 << 20), asked(), device());
+    let (mut shared, mut channel, mut device) = (shared(), asked(), device());
     channel.accept(&mut shared, challenge()).unwrap();
     let text = Bytes::from_static(b"request");
     device
@@ -146,7 +146,7 @@ fn messages_wait_while_only_notices_are_taken() {
 
 #[test]
 fn a_refusal_says_what_it_can_and_ends_the_channel() {
-    let (mut shared, mut channel) = (shared(1 << 20), asked());
+    let (mut shared, mut channel) = (shared(), asked());
     let refusal = Refusal::overloaded(Duration::from_millis(1_200));
     channel.refuse(&mut shared, &refusal).unwrap();
     match parse(&shared.answer).unwrap() {
@@ -165,7 +165,7 @@ fn a_refusal_says_what_it_can_and_ends_the_channel() {
 
 #[test]
 fn who_proved_nothing_is_left_in_silence() {
-    let (mut shared, mut channel) = (shared(1 << 20), asked());
+    let (mut shared, mut channel) = (shared(), asked());
     channel.accept(&mut shared, challenge()).unwrap();
     channel.close(&mut shared, 4009, "challenge_failed").unwrap();
     assert!(channel.is_over());
@@ -173,29 +173,30 @@ fn who_proved_nothing_is_left_in_silence() {
 }
 
 #[test]
-fn what_is_held_is_counted_bounded_and_given_back() {
-    let (mut shared, mut channel, mut device) = (shared(1_000), asked(), device());
+fn what_is_held_is_counted_and_given_back() {
+    let (mut shared, mut channel, mut device) = (shared(), asked(), device());
     channel.accept(&mut shared, challenge()).unwrap();
     device.ping(shared.now);
     carry(&mut device, &mut channel, &shared);
     let payload = Bytes::from_static(&[1; 900]);
     channel.send(&mut shared, MessageKind::Binary, &payload).unwrap();
-    channel.settle(&mut shared).unwrap();
-    assert_eq!(shared.held_bytes(), 900);
-    channel.send(&mut shared, MessageKind::Binary, &payload).unwrap();
-    assert_eq!(channel.settle(&mut shared), Err(OverBudget));
+    channel.settle(&mut shared, 0);
+    let output = 900 + udp::MESSAGE_COST_BYTES;
+    assert_eq!(shared.held(), Held { input: 0, output });
+    channel.settle(&mut shared, 300);
+    let expected = Held { input: 300, output };
     assert_eq!(
-        channel.settle(&mut shared),
-        Ok(()),
-        "it holds no more than before"
+        shared.held(),
+        expected,
+        "what its session did not take yet counts"
     );
     channel.release(&mut shared);
-    assert_eq!(shared.held_bytes(), 0);
+    assert_eq!(shared.held(), Held::default());
 }
 
 #[test]
 fn what_does_not_fit_is_a_slow_consumer() {
-    let (mut shared, mut channel, mut device) = (shared(1 << 20), asked(), device());
+    let (mut shared, mut channel, mut device) = (shared(), asked(), device());
     shared.config.send_messages = 2;
     channel.accept(&mut shared, challenge()).unwrap();
     device.ping(shared.now);
@@ -206,4 +207,57 @@ fn what_does_not_fit_is_a_slow_consumer() {
     send().unwrap();
     let error = send().unwrap_err();
     assert_eq!(error.close_code(), holdfast_proto::CloseCode::SlowConsumer);
+}
+
+/// What was taken from the channel and could not be handed on comes before the close behind it.
+#[test]
+fn a_close_waits_for_who_takes_messages() {
+    let (mut shared, mut channel, mut device) = (shared(), asked(), device());
+    channel.accept(&mut shared, challenge()).unwrap();
+    let text = Bytes::from_static(b"request");
+    device
+        .send(&shared.config, shared.now, MessageKind::Text, text.clone())
+        .unwrap();
+    device.close(shared.now, 1000, "");
+    carry(&mut device, &mut channel, &shared);
+    let event = channel.poll_event(&mut shared).unwrap();
+    assert_eq!(
+        event,
+        Some(ChannelEvent::Message(MessageKind::Text, text.clone()))
+    );
+    assert_eq!(
+        channel.poll_notice(&mut shared).unwrap(),
+        Some(ChannelEvent::Alive)
+    );
+    assert_eq!(channel.poll_notice(&mut shared).unwrap(), None);
+    let error = channel.send(&mut shared, MessageKind::Text, &text).unwrap_err();
+    assert!(matches!(error, ChannelError::PeerCloses));
+    let closed = ChannelEvent::Closed {
+        code: Some(1000),
+        authentic: true,
+    };
+    assert_eq!(channel.poll_event(&mut shared).unwrap(), Some(closed));
+}
+
+/// Output never counts: nobody is closed, or heard less, for what others do not acknowledge.
+#[test]
+fn while_all_hold_too_much_input_each_has_a_share() {
+    let (mut shared, [mut one, mut two]) = (shared(), [asked(), asked()]);
+    assert_eq!(shared.config.input_share, usize::MAX);
+    one.settle(&mut shared, 2_000);
+    assert_eq!(shared.config.input_share, usize::MAX);
+    two.settle(&mut shared, 1);
+    assert_eq!(shared.config.input_share, SHARE_BYTES);
+    two.settle(&mut shared, 2_002);
+    assert_eq!(shared.config.input_share, LEAST_SHARE_BYTES);
+    assert!(!shared.must_relieve());
+    shared.now += INPUT_PATIENCE;
+    assert!(shared.must_relieve());
+    assert!(!shared.must_relieve(), "one at a time");
+    one.release(&mut shared);
+    assert_eq!(shared.config.input_share, SHARE_BYTES);
+    two.settle(&mut shared, 0);
+    shared.now += INPUT_PATIENCE;
+    assert!(!shared.must_relieve());
+    assert_eq!(shared.config.input_share, usize::MAX);
 }

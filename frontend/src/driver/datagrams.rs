@@ -8,7 +8,7 @@ use holdfast_proto::throttle::Throttle;
 use holdfast_proto::udp::{self, Cookies, ResetKey};
 use prometheus_client::registry::Registry;
 
-use super::threads::{StartError, outbox_bytes, outbox_total_bytes};
+use super::threads::{StartError, outbox_bytes};
 use super::udp::{Admission, SocketBuffers, UdpMetrics, UdpSetup, bind_group, granted};
 use crate::config::{Config, CookieRule, UdpConfig};
 use crate::epoch::DataDir;
@@ -17,8 +17,9 @@ use crate::epoch::DataDir;
 /// A session that takes nothing more holds at most twice that.
 const RECEIVE_BYTES: u32 = 256 * 1024;
 const RECEIVE_MESSAGES: u16 = 64;
-/// Messages to one device that it has not acknowledged. Its session's bound is in bytes, and each costs some of its own.
-const SEND_MESSAGES: usize = 4_096;
+/// Messages to one device that it has not acknowledged, beside pushes and replies, which its session bounds: pongs, mostly, of which
+/// a datagram may ask for 64.
+const SEND_OTHERS: usize = 512;
 /// How often one source may ask for a handshake without showing that it is there: one each six seconds in the long run, two at once.
 /// A handshake that nobody finishes lasts ten seconds, so these are three at most, less than a device's unfinished handshakes may be:
 /// who says again in a device's name what he has heard shall not use them up. A site that comes back as a whole pays a round trip
@@ -75,7 +76,8 @@ impl Datagrams {
         let (socket, udp) = (self.sockets.next()?, config.udp.as_ref()?);
         let metrics = UdpMetrics::default();
         metrics.register(registry);
-        let (limits, shards) = (&config.limits, usize::from(config.shards));
+        let limits = &config.limits;
+        let send_messages = limits.output_pushes + limits.window_requests + SEND_OTHERS;
         Some(UdpSetup {
             socket,
             config: udp::Config {
@@ -85,13 +87,14 @@ impl Datagrams {
                 max_datagram: udp.max_datagram,
                 give_up: udp.give_up.get(),
                 keep_alive: None,
-                send_bytes: outbox_bytes(limits),
-                send_messages: SEND_MESSAGES,
+                send_bytes: outbox_bytes(limits) + send_messages * udp::MESSAGE_COST_BYTES,
+                send_messages,
+                input_share: usize::MAX,
             },
             reset_key: self.reset_key.clone(),
             admission: self.admission.clone(),
             shards: config.shards,
-            max_held_bytes: limits.input_total_bytes / shards + outbox_total_bytes(limits, shards),
+            max_input_bytes: limits.input_total_bytes / usize::from(config.shards),
             metrics,
         })
     }

@@ -284,6 +284,7 @@ async fn timers(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
             () = tokio::time::sleep_until(next.into()) => tokio::task::yield_now().await,
             () = wakes.timer.notified() => continue,
         }
+        udp::catch_up(&shard).await;
         let mut shard = shard.borrow_mut();
         shard.on_timer(Instant::now());
         // Known before the turn ends: this task must not wake itself.

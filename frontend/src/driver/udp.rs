@@ -37,7 +37,7 @@ use slab::Slab;
 pub use metrics::UdpMetrics;
 pub(super) use socket::granted;
 pub use socket::{SocketBuffers, bind_group};
-pub(super) use tasks::spawn;
+pub(super) use tasks::{catch_up, spawn};
 
 use self::allowance::Allowance;
 use self::attempts::{AttemptKey, Attempts};
@@ -63,8 +63,8 @@ pub struct UdpSetup {
     pub admission: Admission,
     /// Shards of this frontend: a connection id that names another one belongs to it.
     pub shards: u16,
-    /// Bytes of messages that the shard's connections may hold, both ways.
-    pub max_held_bytes: usize,
+    /// Bytes that the shard's connections may hold of messages that their sessions have not taken, before each has to do with a share.
+    pub max_input_bytes: usize,
     pub metrics: UdpMetrics,
 }
 
@@ -117,9 +117,20 @@ struct Record {
     asked: Option<Box<Asked>>,
     /// Lost datagrams and repeated pieces that were counted already.
     counted: (u32, u32),
+    /// Where the device writes to, and where who may be the device at another address does.
     local: LocalId,
+    candidate_local: LocalId,
+    /// The low half of the number of the newest packet.
+    newest: u32,
     /// It is among those that are ready.
     ready: bool,
+}
+
+impl Record {
+    fn settle(&mut self, shared: &mut UdpShared) {
+        let stalled = self.stalled.as_ref().map_or(0, |stalled| stalled.1.len());
+        self.channel.settle(shared, stalled);
+    }
 }
 
 /// Which attempt a connection came from, and where its answer goes.
@@ -142,7 +153,7 @@ impl Udp {
         Ok(Self {
             locals: Locals::new(socket.local_addr()?),
             socket: Rc::new(socket),
-            shared: UdpShared::new(setup.config, setup.reset_key, setup.max_held_bytes, now),
+            shared: UdpShared::new(setup.config, setup.reset_key, setup.max_input_bytes, now),
             records: Slab::new(),
             admission: setup.admission,
             attempts: Attempts::new(rand::random()),
@@ -211,10 +222,30 @@ impl Udp {
         }
     }
 
+    /// Counts what the connection holds. Whatever it has to say is due.
+    fn settle(&mut self, at: u32) {
+        self.set_ready(at);
+        if let Some(record) = self.records.get_mut(at as usize) {
+            record.settle(&mut self.shared);
+        }
+    }
+
+    /// Whose session is closed when all have held too much input for too long: who holds most of what is not complete. One whose
+    /// messages are complete waits for a backend, and is none of them.
+    fn largest_unfinished(&self) -> Option<SessionKey> {
+        let waits_for_device = |record: &&Record| record.session.is_some() && record.stalled.is_none();
+        let records = self.records.iter().map(|(_, record)| record);
+        let largest = records
+            .filter(waits_for_device)
+            .max_by_key(|record| record.channel.held().input)?;
+        largest.session.filter(|_| largest.channel.held().input > 0)
+    }
+
     /// Brings the gauges up to date.
     fn show(&self) {
         self.metrics.unfinished.set(self.attempts.unfinished() as i64);
-        self.metrics.held_bytes.set(self.shared.held_bytes() as i64);
+        let held = self.shared.held();
+        self.metrics.held_bytes.set((held.input + held.output) as i64);
     }
 }
 

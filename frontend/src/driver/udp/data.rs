@@ -1,7 +1,8 @@
 //! DATA datagrams and timers: from the connection to its session.
 
-use std::net::IpAddr;
-use std::time::Instant;
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use holdfast_proto::CloseCode;
 use holdfast_proto::throttle::source_of;
@@ -11,11 +12,13 @@ use rand::Rng;
 
 use super::super::shard::{LINGER, Shard};
 use super::socket::Arrived;
-use super::{Admission, Udp};
+use super::{Admission, LocalId, Record, Udp};
 use crate::channel::{Channel, ChannelEvent};
 
 /// Type and connection id: datagrams of one connection begin with the same.
 const RUN_HEADER_BYTES: usize = 9;
+/// A timer that is later than this has been waited for by somebody.
+const LATE: Duration = Duration::from_secs(1);
 /// Datagrams received before acknowledgements of them are sent: one can tell of 256.
 const ANSWER_AFTER: usize = 64;
 
@@ -35,8 +38,11 @@ impl Shard {
                 self.transmit_datagrams();
             }
         }
-        // Turns are frequent under load: timers need not wait for their task.
-        self.on_udp_timer(now);
+        self.relieve_input(now);
+        // Turns are frequent under load: timers need not wait for their task, but it hears all before it judges silence.
+        if !self.is_udp_late(now) {
+            self.on_udp_timer(now);
+        }
         self.pump(now);
         self.end_turn();
     }
@@ -96,9 +102,12 @@ impl Shard {
             return udp.on_unknown(now, cid, &run);
         };
         let (metrics, mut malformed) = (&udp.metrics, false);
-        let mut taken = false;
+        // What the datagram in hand says that it is, and the newest that opened.
+        let (low, mut newest) = (Cell::new(0), None);
         let tell = |received| match received {
-            Received::Taken => taken = true,
+            Received::Taken => {
+                newest = Some(newest.map_or(low.get(), |newest| later(newest, low.get())));
+            }
             Received::Duplicate => {
                 metrics.duplicates.inc();
             }
@@ -112,7 +121,9 @@ impl Shard {
         // The parser has seen the first one only.
         let sound = |datagram: &&mut [u8]| {
             let sound = (MIN_DATA_BYTES..=MAX_BYTES).contains(&datagram.len());
-            if !sound {
+            if sound {
+                low.set(number_low(datagram));
+            } else {
                 metrics.dropped("length");
             }
             sound
@@ -122,8 +133,8 @@ impl Shard {
         record
             .channel
             .handle_datagrams(&udp.shared, run.from, datagrams, (entropy, tell));
-        if taken {
-            record.local = udp.locals.intern(run.to);
+        if let Some(low) = newest {
+            record.on_arrived(low, run.from, udp.locals.intern(run.to));
         }
         let (session, proven) = (record.session, record.channel.is_proven());
         if let Some(asked) = record.asked.take_if(|_| proven) {
@@ -178,24 +189,8 @@ impl Shard {
                 }
             }
         }
-        self.udp_settle(now, at, CloseCode::TryAgainLater);
-    }
-
-    /// Counts what the connection holds, and closes its session when all hold too much. Whatever it has to say is due.
-    pub(super) fn udp_settle(&mut self, now: Instant, at: u32, code: CloseCode) {
-        let Some(udp) = &mut self.udp else { return };
-        udp.set_ready(at);
-        let Some(record) = udp.records.get_mut(at as usize) else {
-            return;
-        };
-        let over = record.channel.settle(&mut udp.shared).is_err();
-        match record.session {
-            Some(key) if over => {
-                tracing::warn!("datagrams hold more than they may: a session is closed");
-                self.sessions.close(now, key, code);
-            }
-            None if over => udp.remove(at),
-            _ => {}
+        if let Some(udp) = &mut self.udp {
+            udp.settle(at);
         }
     }
 
@@ -207,6 +202,26 @@ impl Shard {
         }
         udp.linger(at, now + LINGER);
         udp.set_ready(at);
+    }
+
+    /// Makes room for others when input has been over its bound for too long.
+    fn relieve_input(&mut self, now: Instant) {
+        let Some(udp) = &mut self.udp else { return };
+        if !udp.shared.must_relieve() {
+            return;
+        }
+        if let Some(key) = udp.largest_unfinished() {
+            tracing::warn!(
+                "datagrams hold more than they may: the session of the longest unfinished message is closed"
+            );
+            self.sessions.close(now, key, CloseCode::TryAgainLater);
+        }
+    }
+
+    /// Whether this thread was held up for so long that what devices said meanwhile may still be in the socket.
+    pub(super) fn is_udp_late(&self, now: Instant) -> bool {
+        let due = self.udp.as_ref().and_then(|udp| udp.wheel.next_deadline());
+        due.is_some_and(|due| now > due + LATE)
     }
 
     /// Timers of connections, and those whose last words have taken long enough.
@@ -252,6 +267,35 @@ impl Udp {
         let Admission { resets, .. } = &self.admission;
         let own = resets.check(&source_of(source), self.admission.millis(now));
         own.is_ok() && self.resets.take(now)
+    }
+}
+
+impl Record {
+    /// A packet opened that came to an address of ours. Only the newest one says where the device writes to now: an old one may have
+    /// been kept back, and sent on to elsewhere, by anybody.
+    fn on_arrived(&mut self, low: u32, from: SocketAddr, local: LocalId) {
+        if self.newest != low && later(self.newest, low) == low {
+            self.newest = low;
+            match self.channel.peer() == Some(from) {
+                true => self.local = local,
+                false => self.candidate_local = local,
+            }
+        }
+    }
+}
+
+/// The low half of a datagram's number, which is at the end of its header.
+fn number_low(datagram: &[u8]) -> u32 {
+    let low = datagram.get(RUN_HEADER_BYTES..).and_then(<[u8]>::first_chunk);
+    low.map_or(0, |low| u32::from_be_bytes(*low))
+}
+
+/// Which of two numbers is the later one, by their low halves: it is less than half their range ahead.
+fn later(one: u32, other: u32) -> u32 {
+    if other.wrapping_sub(one) <= u32::MAX / 2 {
+        other
+    } else {
+        one
     }
 }
 

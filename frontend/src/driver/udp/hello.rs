@@ -14,7 +14,7 @@ use rand::RngExt;
 use super::super::connection::Place;
 use super::super::shard::Shard;
 use super::attempts::{AttemptKey, Known};
-use super::{Admission, Asked, Record, Udp};
+use super::{Admission, Asked, LocalId, Record, Udp};
 use crate::channel::{ChannelEvent, Refusal, UdpChannel, UpgradeRequest, canonical, write_refused};
 use crate::session::SessionKey;
 
@@ -161,6 +161,8 @@ impl Udp {
             })),
             counted: (0, 0),
             local: self.locals.intern(attempt.to),
+            candidate_local: LocalId::default(),
+            newest: u32::MAX,
             ready: false,
         });
         self.metrics.connections.inc();

@@ -7,7 +7,7 @@ use holdfast_proto::{CloseCode, MessageKind};
 
 use super::super::shard::Shard;
 use super::Udp;
-use crate::channel::{Challenge, Channel, Refusal};
+use crate::channel::{Challenge, Channel, ChannelError, Refusal};
 use crate::session::{Goodbye, SessionKey, Stalled};
 
 impl Shard {
@@ -24,7 +24,13 @@ impl Shard {
         };
         let key = record.session;
         match record.channel.send(&mut udp.shared, kind, payload) {
-            Ok(()) => self.udp_settle(now, at, CloseCode::SlowConsumer),
+            Ok(()) => udp.settle(at),
+            // What it said before is still being taken, its close comes behind that.
+            Err(ChannelError::PeerCloses) => {
+                if let Some(key) = key {
+                    self.sessions.handle_output_closed(now, key);
+                }
+            }
             Err(error) => {
                 tracing::debug!(%error, "a message could not be queued");
                 // Without it all that follows would be in a wrong place.

@@ -12,6 +12,8 @@ use super::socket::{Buffers, DatagramSocket};
 
 /// System calls that receive before other tasks have their turn.
 const RECEIVES_PER_TURN: usize = 4;
+/// System calls that receive before late timers have their turn: more than the kernel's buffer holds.
+const MAX_CATCH_UP: usize = 1_024;
 /// What to wait when the socket gives errors and no datagrams, so that it does not spin.
 const AFTER_ERROR: Duration = Duration::from_millis(10);
 
@@ -43,6 +45,25 @@ async fn receive_datagrams(shard: Rc<RefCell<Shard>>, socket: Rc<DatagramSocket>
                     break;
                 }
             }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Where timers are late, takes all that is in the socket: devices that spoke while this thread was held up are heard before their
+/// silence is judged.
+pub(in super::super) async fn catch_up(shard: &Rc<RefCell<Shard>>) {
+    let socket = {
+        let shard = shard.borrow();
+        let late = shard.is_udp_late(Instant::now());
+        shard.udp.as_ref().filter(|_| late).map(|udp| udp.socket.clone())
+    };
+    let Some(socket) = socket else { return };
+    let mut buffers = Buffers::new();
+    for _ in 0..MAX_CATCH_UP {
+        match socket.receive(&mut buffers) {
+            Ok(filled) => shard.borrow_mut().on_datagrams(buffers.arrived(filled)),
+            Err(_) => return,
         }
         tokio::task::yield_now().await;
     }

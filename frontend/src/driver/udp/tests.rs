@@ -12,7 +12,7 @@ use crate::session;
 fn an_idle_device_stays_small() {
     let (record, session) = (udp_record_bytes(), size_of::<Option<session::Session>>());
     println!("a connection's record and timer weigh {record} bytes, its session's record {session}");
-    assert!(record <= 328, "{record}");
+    assert!(record <= 344, "{record}");
     // Its place among the slots, and its session's timer.
     assert!(record + session + 24 <= 592, "{record} and {session}");
 }

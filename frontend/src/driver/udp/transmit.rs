@@ -93,14 +93,18 @@ impl Udp {
             return;
         };
         record.ready = false;
-        let local = self.locals.get(record.local);
+        let (local, elsewhere) = (
+            self.locals.get(record.local),
+            self.locals.get(record.candidate_local),
+        );
+        let peer = record.channel.peer();
         let room = PER_CONNECTION.min(MAX_BATCH - self.queue.batch.len());
         let batch = &mut self.queue.batch;
         let out = &mut self.queue.bytes;
         let more = record.channel.transmit(&self.shared, out, room, |to, bytes| {
             batch.push(Outgoing {
                 to,
-                from: local,
+                from: if peer == Some(to) { local } else { elsewhere },
                 bytes: bytes as u16,
             });
         });
@@ -110,8 +114,8 @@ impl Udp {
         self.metrics
             .retransmitted
             .inc_by(stats.retransmitted.wrapping_sub(again).into());
-        // What was acknowledged is held no longer; more than before it cannot be.
-        let _ = record.channel.settle(&mut self.shared);
+        // What was acknowledged is held no longer.
+        record.settle(&mut self.shared);
         if more {
             return self.set_ready(at);
         }

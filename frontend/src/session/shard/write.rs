@@ -69,15 +69,30 @@ impl Shard {
     /// The session's next `messages` messages are written: the socket took them, or where the channel sends again what was lost, the
     /// device has them.
     pub fn handle_written(&mut self, now: Instant, key: SessionKey, messages: usize) {
+        self.on_outgoing_done(now, key, (messages, None));
+    }
+
+    /// The device takes nothing more, although not all that it said was taken yet: what waits for it is dropped, so that the rest of
+    /// its requests finds room.
+    pub fn handle_output_closed(&mut self, now: Instant, key: SessionKey) {
+        self.on_outgoing_done(now, key, (usize::MAX, Some("closed")));
+    }
+
+    fn on_outgoing_done(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        (messages, dropped): (usize, Option<&'static str>),
+    ) {
         let mut moved = false;
         for _ in 0..messages {
             let Some(session) = self.get(key) else { return };
             let id = session.id;
             let Some(active) = session.active.as_mut() else {
-                return;
+                break;
             };
             let Some(Outgoing { bytes, what }) = active.outbox.pop_front() else {
-                return;
+                break;
             };
             active.out_bytes -= bytes;
             match what {
@@ -89,7 +104,7 @@ impl Shard {
                 Written::Other => {}
             }
             self.out_bytes -= bytes;
-            self.report_push(what, id, None);
+            self.report_push(what, id, dropped);
         }
         if moved {
             self.after_window_moved(key);

@@ -263,21 +263,40 @@ fn a_device_that_is_gone_is_given_up() {
     });
 }
 
+/// Who sends most of a long message and leaves it there does not cost those who behave their connections.
 #[test]
-fn what_all_hold_is_bounded() {
+fn who_holds_most_unfinished_input_goes_and_nobody_else() {
     run(async {
-        let mut world = World::with(|plan| plan.max_held_bytes = 20_000).await;
-        let mut device = Device::online(&mut world, 1).await;
+        let mut world = World::with(|plan| plan.max_input_bytes = 8_000).await;
+        let mut healthy = Device::online(&mut world, 1).await;
+        let mut hog = Device::online(&mut world, 2).await;
         let payload = Bytes::from(vec![b'x'; 60_000]);
-        let now = std::time::Instant::now();
-        let config = holdfast_proto::udp::Config::default();
-        device
-            .connection
+        let (now, config) = (std::time::Instant::now(), holdfast_proto::udp::Config::default());
+        hog.connection
             .send(&config, now, MessageKind::Text, payload)
             .unwrap();
-        device.transmit().await;
-        let reason = device.drive(logout(&mut world)).await;
-        assert_eq!(reason, "try_again_later");
+        // As much as goes without an acknowledgement, and then nothing.
+        hog.transmit().await;
+        for n in 1..=3 {
+            healthy.send(&format!("request {n}")).await;
+            request(&mut world, &mut healthy).await;
+            world.frame(push(healthy.session, n, "ring"));
+            assert_eq!(healthy.text().await, "ring");
+            assert_eq!(healthy.drive(pushed(&mut world)).await.1, PushStatus::Written);
+        }
+        let pings = async {
+            loop {
+                healthy.send("@ping").await;
+                assert_eq!(healthy.text().await, "@pong");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            gone = logout(&mut world) => assert_eq!(gone, "try_again_later"),
+            () = pings => {}
+        }
+        healthy.send("request 4").await;
+        request(&mut world, &mut healthy).await;
     });
 }
 
@@ -304,5 +323,77 @@ fn text_that_is_none_breaks_the_protocol() {
             .send(&config, now, MessageKind::Text, payload)
             .unwrap();
         assert_eq!(device.drive(logout(&mut world)).await, "invalid_payload");
+    });
+}
+
+/// The device was told that all of its requests arrived.
+#[test]
+fn what_a_device_said_before_its_close_is_taken_before_it() {
+    run(async {
+        let mut world = World::with(|plan| plan.session.window.requests = 1).await;
+        let mut device = Device::online(&mut world, 1).await;
+        for n in 1..=3 {
+            device.send(&format!("request {n}")).await;
+        }
+        let now = std::time::Instant::now();
+        device.connection.close(now, 1000, "bye");
+        assert_eq!(device.event().await, Event::Ended(End::ClosedByUs));
+        for n in 1..=3 {
+            let asked = request(&mut world, &mut device).await;
+            assert_eq!(asked.sequence, n);
+            world.frame(reply(device.session, n, "nobody hears it"));
+        }
+        assert_eq!(logout(&mut world).await, "closed_by_device");
+    });
+}
+
+/// A machine that was paused finds in the socket what devices said meanwhile.
+#[test]
+fn after_a_pause_devices_are_heard_before_they_are_judged() {
+    run(async {
+        let mut world = World::with(|plan| plan.config.give_up = Duration::from_millis(400)).await;
+        let mut device = Device::online(&mut world, 1).await;
+        device.drive(tokio::time::sleep(SILENCE)).await;
+        world.frame(push(device.session, 7, "ring"));
+        let stranger = Stranger::new(&world).await;
+        let mut buffer = [0; 2048];
+        let (n, from) = device.stranger.socket.recv_from(&mut buffer).await.unwrap();
+        for _ in 0..200 {
+            stranger.send(b"noise").await;
+        }
+        let (now, config) = (std::time::Instant::now(), holdfast_proto::udp::Config::default());
+        device
+            .connection
+            .handle_datagram(&config, now, from, &mut buffer[..n], 1);
+        assert_eq!(device.text().await, "ring");
+        device.connection.ping(now);
+        device.transmit().await;
+        std::thread::sleep(Duration::from_millis(1_800));
+        let result = device.drive(pushed(&mut world)).await;
+        assert_eq!(result, (7, PushStatus::Written, String::new()));
+    });
+}
+
+/// Whoever forwards an old datagram to another address of ours does not make us write from there.
+#[test]
+fn only_the_newest_packet_says_where_a_device_writes_to() {
+    run(async {
+        let mut world = World::with(|plan| plan.any = true).await;
+        let mut device = Device::online(&mut world, 1).await;
+        device.drive(tokio::time::sleep(SILENCE)).await;
+        let (now, config) = (std::time::Instant::now(), holdfast_proto::udp::Config::default());
+        device.connection.ping(now);
+        let mut old = Vec::new();
+        device.connection.poll_transmit(&config, now, &mut old).unwrap();
+        device.send("@ping").await;
+        assert_eq!(device.text().await, "@pong");
+        device.drive(tokio::time::sleep(SILENCE)).await;
+        let mut other = world.address;
+        other.set_ip([127, 0, 0, 2].into());
+        device.stranger.socket.send_to(&old, other).await.unwrap();
+        tokio::time::sleep(SILENCE).await;
+        world.frame(push(device.session, 7, "ring"));
+        // It asserts where it comes from.
+        device.stranger.receive().await;
     });
 }

@@ -49,7 +49,9 @@ pub(super) struct Plan {
     pub(super) unproven_per_second: u32,
     /// Resets for one source at once.
     pub(super) reset_burst: u32,
-    pub(super) max_held_bytes: usize,
+    pub(super) max_input_bytes: usize,
+    /// It takes what comes to any address of this machine.
+    pub(super) any: bool,
 }
 
 /// One shard (of two, as it thinks), and its hub.
@@ -89,17 +91,17 @@ impl World {
             burst: 64,
             unproven_per_second: 200,
             reset_burst: 64,
-            max_held_bytes: 8 << 20,
+            max_input_bytes: 8 << 20,
+            any: false,
         };
         change(&mut plan);
         let buffers = SocketBuffers {
             receive: 1 << 20,
             send: 1 << 20,
         };
-        let socket = bind_group(([127, 0, 0, 1], 0).into(), 1, buffers)
-            .unwrap()
-            .remove(0);
-        let address = socket.local_addr().unwrap();
+        let ip = if plan.any { [0; 4] } else { [127, 0, 0, 1] };
+        let socket = bind_group((ip, 0).into(), 1, buffers).unwrap().remove(0);
+        let address = ([127, 0, 0, 1], socket.local_addr().unwrap().port()).into();
         let (metrics, sessions) = (UdpMetrics::default(), ShardMetrics::default());
         let (to_hub, from_shard) = mpsc::unbounded_channel();
         let (to_shard, from_hub) = mpsc::unbounded_channel();
@@ -117,7 +119,7 @@ impl World {
                 resets: Arc::new(Throttle::new(1, 64, 60_000, plan.reset_burst)),
             },
             shards: 2,
-            max_held_bytes: plan.max_held_bytes,
+            max_input_bytes: plan.max_input_bytes,
             metrics: metrics.clone(),
         };
         let shard = Shard::start(ShardSetup {
