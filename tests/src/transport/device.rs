@@ -293,5 +293,6 @@ pub(crate) fn draw_config(s: &mut Shared, is_device: bool) -> Config {
         keep_alive: is_device.then(|| Duration::from_secs(rng.pick(&[10, 25, 25]))),
         send_bytes: rng.pick(&[16 << 10, 256 << 10, 256 << 10, 2 << 20]),
         send_messages: rng.pick(&[2, 16, 256]),
+        input_share: usize::MAX,
     }
 }

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_proto::udp::{Config, Connection, ConnectionId, End, Event, Received, SendError, Side};
+use holdfast_proto::udp::{
+    Config, Connection, ConnectionId, End, Event, MESSAGE_COST_BYTES, Received, SendError, Side,
+};
 
 use super::Promise;
 use super::application::Application;
@@ -356,7 +358,10 @@ impl Endpoint {
         let config = &*self.config;
         let held = self.connection.held_bytes();
         let window = (config.receive_bytes as usize).max(16_384);
-        let bound = config.send_bytes.max(config.max_message_bytes) + config.max_message_bytes + 3 * window;
+        // Each message counts with its cost, and each run of bytes out of order with its own; those to be sent are within `send_bytes`.
+        let costs = (usize::from(config.receive_messages).max(8) + 1) * MESSAGE_COST_BYTES + window;
+        let bound =
+            config.send_bytes.max(config.max_message_bytes) + config.max_message_bytes + 3 * window + costs;
         if held > bound {
             let what = format!("holds {held} bytes, and may hold {bound}");
             return Err(self.broken(Promise::Bounded, &what));
