@@ -116,7 +116,7 @@ impl UdpServer {
             events: tell,
             orders,
             lose_every: self.lose_every,
-            datagrams: 0,
+            datagrams: [0, 0],
         };
         UdpPeer {
             commands,
@@ -245,7 +245,8 @@ struct ServerEnd {
     events: mpsc::Sender<Event>,
     orders: mpsc::UnboundedReceiver<Order>,
     lose_every: Option<u32>,
-    datagrams: u32,
+    /// Taken, and sent: counted apart, or two datagrams and their answer would be lost in step for ever.
+    datagrams: [u32; 2],
 }
 
 impl ServerEnd {
@@ -288,7 +289,7 @@ impl ServerEnd {
     fn handle(&mut self, datagram: &mut [u8], from: SocketAddr) {
         let ours =
             matches!(udp::parse(datagram), Ok(Datagram::Data { cid, .. }) if cid == self.connection.cid());
-        if ours && !self.is_lost() {
+        if ours && !self.is_lost(0) {
             self.connection
                 .handle_datagram(&self.config, Instant::now(), from, datagram, rand::random());
         }
@@ -300,16 +301,16 @@ impl ServerEnd {
             .connection
             .poll_transmit(&self.config, Instant::now(), &mut out)
         {
-            if !self.is_lost() {
+            if !self.is_lost(1) {
                 self.socket.send_to(&out, to).await.unwrap();
             }
             out.clear();
         }
     }
 
-    fn is_lost(&mut self) -> bool {
-        self.datagrams += 1;
+    fn is_lost(&mut self, direction: usize) -> bool {
+        self.datagrams[direction] += 1;
         self.lose_every
-            .is_some_and(|every| self.datagrams.is_multiple_of(every))
+            .is_some_and(|every| self.datagrams[direction].is_multiple_of(every))
     }
 }

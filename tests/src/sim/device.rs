@@ -52,7 +52,7 @@ impl World {
             self.devices.push(Device {
                 name,
                 id,
-                kind: self.rng.pick(&ChannelKind::ALL),
+                kind: self.rng.pick(&ChannelKind::WEB_SOCKET),
                 origin,
                 secret: self.rng.next(),
                 recorded: None,

@@ -295,9 +295,9 @@ impl Endpoint {
     fn check_full(&self, s: &Shared, bytes: usize) -> Result<(), Broken> {
         let flow = s.ledger.log(self.cid).flow(self.side);
         let waiting = &flow.sent[flow.delivered..];
-        let waiting_bytes: usize = waiting.iter().map(|m| m.bytes).sum();
+        let waiting_bytes: usize = waiting.iter().map(|m| m.bytes + MESSAGE_COST_BYTES).sum();
         let full = waiting.len() >= self.config.send_messages
-            || (!waiting.is_empty() && waiting_bytes + bytes > self.config.send_bytes);
+            || (!waiting.is_empty() && waiting_bytes + bytes + MESSAGE_COST_BYTES > self.config.send_bytes);
         full.then_some(()).ok_or_else(|| {
             let what = format!("is full with {} messages of {waiting_bytes} bytes", waiting.len());
             self.broken(Promise::Progress, &what)

@@ -128,7 +128,8 @@ fn a_lone_packet_is_acknowledged_within_25_ms_and_a_second_at_once() {
     };
     pair.device.text(pair.now, "one");
     pair.run(ms(100));
-    assert_eq!(answers(&mut pair), [ms(10 + 25 + 10)]);
+    // Earlier than is allowed, so that a timer that comes late still does.
+    assert_eq!(answers(&mut pair), [ms(10 + 20 + 10)]);
     pair.device.text(pair.now, vec![1; 2_000]);
     pair.run(ms(100));
     assert_eq!(answers(&mut pair), [ms(100 + 10 + 10)]);
