@@ -148,6 +148,8 @@ pub(crate) struct Traffic {
     pub(crate) received: Flow,
     /// udp: datagrams taken for lost, which is what was sent again at most.
     pub(crate) lost: u64,
+    /// udp: handshakes that were not answered, after which the device tried anew.
+    pub(crate) in_vain: u64,
 }
 
 /// One direction.
@@ -167,6 +169,7 @@ impl Traffic {
             sent: self.sent.since(&before.sent),
             received: self.received.since(&before.received),
             lost: self.lost - before.lost,
+            in_vain: self.in_vain - before.in_vain,
         }
     }
 
@@ -174,6 +177,7 @@ impl Traffic {
         self.sent.add(&other.sent);
         self.received.add(&other.received);
         self.lost += other.lost;
+        self.in_vain += other.in_vain;
     }
 }
 

@@ -9,7 +9,7 @@ from udp_wire import Broken
 FIRST_RTT_S = 0.333
 GRANULARITY_S = 0.001
 MAX_ACK_DELAY_S = 0.025
-MAX_PROBE_S = 8
+MIN_PROBE_S, MAX_PROBE_S = 0.1, 8
 REORDERED_PACKETS = 3
 TIME_THRESHOLD = 9 / 8
 FIRST_WINDOW, LEAST_WINDOW = 10, 2
@@ -107,6 +107,6 @@ class Recovery:
     def probe_deadline(self):
         if not self.sent:
             return None
-        timeout = self.smoothed + max(4 * self.variation, GRANULARITY_S) + MAX_ACK_DELAY_S
+        timeout = max(self.smoothed + max(4 * self.variation, GRANULARITY_S) + MAX_ACK_DELAY_S, MIN_PROBE_S)
         last = max(p.at for p in self.sent.values())
         return max(last, self.progress_at) + min(timeout * 2**self.probes, MAX_PROBE_S)

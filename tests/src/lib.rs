@@ -13,6 +13,7 @@ pub mod lossy;
 pub mod metrics;
 pub mod network;
 pub mod peer;
+pub mod seeds;
 pub mod service;
 pub mod sim;
 pub mod traffic;

@@ -8,9 +8,7 @@
     reason = "a failure comes boxed, because it is large and rare"
 )]
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use holdfast_tests::seeds::{self, assert_none, number};
 use holdfast_tests::sim::{Crash, Failure, Mutant, Options, Promise, Summary, run};
 
 /// Seeds that break a promise with a defect that there once was, and which. A seed shows the same world only as long as the
@@ -41,40 +39,9 @@ const COVERED: [&str; 12] = [
 /// Worlds that each mutant gets.
 const MUTANT_SEEDS: u64 = 60;
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
 /// Runs the seeds on a few threads; gives what they came to, in any order, and the failures.
 fn run_all(seeds: &[u64], options: Options) -> (Vec<Summary>, Vec<Box<Failure>>) {
-    let cases: Vec<(u64, Options)> = seeds.iter().map(|seed| (*seed, options)).collect();
-    run_cases(&cases)
-}
-
-fn run_cases(cases: &[(u64, Options)]) -> (Vec<Summary>, Vec<Box<Failure>>) {
-    let next = AtomicU64::new(0);
-    let done = Mutex::new((Vec::new(), Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while let Some((seed, options)) = cases.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    let result = run(*seed, *options);
-                    let mut done = done.lock().expect("no run panics with the lock held");
-                    match result {
-                        Ok(summary) => done.0.push(summary),
-                        Err(failure) => done.1.push(failure),
-                    }
-                }
-            });
-        }
-    });
-    done.into_inner().expect("no run panics with the lock held")
-}
-
-fn assert_none(failures: &[Box<Failure>]) {
-    if let Some(failure) = failures.iter().min_by_key(|failure| failure.step) {
-        panic!("{} seeds failed; the shortest:\n{failure}", failures.len());
-    }
+    seeds::run_cases(THREADS, seeds, |seed| run(*seed, options))
 }
 
 #[test]
@@ -137,7 +104,7 @@ fn promises_hold_whenever_a_process_dies() {
             )
         })
         .collect();
-    let (summaries, failures) = run_cases(&cases);
+    let (summaries, failures) = seeds::run_cases(THREADS, &cases, |(seed, options)| run(*seed, *options));
     if let Some(failure) = failures.first() {
         panic!(
             "{} crashes broke a promise; one of them, which no command replays:\n{failure}",

@@ -8,47 +8,13 @@
     reason = "a failure comes boxed, because it is large and rare"
 )]
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use holdfast_tests::transport::{Failure, Options, Summary, run};
+use holdfast_tests::seeds::{Total as _, assert_none, number, run_cases};
+use holdfast_tests::transport::{Options, Summary, run};
 
 /// The same seeds each time; fresh ones are `holdfast-simulate-udp`'s.
 const FIRST_SEED: u64 = 1;
 const SEEDS: u64 = 400;
 const THREADS: usize = 2;
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
-/// Runs the seeds on a few threads; gives what they came to, in any order, and the failures.
-fn run_all(seeds: &[u64]) -> (Vec<Summary>, Vec<Box<Failure>>) {
-    let next = AtomicU64::new(0);
-    let done = Mutex::new((Vec::new(), Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    let result = run(*seed, Options::default());
-                    let mut done = done.lock().expect("no run panics with the lock held");
-                    match result {
-                        Ok(summary) => done.0.push(summary),
-                        Err(failure) => done.1.push(failure),
-                    }
-                }
-            });
-        }
-    });
-    done.into_inner().expect("no run panics with the lock held")
-}
-
-fn assert_none(failures: &[Box<Failure>]) {
-    if let Some(failure) = failures.iter().min_by_key(|failure| failure.step) {
-        panic!("{} seeds failed; the shortest:\n{failure}", failures.len());
-    }
-}
 
 /// What a few hundred worlds must have seen, or they would show little.
 const SEEN: [&str; 15] = [
@@ -75,7 +41,7 @@ fn promises_hold_over_many_seeds() {
     let count = number("HOLDFAST_UDP_SEEDS").unwrap_or(SEEDS);
     println!("{count} seeds from {from}");
     let seeds: Vec<u64> = (0..count).map(|n| from.wrapping_add(n)).collect();
-    let (summaries, failures) = run_all(&seeds);
+    let (summaries, failures) = run_cases(THREADS, &seeds, |seed| run(*seed, Options::default()));
     assert_none(&failures);
     let total = |what: fn(&Summary) -> u64| summaries.iter().map(what).sum::<u64>();
     println!(
@@ -86,10 +52,9 @@ fn promises_hold_over_many_seeds() {
         total(|s| s.datagrams),
         total(|s| s.faults),
     );
-    let mut seen = BTreeMap::<&str, u64>::new();
-    for (what, times) in summaries.iter().flat_map(|summary| &summary.seen) {
-        *seen.entry(what).or_default() += times;
-    }
+    let mut all = Summary::default();
+    summaries.iter().for_each(|summary| all.add(summary));
+    let seen = all.seen();
     println!("{seen:#?}");
     if count >= SEEDS {
         for what in SEEN {

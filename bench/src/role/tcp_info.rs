@@ -51,6 +51,7 @@ pub(super) fn traffic(stream: &TcpStream) -> Result<Traffic> {
         sent: flow(SEGS_OUT, BYTES_ACKED),
         received: flow(SEGS_IN, BYTES_RECEIVED),
         lost: 0,
+        in_vain: 0,
     })
 }
 

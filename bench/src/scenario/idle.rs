@@ -96,9 +96,10 @@ fn table(
     ];
     let notes = vec![
         format!(
-            "All {} devices got online ({:.0}/s, with their own side of the handshake on the same cores), stayed online and sent a heartbeat after at most 25 s of silence; {:.0} heartbeats/s were counted for {:.0} s.",
+            "All {} devices got online ({:.0}/s, with their own side of the handshake on the same cores; {} attempts were not answered within 15 s and made anew), stayed online and sent a heartbeat after at most 25 s of silence; {:.0} heartbeats/s were counted for {:.0} s.",
             size.idle_sessions,
             connecting.per_second,
+            connecting.in_vain,
             beats.per_second,
             size.idle_watch.as_secs_f64()
         ),
@@ -157,6 +158,7 @@ struct Connecting {
     frontend: f64,
     backend: f64,
     per_second: f64,
+    in_vain: u64,
 }
 
 /// CPU in seconds per second.
@@ -224,6 +226,7 @@ impl Stage {
             frontend: frontend.since(&cpu[0]).total() * each,
             backend: backend.since(&cpu[1]).total() * each,
             per_second: f64::from(size.idle_sessions) / started.elapsed().as_secs_f64(),
+            in_vain: self.devices.traffic().await?.in_vain,
         })
     }
 

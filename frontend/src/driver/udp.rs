@@ -98,6 +98,8 @@ pub(super) struct Udp {
     wheel: Wheel,
     /// Connections whose session is over, oldest first, and when they are dropped. Some are gone already.
     lingering: VecDeque<(Instant, u32, Option<ConnectionId>)>,
+    /// The socket may hold more than was read.
+    is_behind: bool,
     resets: Allowance,
     /// Handshakes that may begin without a cookie.
     unproven: Allowance,
@@ -160,6 +162,7 @@ impl Udp {
             queue: TransmitQueue::default(),
             wheel: Wheel::new(now, TICK),
             lingering: VecDeque::new(),
+            is_behind: false,
             resets: Allowance::new(RESETS_PER_SECOND, RESETS_PER_SECOND, now),
             unproven: Allowance::new(unproven, unproven, now),
             shard,

@@ -46,9 +46,10 @@ pub(crate) mod trace;
 mod world;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
+
+use crate::seeds::{self, Total, add_seen, panic_text};
 
 pub use mutant::Mutant;
 
@@ -138,39 +139,23 @@ pub struct Defences {
 }
 
 /// A broken promise.
-#[derive(Debug)]
-pub struct Failure {
-    pub seed: u64,
-    pub step: u64,
-    pub at: Duration,
-    pub promise: Promise,
-    pub what: String,
-    pub latest: Vec<String>,
-    pub summary: Summary,
-}
+pub type Failure = seeds::Failure<Promise, Summary>;
 
-impl Failure {
-    /// The command that shows it again.
-    pub fn replay(&self) -> String {
-        format!(
-            "cargo run -p holdfast-tests --bin holdfast-simulate -- --from {} --seeds 1 --trace",
-            self.seed
-        )
+/// Which program shows a failure again.
+const PROGRAM: &str = "holdfast-simulate";
+
+impl Total for Summary {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        add_seen(&mut self.seen, &other.seen);
     }
-}
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in &self.latest {
-            writeln!(f, "{line}")?;
-        }
-        let at = self.at.as_secs_f64();
-        writeln!(
-            f,
-            "seed {} step {} at {at:.6}s: {:?} is broken: {}",
-            self.seed, self.step, self.promise, self.what
-        )?;
-        write!(f, "replay: {}", self.replay())
+    fn seen(&self) -> &BTreeMap<String, u64> {
+        &self.seen
+    }
+
+    fn counts(&self) -> String {
+        format!("{} requests", self.requests)
     }
 }
 
@@ -183,9 +168,7 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
     // A core that panics ends its process: no promise allows that, and the seed must not be lost with it.
     let ended = panic::catch_unwind(AssertUnwindSafe(|| world.run()));
     if let Err(payload) = ended {
-        let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-        world.fail(Promise::Sound, text.unwrap_or("a panic").to_owned());
+        world.fail(Promise::Sound, panic_text(&*payload));
     }
     world.finish()
 }

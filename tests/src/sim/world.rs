@@ -26,7 +26,7 @@ use super::scenario::Scenario;
 use super::service::{self, Mood};
 use super::strangers::Stranger;
 use super::trace::Trace;
-use super::{Failure, Options, Promise, Summary};
+use super::{Failure, Options, PROGRAM, Promise, Summary};
 
 /// Who takes a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -213,6 +213,7 @@ impl World {
         };
         let (seed, step, at) = (self.summary.seed, self.step, self.now);
         Err(Box::new(Failure {
+            program: PROGRAM,
             seed,
             step,
             at,

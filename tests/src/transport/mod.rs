@@ -28,9 +28,10 @@ mod strangers;
 mod world;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
+
+use crate::seeds::{self, Total, add_seen, panic_text};
 
 /// How a seed is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,39 +91,24 @@ pub struct Summary {
 }
 
 /// A broken promise.
-#[derive(Debug)]
-pub struct Failure {
-    pub seed: u64,
-    pub step: u64,
-    pub at: Duration,
-    pub promise: Promise,
-    pub what: String,
-    pub latest: Vec<String>,
-    pub summary: Summary,
-}
+pub type Failure = seeds::Failure<Promise, Summary>;
 
-impl Failure {
-    /// The command that shows it again.
-    pub fn replay(&self) -> String {
-        format!(
-            "cargo run -p holdfast-tests --bin holdfast-simulate-udp -- --from {} --seeds 1 --trace",
-            self.seed
-        )
+/// Which program shows a failure again.
+const PROGRAM: &str = "holdfast-simulate-udp";
+
+impl Total for Summary {
+    fn add(&mut self, other: &Self) {
+        self.messages += other.messages;
+        self.datagrams += other.datagrams;
+        add_seen(&mut self.seen, &other.seen);
     }
-}
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in &self.latest {
-            writeln!(f, "{line}")?;
-        }
-        let at = self.at.as_secs_f64();
-        writeln!(
-            f,
-            "seed {} step {} at {at:.6}s: {:?} is broken: {}",
-            self.seed, self.step, self.promise, self.what
-        )?;
-        write!(f, "replay: {}", self.replay())
+    fn seen(&self) -> &BTreeMap<String, u64> {
+        &self.seen
+    }
+
+    fn counts(&self) -> String {
+        format!("{} messages in {} datagrams", self.messages, self.datagrams)
     }
 }
 
@@ -137,11 +123,7 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
     let broken = match ended {
         Ok(Ok(())) => None,
         Ok(Err(broken)) => Some(broken),
-        Err(payload) => {
-            let text = payload.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-            Some((Promise::Sound, text.unwrap_or("a panic").to_owned()))
-        }
+        Err(payload) => Some((Promise::Sound, panic_text(&*payload))),
     };
     world.finish(broken)
 }

@@ -12,7 +12,7 @@ use super::ledger::{Broken, Fate, other};
 use super::server::{Bind, HALF_OPEN, Server};
 use super::settle::Settling;
 use super::shared::{Packet, Place, Shared};
-use super::{Failure, Options, Promise, Summary};
+use super::{Failure, Options, PROGRAM, Promise, Summary};
 use crate::sim::queue::{Queue, Time};
 use crate::sim::rng::Rng;
 use crate::sim::trace::Trace;
@@ -320,6 +320,7 @@ impl World {
             return Ok(self.s.summary);
         };
         Err(Box::new(Failure {
+            program: PROGRAM,
             seed: self.s.summary.seed,
             step: self.step,
             at: self.s.now,

@@ -224,7 +224,8 @@ impl Fleet {
             }
         }
         self.due = due;
-        if let Err(error) = self.openings.on_tick(now, &mut self.lines.traffic.sent) {
+        let (config, sent) = (&self.lines.config, &mut self.lines.traffic.sent);
+        if let Err(error) = self.openings.on_tick(now, config, sent) {
             self.load.fail(format!("{error:#}"));
         }
         self.flush(now);
@@ -233,6 +234,7 @@ impl Fleet {
     pub(super) fn traffic(&self) -> Traffic {
         Traffic {
             lost: self.lines.lost(),
+            in_vain: self.openings.repeated(),
             ..self.lines.traffic
         }
     }

@@ -19,11 +19,14 @@ pub(super) struct Openings {
     server: SocketAddr,
     master: MasterKey,
     attempts: HashMap<u64, Attempt>,
+    /// Attempts in vain.
+    repeated: u64,
     out: Vec<u8>,
 }
 
 struct Attempt {
     index: u32,
+    number: u32,
     dial: Dial,
     socket: Rc<Socket>,
 }
@@ -41,6 +44,7 @@ impl Openings {
             server,
             master,
             attempts: HashMap::new(),
+            repeated: 0,
             out: Vec::new(),
         }
     }
@@ -72,7 +76,12 @@ impl Openings {
             timeout: DIAL_TIMEOUT,
         };
         let dial = Dial::new(now, &dialing)?;
-        let mut begun = Attempt { index, dial, socket };
+        let mut begun = Attempt {
+            index,
+            number,
+            dial,
+            socket,
+        };
         begun.transmit(now, self.server, (&mut self.out, sent));
         self.attempts.insert(attempt, begun);
         Ok(())
@@ -114,18 +123,33 @@ impl Openings {
         Ok(None)
     }
 
-    /// Repeats what was not answered.
-    pub(super) fn on_tick(&mut self, now: Instant, sent: &mut Flow) -> Result<()> {
-        for attempt in self.attempts.values_mut() {
+    /// Repeats what was not answered. A device that got no answer at all tries anew, as devices do.
+    pub(super) fn on_tick(&mut self, now: Instant, config: &Config, sent: &mut Flow) -> Result<()> {
+        let mut in_vain = Vec::new();
+        for (key, attempt) in &mut self.attempts {
             if attempt.dial.poll_timeout() > now {
                 continue;
             }
             match attempt.dial.handle_timeout(now) {
                 Dialed::Pending => attempt.transmit(now, self.server, (&mut self.out, sent)),
+                Dialed::TimedOut => in_vain.push(*key),
                 other => bail!("a device did not get in: {other:?}"),
             }
         }
+        for key in in_vain {
+            let Some(attempt) = self.attempts.remove(&key) else {
+                continue;
+            };
+            self.repeated += 1;
+            let who = (attempt.index, attempt.number);
+            self.begin(now, who, (config, attempt.socket), sent)?;
+        }
         Ok(())
+    }
+
+    /// Attempts that were in vain, each followed by another one.
+    pub(super) fn repeated(&self) -> u64 {
+        self.repeated
     }
 }
 

@@ -40,7 +40,7 @@ impl Shard {
         }
         self.relieve_input(now);
         // Turns are frequent under load: timers need not wait for their task, but it hears all before it judges silence.
-        if !self.is_udp_late(now) {
+        if !self.is_udp_behind() && !self.is_udp_late(now) {
             self.on_udp_timer(now);
         }
         self.pump(now);

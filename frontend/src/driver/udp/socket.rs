@@ -195,6 +195,11 @@ impl Buffers {
         }
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.metas.len()
+    }
+
     /// What the first `filled` buffers hold.
     pub(super) fn arrived(&mut self, filled: usize) -> impl Iterator<Item = Arrived<'_>> {
         let buffers = self.bytes.chunks_exact_mut(BUFFER_BYTES);

@@ -12,6 +12,8 @@ use super::socket::{Buffers, DatagramSocket};
 
 /// System calls that receive before other tasks have their turn.
 const RECEIVES_PER_TURN: usize = 4;
+/// Turns of the receiving task before timers have theirs: more than the kernel's buffer holds.
+const MAX_WAITS: usize = 256;
 /// System calls that receive before late timers have their turn: more than the kernel's buffer holds.
 const MAX_CATCH_UP: usize = 1_024;
 /// What to wait when the socket gives errors and no datagrams, so that it does not spin.
@@ -35,12 +37,19 @@ async fn receive_datagrams(shard: Rc<RefCell<Shard>>, socket: Rc<DatagramSocket>
         socket.readable().await;
         for _ in 0..RECEIVES_PER_TURN {
             match socket.receive(&mut buffers) {
-                Ok(filled) => shard.borrow_mut().on_datagrams(buffers.arrived(filled)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(filled) => {
+                    let mut shard = shard.borrow_mut();
+                    shard.set_udp_behind(filled == buffers.len());
+                    shard.on_datagrams(buffers.arrived(filled));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    shard.borrow_mut().set_udp_behind(false);
+                    break;
+                }
                 // Somebody's ICMP, or a shortage: no datagram is worth ending for.
                 Err(error) => {
                     tracing::debug!(%error, "receiving failed");
-                    shard.borrow().count_receive_failure();
+                    shard.borrow_mut().count_receive_failure();
                     tokio::time::sleep(AFTER_ERROR).await;
                     break;
                 }
@@ -50,9 +59,15 @@ async fn receive_datagrams(shard: Rc<RefCell<Shard>>, socket: Rc<DatagramSocket>
     }
 }
 
-/// Where timers are late, takes all that is in the socket: devices that spoke while this thread was held up are heard before their
-/// silence is judged.
+/// Before timers have their turn: what devices have said is heard before their silence is judged. While more comes than is read, for a
+/// while; where timers are late, because this thread was held up, until the socket is empty.
 pub(in super::super) async fn catch_up(shard: &Rc<RefCell<Shard>>) {
+    for _ in 0..MAX_WAITS {
+        if !shard.borrow().is_udp_behind() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
     let socket = {
         let shard = shard.borrow();
         let late = shard.is_udp_late(Instant::now());
@@ -86,10 +101,21 @@ async fn send_datagrams(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>, socket: Rc<
 }
 
 impl Shard {
-    fn count_receive_failure(&self) {
-        if let Some(udp) = &self.udp {
+    fn count_receive_failure(&mut self) {
+        if let Some(udp) = &mut self.udp {
             udp.metrics.receive_failures.inc();
+            udp.is_behind = false;
         }
+    }
+
+    fn set_udp_behind(&mut self, is_behind: bool) {
+        if let Some(udp) = &mut self.udp {
+            udp.is_behind = is_behind;
+        }
+    }
+
+    pub(super) fn is_udp_behind(&self) -> bool {
+        self.udp.as_ref().is_some_and(|udp| udp.is_behind)
     }
 
     fn is_udp_blocked(&self) -> bool {

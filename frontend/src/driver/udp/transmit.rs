@@ -12,8 +12,9 @@ use super::send::{Headers, Outgoing};
 const MAX_BATCH: usize = 128;
 /// Datagrams of one connection before the next has its turn.
 const PER_CONNECTION: usize = 32;
-/// Datagrams of one turn: at 2 µs each it is over after 2 ms.
-const PER_TURN: usize = 1_024;
+/// Datagrams of one turn: about as many as are received in one. While a message goes to very many devices, what they answer is heard
+/// before the socket overflows with it.
+const PER_TURN: usize = 32;
 
 /// Connections that are ready, and datagrams that were made.
 #[derive(Default)]
@@ -78,7 +79,7 @@ impl Udp {
             {
                 let before = self.queue.batch.len();
                 self.transmit_of(at);
-                left = left.saturating_sub(1 + self.queue.batch.len() - before);
+                left = left.saturating_sub((self.queue.batch.len() - before).max(1));
             }
             if self.queue.batch.is_empty() {
                 return;

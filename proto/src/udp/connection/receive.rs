@@ -205,7 +205,10 @@ impl Connection {
         }
         let is_eliciting = packet.is_none_or(|packet| packet.is_eliciting());
         let is_late = number != expected || self.opener.has_gap_before(number);
-        let is_urgent = packet.is_none_or(|packet| packet.close.is_some());
+        // Who asks whether we are there waits for nothing else, and we have nothing to say with it: to wait would cost both a timer, and
+        // a device's radio the time.
+        let is_question = |packet: &Packet<'_>| packet.ping && packet.pieces().len() == 0;
+        let is_urgent = packet.is_none_or(|packet| packet.close.is_some() || is_question(packet));
         if !is_eliciting && self.busy.is_none() {
             return;
         }

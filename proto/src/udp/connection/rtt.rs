@@ -8,6 +8,10 @@ pub(super) const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 pub(super) const INITIAL_RTT: Duration = Duration::from_millis(333);
 /// No timer for loss is shorter.
 pub(super) const GRANULARITY: Duration = Duration::from_millis(1);
+/// The shortest wait for an acknowledgement before a probe goes out. Longer than short paths need: a device's radio sleeps, either end
+/// may be busy, and acknowledgements that come after the probe cost three datagrams where one was enough. When a message goes to
+/// very many devices at once, that is the difference between an end that is behind and one that never catches up.
+pub(super) const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest wait for an acknowledgement before a probe goes out.
 pub(super) const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -68,7 +72,8 @@ impl Rtt {
     }
 
     fn period(&self) -> Duration {
-        self.smoothed() + (self.variation() * 4).max(GRANULARITY) + MAX_ACK_DELAY
+        let usual = self.smoothed() + (self.variation() * 4).max(GRANULARITY) + MAX_ACK_DELAY;
+        usual.max(MIN_PROBE_TIMEOUT)
     }
 
     /// A packet is lost when a later one is acknowledged and it is older than this: 9/8 of the round-trip time. No longer than the
@@ -152,7 +157,7 @@ mod tests {
         assert!(rtt.is_known());
         assert_eq!(
             rtt.probe_timeout(0),
-            Duration::from_micros(1) + GRANULARITY + MAX_ACK_DELAY
+            MIN_PROBE_TIMEOUT
         );
         assert_eq!(rtt.loss_delay(Duration::ZERO), GRANULARITY);
         rtt.update(Duration::from_secs(1 << 40), Duration::ZERO);
