@@ -253,13 +253,14 @@ impl Operation {
 }
 
 impl Answers {
-    /// Of several frontends' answers the one that says most counts: written, then dropped, then offline.
+    /// Of several frontends' answers the one that says most counts: written, then what may have been, then dropped, then offline.
     fn merge(&mut self, answer: Option<PushResult>) -> bool {
         let Some(answer) = answer else { return false };
         let rank = |outcome: &PushResult| match outcome.status {
-            PushStatus::Written => 2,
+            PushStatus::Written => 3,
+            PushStatus::Unconfirmed => 2,
             PushStatus::Dropped => 1,
-            PushStatus::Offline | PushStatus::Unknown | PushStatus::Unconfirmed => 0,
+            PushStatus::Offline | PushStatus::Unknown => 0,
         };
         if self.best.as_ref().is_none_or(|best| rank(best) < rank(&answer)) {
             self.best = Some(answer);
@@ -283,6 +284,7 @@ fn read_push_result(result: frames::PushResult) -> Option<PushResult> {
         FrameStatus::Written => PushStatus::Written,
         FrameStatus::Offline => PushStatus::Offline,
         FrameStatus::Dropped => PushStatus::Dropped,
+        FrameStatus::Unconfirmed => PushStatus::Unconfirmed,
         FrameStatus::Unspecified => return None,
     };
     let reason = (status == PushStatus::Dropped).then(|| {

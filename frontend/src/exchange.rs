@@ -88,7 +88,7 @@ pub struct BroadcastCounts {
     /// Their sockets took it.
     pub written: u64,
     pub dropped: u64,
-    /// Their sockets had not taken it when the wait for them was over.
+    /// Their sockets had not taken it when the wait for them was over, or they ended before it was known.
     pub unconfirmed: u64,
 }
 

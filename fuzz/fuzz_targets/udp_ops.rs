@@ -104,8 +104,8 @@ impl World {
         let end = &mut self.ends[side];
         loop {
             let event = match takes {
-                true => end.connection.poll_event(&end.config, now),
-                false => end.connection.poll_notice(&end.config, now),
+                true => end.connection.poll_event(&end.config),
+                false => end.connection.poll_notice(),
             };
             match event {
                 None => break,
@@ -239,7 +239,7 @@ fuzz_target!(|data: &[u8]| {
                 let message = payload(side, end.sent, length);
                 match end
                     .connection
-                    .send(&end.config, now, MessageKind::Binary, message)
+                    .send(&end.config, MessageKind::Binary, message)
                 {
                     Ok(()) => end.sent += 1,
                     Err(SendError::Full(message)) => assert_eq!(message.len(), length),
@@ -258,7 +258,7 @@ fuzz_target!(|data: &[u8]| {
                 0 => world.ends[side].connection.close(now, 1000, "bye"),
                 1 => world.ends[side].connection.abort(),
                 2 => drop(world.ends[side].connection.handle_reset(&[3; 16])),
-                _ => world.ends[side].connection.ping(now),
+                _ => world.ends[side].connection.ping(),
             },
             _ => {
                 let (plain, rest) = input.split_at(input.len().min(argument));

@@ -48,6 +48,14 @@ impl ChannelKind {
         }
     }
 
+    /// Whether what was sent is kept until the device has acknowledged it. A stream's is written once it is the socket's.
+    pub fn acknowledges(self) -> bool {
+        match self {
+            Self::Ws | Self::Wss => false,
+            Self::Udp => true,
+        }
+    }
+
     /// How frames name it.
     pub fn frame(self) -> frames::Channel {
         match self {

@@ -103,7 +103,7 @@ pub enum PushStatus {
     Offline,
     /// No such device or session is known.
     Unknown,
-    /// It was sent to a frontend that did not say in time what became of it.
+    /// It was sent to a frontend that did not say in time what became of it, or that does not know: the session ended meanwhile.
     Unconfirmed,
     /// The frontend let it go, for the reason given.
     Dropped,

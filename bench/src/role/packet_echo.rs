@@ -89,7 +89,7 @@ async fn keep_time(server: Rc<RefCell<Server>>) {
         let mut server = server.borrow_mut();
         let mut due = std::mem::take(&mut server.due);
         server.lines.on_tick(now, &mut due);
-        due.drain(..).for_each(|index| server.on_events(now, index));
+        due.drain(..).for_each(|index| server.on_events(index));
         server.due = due;
         server.lines.flush(now);
     }
@@ -112,7 +112,7 @@ impl Server {
                 let index = cid.slot();
                 if self.lines.connection(index).is_some_and(|c| c.cid() == cid) {
                     self.lines.on_data(now, from, (index, datagram));
-                    self.on_events(now, index);
+                    self.on_events(index);
                 }
             }
             Ok(Datagram::Hello(hello)) => self.on_hello(now, from, &hello),
@@ -159,8 +159,8 @@ impl Server {
         Some(challenge)
     }
 
-    fn on_events(&mut self, now: Instant, index: u32) {
-        while let Some(event) = self.lines.poll_event(now, index) {
+    fn on_events(&mut self, index: u32) {
+        while let Some(event) = self.lines.poll_event(index) {
             if let Event::Message(_, text) = event {
                 let hello = text.starts_with(b"@hello");
                 let reply = if hello {
@@ -169,7 +169,7 @@ impl Server {
                     text
                 };
                 // A full queue is the peer's fault, which will miss the reply.
-                let _ = self.lines.send(now, index, reply);
+                let _ = self.lines.send(index, reply);
             }
         }
     }

@@ -79,7 +79,7 @@ impl Crew for Orders {
     }
 
     fn order(&mut self, device: usize, count: u32) {
-        self.0.borrow_mut().request(device as u32, count, Instant::now());
+        self.0.borrow_mut().request(device as u32, count);
     }
 
     fn flush(&mut self) {

@@ -178,7 +178,7 @@ impl Pair {
             delivered: 0,
         };
         // The server is silent until it has heard the device.
-        pair.device.ping(now);
+        pair.device.ping();
         pair.until_quiet()?;
         Ok(pair)
     }
@@ -188,7 +188,7 @@ impl Pair {
         let message = Bytes::from(vec![b'x'; pattern.bytes]);
         for _ in 0..pattern.at_once {
             self.server
-                .send(&self.config, self.now, MessageKind::Text, message.clone())?;
+                .send(&self.config, MessageKind::Text, message.clone())?;
         }
         let until = (self.taken + pattern.at_once, self.delivered + pattern.at_once);
         self.until_quiet()?;
@@ -234,7 +234,7 @@ impl Pair {
             self.datagram.clear();
             moved = true;
         }
-        while let Some(event) = self.device.poll_event(&self.config, self.now) {
+        while let Some(event) = self.device.poll_event(&self.config) {
             match event {
                 Event::Message(..) => self.taken += 1,
                 Event::Delivered(_) => {}
@@ -259,7 +259,7 @@ impl Pair {
             self.datagram.clear();
             moved = true;
         }
-        while let Some(event) = self.server.poll_event(&self.config, self.now) {
+        while let Some(event) = self.server.poll_event(&self.config) {
             match event {
                 Event::Delivered(count) => self.delivered += count,
                 Event::PeerMoved(_) => {}

@@ -22,7 +22,7 @@ use crate::stats::slope;
 /// turns, so that what goes to neighbours goes to different addresses, as it does in the world.
 const SHARE: u32 = 256;
 /// Devices of one process.
-const PER_PROCESS: u32 = 125_000;
+const PER_PROCESS: u32 = 500_000;
 const LEAST_PROCESSES: u32 = 2;
 const STEPS: u32 = 20;
 /// After the last handshake: allocators return pages late.

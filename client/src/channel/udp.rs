@@ -86,7 +86,7 @@ impl UdpChannel {
     /// unless that brought a message.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Fault>> {
         loop {
-            while let Some(event) = self.connection.poll_event(&self.config, Instant::now()) {
+            while let Some(event) = self.connection.poll_event(&self.config) {
                 if let Some(received) = self.handle_event(event) {
                     self.heard = false;
                     self.input_ended |= received.is_err();
@@ -114,7 +114,11 @@ impl UdpChannel {
     }
 
     /// Pending while more waits to be acknowledged than the transport keeps. What comes next makes room, so the task is woken by it.
+    /// Pending, too, when the server takes nothing more: why, and whether to come back, is in what of it has still to arrive.
     pub(super) fn poll_ready(&mut self) -> Poll<Result<(), Fault>> {
+        if !self.connection.takes_messages() {
+            return Poll::Pending;
+        }
         let Some((kind, payload)) = self.held.take() else {
             return Poll::Ready(Ok(()));
         };
@@ -163,7 +167,7 @@ impl UdpChannel {
     }
 
     pub(super) fn ping(&mut self) {
-        self.connection.ping(Instant::now());
+        self.connection.ping();
     }
 
     /// Ready when the system has taken all that may be sent at the moment.
@@ -174,7 +178,7 @@ impl UdpChannel {
     }
 
     fn put(&mut self, kind: MessageKind, payload: Bytes) -> Result<(), Fault> {
-        let sent = self.connection.send(&self.config, Instant::now(), kind, payload);
+        let sent = self.connection.send(&self.config, kind, payload);
         match sent {
             Ok(()) => {
                 self.undelivered += 1;

@@ -74,6 +74,28 @@ async fn a_close_comes_behind_what_was_sent_before_it() {
     closing.await.unwrap();
 }
 
+/// What the server said last waits for what it said before, and until then there is nobody to send to.
+#[tokio::test]
+async fn a_close_that_waits_for_a_lost_message_is_not_overtaken_by_a_request() {
+    let server = server().await;
+    let (device, peer) = online(server.builder(), &server).await;
+    let Peer::Udp(peer) = peer else { unreachable!() };
+    peer.lose_over(300);
+    let push = json!({"header": {"namespace": "N", "name": "Long", "id": "m-1"}, "payload": "x".repeat(600)});
+    peer.send_message(Message::text(push.to_string()));
+    peer.send_message(Message::text(r#"@goodbye {"code":"replaced","reconnect":false}"#));
+    peer.start_close(4000);
+    // The close is there by then, and waits.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let early = tokio::time::timeout(Duration::from_millis(300), device.call(echo())).await;
+    assert!(early.is_err(), "{early:?}");
+    peer.lose_over(usize::MAX);
+    match until(&device, |s| !matches!(s, State::Online { .. })).await {
+        State::Closed(Error::ClosedByServer { code: 4000, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_cookie_is_shown_in_the_same_attempt() {
     let server = server().await;

@@ -116,6 +116,7 @@ impl UdpServer {
             events: tell,
             orders,
             lose_every: self.lose_every,
+            lose_over: usize::MAX,
             datagrams: [0, 0],
         };
         UdpPeer {
@@ -163,6 +164,8 @@ impl UdpServer {
 enum Order {
     Send(MessageKind, Bytes),
     Close(u16),
+    /// From now on datagrams that are longer are lost on their way to the device.
+    LoseOver(usize),
     /// Takes and sends nothing any more.
     Vanish,
 }
@@ -220,6 +223,10 @@ impl UdpPeer {
         self.order(Order::Close(code));
     }
 
+    pub(crate) fn lose_over(&self, bytes: usize) {
+        self.order(Order::LoseOver(bytes));
+    }
+
     pub(crate) fn vanish(&self) {
         self.order(Order::Vanish);
     }
@@ -245,6 +252,7 @@ struct ServerEnd {
     events: mpsc::Sender<Event>,
     orders: mpsc::UnboundedReceiver<Order>,
     lose_every: Option<u32>,
+    lose_over: usize,
     /// Taken, and sent: counted apart, or two datagrams and their answer would be lost in step for ever.
     datagrams: [u32; 2],
 }
@@ -256,7 +264,7 @@ impl ServerEnd {
             // A test that takes no messages is a server that does not read.
             let room = self.events.clone();
             while let Ok(permit) = room.try_reserve() {
-                match self.connection.poll_event(&self.config, Instant::now()) {
+                match self.connection.poll_event(&self.config) {
                     Some(Event::Ended(_)) => return self.transmit().await,
                     Some(event) => permit.send(event),
                     None => break,
@@ -277,9 +285,10 @@ impl ServerEnd {
                 }
                 order = self.orders.recv() => match order {
                     Some(Order::Send(kind, payload)) => {
-                        self.connection.send(&self.config, Instant::now(), kind, payload).unwrap();
+                        self.connection.send(&self.config, kind, payload).unwrap();
                     }
                     Some(Order::Close(code)) => self.connection.close(Instant::now(), code, ""),
+                    Some(Order::LoseOver(bytes)) => self.lose_over = bytes,
                     Some(Order::Vanish) | None => std::future::pending().await,
                 },
             }
@@ -301,7 +310,7 @@ impl ServerEnd {
             .connection
             .poll_transmit(&self.config, Instant::now(), &mut out)
         {
-            if !self.is_lost(1) {
+            if !self.is_lost(1) && out.len() <= self.lose_over {
                 self.socket.send_to(&out, to).await.unwrap();
             }
             out.clear();

@@ -213,14 +213,17 @@ impl UdpChannel {
         let Some(connection) = self.connection_mut() else {
             return datagrams.for_each(|_| tell(Received::Ended));
         };
-        let (mut taken, mut run) = (false, connection.receive_run(&shared.config, shared.now));
+        let (mut taken, mut opened) = (false, false);
+        let mut run = connection.receive_run(&shared.config, shared.now);
         for datagram in datagrams {
             let received = run.handle_datagram(from, datagram, entropy);
             taken |= matches!(received, Received::Taken | Received::Malformed);
+            // One for which there was no room opened, too, and the transport goes by it.
+            opened |= taken || received == Received::Refused;
             tell(received);
         }
-        if taken {
-            self.alive = true;
+        self.alive |= taken;
+        if opened {
             self.on_proven();
         }
     }
@@ -245,18 +248,18 @@ impl UdpChannel {
     /// # Errors
     /// As there.
     pub fn poll_notice(&mut self, shared: &mut UdpShared) -> Result<Option<ChannelEvent>, ChannelError> {
-        self.poll(shared, Connection::poll_notice)
+        self.poll(shared, |connection, _| connection.poll_notice())
     }
 
     fn poll(
         &mut self,
         shared: &mut UdpShared,
-        next: impl Fn(&mut Connection, &udp::Config, Instant) -> Option<Event>,
+        next: impl Fn(&mut Connection, &udp::Config) -> Option<Event>,
     ) -> Result<Option<ChannelEvent>, ChannelError> {
         let Stage::Open(connection) = &mut self.stage else {
             return Ok(None);
         };
-        match next(connection, &shared.config, shared.now) {
+        match next(connection, &shared.config) {
             Some(Event::Message(MessageKind::Text, text)) if std::str::from_utf8(&text).is_err() => {
                 Err(PeerFault::InvalidUtf8.into())
             }
@@ -418,7 +421,7 @@ impl Channel for UdpChannel {
         let Stage::Open(connection) = &mut self.stage else {
             return Err(ChannelError::State("the channel is not open"));
         };
-        match connection.send(&shared.config, shared.now, kind, payload.clone()) {
+        match connection.send(&shared.config, kind, payload.clone()) {
             Ok(()) => Ok(()),
             Err(SendError::Full(_)) => Err(ChannelError::SlowConsumer),
             Err(SendError::TooBig) => Err(ChannelError::State("a message is longer than any may be")),
@@ -426,9 +429,9 @@ impl Channel for UdpChannel {
         }
     }
 
-    fn ping(&mut self, shared: &mut UdpShared) -> Result<(), ChannelError> {
+    fn ping(&mut self, _: &mut UdpShared) -> Result<(), ChannelError> {
         if let Stage::Open(connection) = &mut self.stage {
-            connection.ping(shared.now);
+            connection.ping();
         }
         Ok(())
     }

@@ -42,7 +42,11 @@ fn challenge() -> Option<Box<Challenge>> {
 }
 
 fn device() -> Connection {
-    let opening = Opening {
+    Connection::new(Side::Device, device_opening(), Instant::now())
+}
+
+fn device_opening() -> Opening {
+    Opening {
         cid: CID,
         keys: keys(),
         peer: address(1),
@@ -53,8 +57,7 @@ fn device() -> Connection {
             bytes: 65_536,
         },
         reset_token: None,
-    };
-    Connection::new(Side::Device, opening, Instant::now())
+    }
 }
 
 /// What the device has to say goes to the channel.
@@ -111,7 +114,7 @@ fn nothing_is_said_before_a_packet_was_opened() {
 
     let mut device = device();
     device
-        .send(&shared.config, shared.now, MessageKind::Text, hello.clone())
+        .send(&shared.config, MessageKind::Text, hello.clone())
         .unwrap();
     assert_eq!(carry(&mut device, &mut channel, &shared), [Received::Taken]);
     assert!(channel.is_proven() && channel.is_open());
@@ -126,13 +129,59 @@ fn nothing_is_said_before_a_packet_was_opened() {
     assert!(says(&mut channel, &shared) > 0);
 }
 
+/// The transport goes by what opened, also when there was no room for it: then there is something to say, and to wait for.
+#[test]
+fn a_first_packet_without_room_is_proof_too() {
+    let (mut shared, mut channel) = (shared(), asked());
+    channel.accept(&mut shared, challenge()).unwrap();
+    let mut opening = device_opening();
+    opening.peer_credit.messages = 100;
+    let mut device = Connection::new(Side::Device, opening, Instant::now());
+    for _ in 0..=INITIAL_SERVER_CREDIT.messages {
+        device
+            .send(&shared.config, MessageKind::Text, "m".into())
+            .unwrap();
+        let mut out = Vec::new();
+        device
+            .poll_transmit(&shared.config, shared.now, &mut out)
+            .unwrap();
+        let is_last = device.held_output_bytes() > INITIAL_SERVER_CREDIT.messages as usize * 129;
+        if is_last {
+            // From another address, so that it is to be challenged.
+            let (mut told, datagrams) = (Vec::new(), std::iter::once(&mut out[..]));
+            channel.handle_datagrams(
+                &shared,
+                address(6),
+                datagrams,
+                (1, |received| told.push(received)),
+            );
+            assert_eq!(told, [Received::Refused]);
+        }
+    }
+    assert!(channel.is_proven());
+    let mut asked = 0;
+    while channel.transmit(&shared, &mut Vec::new(), 8, |to, _| {
+        asked += u32::from(to == address(6))
+    }) {}
+    assert_eq!(asked, 1, "the new address is challenged");
+    assert!(
+        channel.poll_timeout().is_some_and(|at| at > shared.now),
+        "a timer that is due would never rest"
+    );
+    assert_eq!(
+        channel.poll_event(&mut shared).unwrap(),
+        None,
+        "nothing was taken"
+    );
+}
+
 #[test]
 fn messages_wait_while_only_notices_are_taken() {
     let (mut shared, mut channel, mut device) = (shared(), asked(), device());
     channel.accept(&mut shared, challenge()).unwrap();
     let text = Bytes::from_static(b"request");
     device
-        .send(&shared.config, shared.now, MessageKind::Text, text.clone())
+        .send(&shared.config, MessageKind::Text, text.clone())
         .unwrap();
     carry(&mut device, &mut channel, &shared);
     assert_eq!(
@@ -176,7 +225,7 @@ fn who_proved_nothing_is_left_in_silence() {
 fn what_is_held_is_counted_and_given_back() {
     let (mut shared, mut channel, mut device) = (shared(), asked(), device());
     channel.accept(&mut shared, challenge()).unwrap();
-    device.ping(shared.now);
+    device.ping();
     carry(&mut device, &mut channel, &shared);
     let payload = Bytes::from_static(&[1; 900]);
     channel.send(&mut shared, MessageKind::Binary, &payload).unwrap();
@@ -199,7 +248,7 @@ fn what_does_not_fit_is_a_slow_consumer() {
     let (mut shared, mut channel, mut device) = (shared(), asked(), device());
     shared.config.send_messages = 2;
     channel.accept(&mut shared, challenge()).unwrap();
-    device.ping(shared.now);
+    device.ping();
     carry(&mut device, &mut channel, &shared);
     let payload = Bytes::from_static(b"x");
     let mut send = || channel.send(&mut shared, MessageKind::Text, &payload);
@@ -216,7 +265,7 @@ fn a_close_waits_for_who_takes_messages() {
     channel.accept(&mut shared, challenge()).unwrap();
     let text = Bytes::from_static(b"request");
     device
-        .send(&shared.config, shared.now, MessageKind::Text, text.clone())
+        .send(&shared.config, MessageKind::Text, text.clone())
         .unwrap();
     device.close(shared.now, 1000, "");
     carry(&mut device, &mut channel, &shared);

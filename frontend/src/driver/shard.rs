@@ -25,6 +25,9 @@ use crate::session::{self, SessionKey, ShardConfig, ShardMetrics};
 /// How long a connection that was told to go may take to read the rest.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 
+/// How long a piece of a push to all waits for the datagrams that are before it.
+const LONGEST_TURN: Duration = Duration::from_millis(100);
+
 /// What a shard is made of.
 pub struct ShardSetup {
     pub config: ShardConfig,
@@ -175,13 +178,14 @@ impl Shard {
 
     /// What follows whatever changed something: other tasks hear of it.
     pub(super) fn end_turn(&mut self) {
-        if self.transmit_datagrams() {
+        let has_datagrams = self.transmit_datagrams();
+        if has_datagrams {
             self.wakes.datagrams.notify_one();
         }
         if self.sessions.has_for_hub() {
             self.wakes.hub.notify_one();
         }
-        if self.sessions.has_turn() {
+        if self.sessions.has_turn() && !has_datagrams {
             self.wakes.turn.notify_one();
         }
         let next = self.next_deadline();
@@ -293,19 +297,23 @@ async fn timers(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
     }
 }
 
-/// Work that takes longer than a turn may, piece by piece.
+/// Work that takes longer than a turn may, piece by piece. The next piece waits until the datagrams of the one before are sent: else
+/// all that devices ask meanwhile would be answered after the last of them.
 async fn turns(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
     loop {
-        wakes.turn.notified().await;
-        while shard.borrow().sessions.has_turn() {
-            {
-                let mut shard = shard.borrow_mut();
-                let now = Instant::now();
-                shard.sessions.handle_turn(now);
-                shard.pump(now);
-                shard.end_turn();
-            }
-            tokio::task::yield_now().await;
+        if shard.borrow().sessions.has_turn() {
+            // In time, if it came to that: where there is always something to send, this is not to wait for ever.
+            let _ = tokio::time::timeout(LONGEST_TURN, wakes.turn.notified()).await;
+        } else {
+            wakes.turn.notified().await;
         }
+        {
+            let mut shard = shard.borrow_mut();
+            let now = Instant::now();
+            shard.sessions.handle_turn(now);
+            shard.pump(now);
+            shard.end_turn();
+        }
+        tokio::task::yield_now().await;
     }
 }

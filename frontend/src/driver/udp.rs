@@ -52,7 +52,8 @@ const TICK: Duration = Duration::from_millis(1);
 /// Datagrams of unknown connections that a shard answers in the long run, and at once: after a restart of the frontend each device needs
 /// one answer, and a stranger gets no more than he sends.
 const RESETS_PER_SECOND: u32 = 5_000;
-/// Connections that have still something to say although their session is over. Beyond it the oldest are dropped.
+/// Connections that have still something to say although their session is over. Beyond it the oldest are dropped that have had their
+/// turn to say it.
 const MAX_LINGERING: usize = 65_536;
 
 /// What a shard's datagrams are made of.
@@ -203,7 +204,10 @@ impl Udp {
         record.session = None;
         record.stalled = None;
         self.lingering.push_back((until, at, record.channel.cid()));
-        if self.lingering.len() > MAX_LINGERING {
+        let has_spoken = |at: u32| self.records.get(at as usize).is_none_or(|record| !record.ready);
+        if self.lingering.len() > MAX_LINGERING
+            && self.lingering.front().is_some_and(|(_, at, _)| has_spoken(*at))
+        {
             self.drop_oldest_lingering();
         }
     }

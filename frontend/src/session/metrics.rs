@@ -126,7 +126,7 @@ impl ShardMetrics {
         );
         r.register(
             "pushes_unconfirmed",
-            "Pushes to all that sockets had not taken when the wait for them was over",
+            "Pushes of which it is not known whether they were written: the session ended, or the wait for a push to all was over",
             self.pushes_unconfirmed.clone(),
         );
     }

@@ -69,6 +69,8 @@ pub(super) struct Active {
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) bytes: usize,
+    /// In which turn of the shard's outputs: in the current one the channel may not have it yet.
+    pub(super) turn: u32,
     pub(super) what: Written,
 }
 

@@ -140,6 +140,8 @@ pub struct Shard {
     #[allow(clippy::vec_box, reason = "the boxes themselves are what is reused")]
     spare: Vec<Box<Active>>,
     outputs: VecDeque<Output>,
+    /// How often all outputs were taken.
+    turn: u32,
     to_hub: Vec<ToHub>,
     live: u32,
     stopping: bool,
@@ -175,6 +177,7 @@ impl Shard {
             broadcasts: VecDeque::new(),
             spare: Vec::new(),
             outputs: VecDeque::new(),
+            turn: 0,
             to_hub: Vec::new(),
             live: 0,
             stopping: false,
@@ -225,7 +228,11 @@ impl Shard {
 
     /// The next thing that a channel shall do.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        let output = self.outputs.pop_front();
+        if output.is_none() {
+            self.turn = self.turn.wrapping_add(1);
+        }
+        output
     }
 
     /// Everything for the hub since the last call, in order, exchanged for an empty buffer.

@@ -181,15 +181,8 @@ impl Connection {
     }
 
     /// Puts a message into the queue.
-    pub fn send(
-        &mut self,
-        config: &Config,
-        _now: Instant,
-        kind: MessageKind,
-        payload: Bytes,
-    ) -> Result<(), SendError> {
-        let is_closed = self.busy.as_ref().is_some_and(|busy| busy.peer_close.is_some());
-        if self.state != State::Open || is_closed {
+    pub fn send(&mut self, config: &Config, kind: MessageKind, payload: Bytes) -> Result<(), SendError> {
+        if !self.takes_messages() {
             return Err(SendError::Closed);
         }
         if u32::try_from(payload.len()).is_err() {
@@ -205,15 +198,21 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether neither end has closed the connection, and it is not lost.
+    pub fn takes_messages(&self) -> bool {
+        let is_closed = self.busy.as_ref().is_some_and(|busy| busy.peer_close.is_some());
+        self.state == State::Open && !is_closed
+    }
+
     /// Has the peer acknowledge something: proof that it lives.
-    pub fn ping(&mut self, _now: Instant) {
+    pub fn ping(&mut self) {
         if self.state != State::Ended {
             self.busy_mut().pending.add(Control::PING);
         }
     }
 
     /// The next event.
-    pub fn poll_event(&mut self, config: &Config, _now: Instant) -> Option<Event> {
+    pub fn poll_event(&mut self, config: &Config) -> Option<Event> {
         if let Some(event) = self.poll_progress() {
             return Some(event);
         }
@@ -230,7 +229,7 @@ impl Connection {
 
     /// Progress and losses only, for an application that takes no messages at the moment, or has not done with one that it polled. What
     /// was closed in good order is told by [`poll_event`](Self::poll_event) alone: it comes after all messages.
-    pub fn poll_notice(&mut self, _config: &Config, _now: Instant) -> Option<Event> {
+    pub fn poll_notice(&mut self) -> Option<Event> {
         if let Some(event) = self.poll_progress() {
             return Some(event);
         }

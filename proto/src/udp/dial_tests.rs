@@ -176,10 +176,10 @@ fn what_was_opened_carries_messages() {
     };
     let (now, addresses) = (world.at(40), (here, world.server));
     let said = [(MessageKind::Text, "@hello {}"), (MessageKind::Binary, "\0")];
-    device.send(&config, now, said[0].0, said[0].1.into()).unwrap();
+    device.send(&config, said[0].0, said[0].1.into()).unwrap();
     let expected = said.map(|(kind, text)| (kind, text.to_owned()));
     assert_eq!(pass(&mut device, &mut server, (now, addresses.0)), expected[..1]);
-    server.send(&config, now, said[1].0, said[1].1.into()).unwrap();
+    server.send(&config, said[1].0, said[1].1.into()).unwrap();
     assert_eq!(pass(&mut server, &mut device, (now, addresses.1)), expected[1..]);
     assert!(!device.handle_reset(&[0; 16]));
     assert!(
@@ -208,7 +208,7 @@ fn pass(
         out.clear();
     }
     let mut messages = Vec::new();
-    while let Some(event) = to.poll_event(&config, now) {
+    while let Some(event) = to.poll_event(&config) {
         if let Event::Message(kind, payload) = event {
             messages.push((kind, String::from_utf8(payload.to_vec()).unwrap()));
         }

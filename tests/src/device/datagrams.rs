@@ -233,10 +233,9 @@ impl Driver {
             connection, config, ..
         } = &mut self.opened;
         loop {
-            let now = Instant::now();
             let event = match self.incoming {
-                None => connection.poll_event(config, now),
-                Some(_) => connection.poll_notice(config, now),
+                None => connection.poll_event(config),
+                Some(_) => connection.poll_notice(),
             };
             match event {
                 Some(Event::Message(kind, payload)) => self.incoming = Some(incoming(kind, payload)),
@@ -258,7 +257,7 @@ impl Driver {
         let Opened {
             connection, config, ..
         } = &mut self.opened;
-        match connection.send(config, Instant::now(), kind, payload) {
+        match connection.send(config, kind, payload) {
             Ok(()) => {
                 // Who went away meanwhile does not care.
                 let _ = taken.send(());
@@ -297,7 +296,7 @@ impl Driver {
         let address = socket.local_addr().expect("a bound socket has an address");
         match command {
             Command::Send(outgoing) => self.outgoing = Some(outgoing),
-            Command::Ping => connection.ping(now),
+            Command::Ping => connection.ping(),
             Command::Close => connection.close(now, 1000, "normal"),
             Command::Move => {
                 let moved = self::socket(Some(address.ip()), *server).await;

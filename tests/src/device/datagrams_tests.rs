@@ -170,10 +170,10 @@ impl Run {
         for (attempt, (connection, _)) in &mut self.open {
             let now = Instant::now();
             connection.handle_timeout(config, now);
-            while let Some(event) = connection.poll_event(config, now) {
+            while let Some(event) = connection.poll_event(config) {
                 match event {
                     Event::Message(_, text) if text == "bye" => connection.close(now, 4001, "bye"),
-                    Event::Message(kind, payload) => connection.send(config, now, kind, payload).unwrap(),
+                    Event::Message(kind, payload) => connection.send(config, kind, payload).unwrap(),
                     Event::PeerMoved(to) => self.peers.lock().unwrap().push(to),
                     Event::Ended(_) => ended.push(*attempt),
                     Event::Closed { .. } | Event::Delivered(_) => {}

@@ -147,7 +147,7 @@ impl Endpoint {
         }
         if self.side == Side::Server && self.opened && !self.pinged && s.now >= self.heard + SILENCE {
             self.pinged = true;
-            self.connection.ping(now);
+            self.connection.ping();
         }
         self.application.wake(s.now);
         self.take_events(s)?;
@@ -169,7 +169,7 @@ impl Endpoint {
     }
 
     fn take_events(&mut self, s: &mut Shared) -> Result<(), Broken> {
-        while let Some(event) = self.poll(s) {
+        while let Some(event) = self.poll() {
             if self.ended.is_some() {
                 return Err(self.broken(Promise::Protocol, &format!("has {event:?} after its last event")));
             }
@@ -178,11 +178,10 @@ impl Endpoint {
         Ok(())
     }
 
-    fn poll(&mut self, s: &mut Shared) -> Option<Event> {
-        let now = s.instant();
+    fn poll(&mut self) -> Option<Event> {
         match self.application.stall {
-            None => self.connection.poll_event(&self.config, now),
-            Some(stall) if stall.notices => self.connection.poll_notice(&self.config, now),
+            None => self.connection.poll_event(&self.config),
+            Some(stall) if stall.notices => self.connection.poll_notice(),
             Some(_) => None,
         }
     }
@@ -259,11 +258,7 @@ impl Endpoint {
             return Ok(());
         }
         while let Some((message, content)) = self.application.next(s, self.config.max_message_bytes) {
-            let now = s.instant();
-            match self
-                .connection
-                .send(&self.config, now, message.kind, content.clone())
-            {
+            match self.connection.send(&self.config, message.kind, content.clone()) {
                 Ok(()) => {
                     s.note(("send", self.cid.0, self.side, message.bytes));
                     s.ledger.on_sent(self.cid, self.side, message);
@@ -410,11 +405,7 @@ impl Endpoint {
 
     pub(crate) fn message(&mut self, s: &mut Shared, message: Message) -> Result<bool, Broken> {
         let content: Bytes = message.content();
-        let now = s.instant();
-        let sent = self
-            .connection
-            .send(&self.config, now, message.kind, content)
-            .is_ok();
+        let sent = self.connection.send(&self.config, message.kind, content).is_ok();
         if sent {
             s.ledger.on_sent(self.cid, self.side, message);
             self.allowance

@@ -142,7 +142,7 @@ impl Fleet {
             return Ok(());
         };
         self.lines.on_data(now, self.server, (index, datagram));
-        self.on_events(now, index)
+        self.on_events(index)
     }
 
     fn on_answer(&mut self, now: Instant, datagram: &[u8]) -> Result<()> {
@@ -158,13 +158,13 @@ impl Fleet {
         self.index.insert(connection.cid().0, index);
         self.lines.insert(index, *connection, socket);
         self.unwelcome += 1;
-        self.lines.send(now, index, Bytes::from_static(HELLO))
+        self.lines.send(index, Bytes::from_static(HELLO))
     }
 
-    fn on_events(&mut self, now: Instant, index: u32) -> Result<()> {
-        while let Some(event) = self.lines.poll_event(now, index) {
+    fn on_events(&mut self, index: u32) -> Result<()> {
+        while let Some(event) = self.lines.poll_event(index) {
             match event {
-                Event::Message(_, text) => self.on_text(now, index, &text)?,
+                Event::Message(_, text) => self.on_text(index, &text)?,
                 Event::Delivered(_) | Event::PeerMoved(_) => {}
                 other => bail!("device {}: {other:?}", self.first + index),
             }
@@ -172,7 +172,7 @@ impl Fleet {
         Ok(())
     }
 
-    fn on_text(&mut self, now: Instant, index: u32, text: &[u8]) -> Result<()> {
+    fn on_text(&mut self, index: u32, text: &[u8]) -> Result<()> {
         let text = std::str::from_utf8(text)?;
         let device = &mut self.devices[index as usize];
         if !device.online {
@@ -187,24 +187,24 @@ impl Fleet {
         let heard = device.exchange.on_text(text, self.gateway, &self.load);
         let heard = heard.with_context(|| format!("device {}", self.first + index))?;
         if heard == Heard::Answer && self.load.take_next() {
-            self.ask(now, index)?;
+            self.ask(index)?;
         }
         Ok(())
     }
 
     /// Has a device make requests.
-    pub(super) fn request(&mut self, index: u32, count: u32, now: Instant) {
+    pub(super) fn request(&mut self, index: u32, count: u32) {
         for _ in 0..count {
-            if let Err(error) = self.ask(now, index) {
+            if let Err(error) = self.ask(index) {
                 self.load
                     .fail(format!("device {}: {error:#}", self.first + index));
             }
         }
     }
 
-    fn ask(&mut self, now: Instant, index: u32) -> Result<()> {
+    fn ask(&mut self, index: u32) -> Result<()> {
         let text = self.devices[index as usize].exchange.request(&self.load);
-        self.lines.send(now, index, text.into())
+        self.lines.send(index, text.into())
     }
 
     pub(super) fn in_flight(&self, device: usize) -> u32 {
@@ -219,7 +219,7 @@ impl Fleet {
         let mut due = std::mem::take(&mut self.due);
         self.lines.on_tick(now, &mut due);
         for index in due.drain(..) {
-            if let Err(error) = self.on_events(now, index) {
+            if let Err(error) = self.on_events(index) {
                 self.load.fail(format!("{error:#}"));
             }
         }

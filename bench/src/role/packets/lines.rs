@@ -114,17 +114,17 @@ impl Lines {
         line.touch(index, &mut self.touched);
     }
 
-    pub(in super::super) fn poll_event(&mut self, now: Instant, index: u32) -> Option<Event> {
+    pub(in super::super) fn poll_event(&mut self, index: u32) -> Option<Event> {
         let line = self.lines.get_mut(index as usize)?.as_mut()?;
-        line.connection.poll_event(&self.config, now)
+        line.connection.poll_event(&self.config)
     }
 
     /// Queues a text.
-    pub(in super::super) fn send(&mut self, now: Instant, index: u32, text: Bytes) -> Result<()> {
+    pub(in super::super) fn send(&mut self, index: u32, text: Bytes) -> Result<()> {
         let Some(Some(line)) = self.lines.get_mut(index as usize) else {
             bail!("it is not connected");
         };
-        line.connection.send(&self.config, now, MessageKind::Text, text)?;
+        line.connection.send(&self.config, MessageKind::Text, text)?;
         line.touch(index, &mut self.touched);
         Ok(())
     }

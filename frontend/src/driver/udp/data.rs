@@ -172,6 +172,7 @@ impl Shard {
                     let over = matches!(event, ChannelEvent::Closed { .. } | ChannelEvent::Lost);
                     if let ChannelEvent::Moved(_) = event {
                         udp.metrics.moves.inc();
+                        record.local = record.candidate_local;
                     }
                     let stalled = self.tell_session(now, key, event).err();
                     if over {

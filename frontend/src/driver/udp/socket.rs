@@ -132,10 +132,14 @@ impl DatagramSocket {
         };
         let segments = self.segments.get();
         match send(segments) {
-            // A network card that cannot make checksums cannot cut messages up either.
-            Err(error) if segments > 1 && error.raw_os_error() == Some(nix::libc::EIO) => {
-                self.segments.set(1);
-                send(1)
+            // A network card that cannot make checksums cannot cut messages up either; some kernels and drivers say so with EINVAL,
+            // which single datagrams may get, too.
+            Err(error) if segments > 1 && is_about_segments(&error) => {
+                let result = send(1);
+                if result.is_ok() || error.raw_os_error() == Some(nix::libc::EIO) {
+                    self.segments.set(1);
+                }
+                result
             }
             result => result,
         }
@@ -169,6 +173,10 @@ impl DatagramSocket {
             _ => Ok(filled),
         }
     }
+}
+
+fn is_about_segments(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EIO | nix::libc::EINVAL))
 }
 
 /// Where datagrams are received to: 2 MiB of address space, of which the kernel gives what was once used.

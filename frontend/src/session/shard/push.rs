@@ -8,6 +8,7 @@ use holdfast_proto::MessageKind;
 use holdfast_proto::link::frames::{self, PushResult, PushStatus};
 
 use super::Shard;
+use super::write::{Fate, own_copy};
 use crate::exchange::{BroadcastCounts, PeerId, ToHub};
 use crate::session::session::{SessionKey, Written};
 use crate::session::state::State;
@@ -72,14 +73,9 @@ impl Shard {
             self.to_hub.push(ToHub::PushDone { peer, result });
             return;
         };
-        // A copy of its own: a slow device must not keep the whole batch's buffer alive.
-        let payload = if payload.len() <= 4096 {
-            Bytes::copy_from_slice(&payload)
-        } else {
-            payload
-        };
+        // A slow device must not keep the whole batch's buffer alive.
         let what = Written::Push { peer, number };
-        self.send_push(key, kind, payload, what);
+        self.send_push(key, kind, own_copy(payload), what);
     }
 
     fn send_push(&mut self, key: SessionKey, kind: MessageKind, payload: Bytes, what: Written) {
@@ -92,7 +88,7 @@ impl Shard {
                 active.pushes += 1;
             }
         } else {
-            self.report_push(what, id, Some("queue_full"));
+            self.report_push(what, id, Fate::Dropped("queue_full"));
         }
     }
 
@@ -168,21 +164,23 @@ impl Shard {
         }
         for broadcast in &mut self.broadcasts {
             if broadcast.visited.is_some_and(|at| now >= at + STRAGGLER_TIME) {
-                broadcast.counts.unconfirmed = std::mem::take(&mut broadcast.unwritten);
-                self.metrics
-                    .pushes_unconfirmed
-                    .inc_by(broadcast.counts.unconfirmed);
+                let unwritten = std::mem::take(&mut broadcast.unwritten);
+                broadcast.counts.unconfirmed += unwritten;
+                self.metrics.pushes_unconfirmed.inc_by(unwritten);
             }
         }
         self.finish_broadcasts();
     }
 
-    pub(super) fn count_broadcast(&mut self, peer: PeerId, number: u64, written: bool) {
+    pub(super) fn count_broadcast(&mut self, peer: PeerId, number: u64, fate: Fate) {
         let mut all = self.broadcasts.iter_mut();
         if let Some(broadcast) = all.find(|b| b.peer == peer && b.number == number) {
             broadcast.unwritten -= 1;
-            broadcast.counts.written += u64::from(written);
-            broadcast.counts.dropped += u64::from(!written);
+            match fate {
+                Fate::Written => broadcast.counts.written += 1,
+                Fate::Dropped(_) => broadcast.counts.dropped += 1,
+                Fate::Unknown => broadcast.counts.unconfirmed += 1,
+            }
         }
         // While a turn is under way its end finishes what is done: the list must not change below it.
         if !self.has_turn() {

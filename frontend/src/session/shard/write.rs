@@ -14,6 +14,29 @@ use crate::session::session::{Outgoing, SessionKey, Written};
 /// get those closed who do, whose bytes are only on their way to the socket. What really waits there has the channel's bound.
 const SHARE_OF_OWN: usize = 64;
 
+/// Payloads that are copied rather than keep the batch that they came in, which is not much larger than the longest of them: while
+/// they wait for a device only their own bytes are counted.
+const MAX_COPIED_BYTES: usize = 32 * 1024;
+
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Written,
+    /// It was not, for this reason.
+    Dropped(&'static str),
+    /// The session ended before it was known.
+    Unknown,
+}
+
+/// The payload in a buffer of its own.
+pub(super) fn own_copy(payload: Bytes) -> Bytes {
+    if payload.len() <= MAX_COPIED_BYTES {
+        Bytes::copy_from_slice(&payload)
+    } else {
+        payload
+    }
+}
+
 impl Shard {
     /// Hands a message to the channel. False when the session's output, or that of all, is full.
     pub(super) fn send(&mut self, key: SessionKey, kind: MessageKind, payload: Bytes, what: Written) -> bool {
@@ -33,7 +56,8 @@ impl Shard {
         }
         active.out_bytes += bytes;
         self.out_bytes += bytes;
-        active.outbox.push_back(Outgoing { bytes, what });
+        let turn = self.turn;
+        active.outbox.push_back(Outgoing { bytes, turn, what });
         self.outputs.push_back(Output::Send { key, kind, payload });
         true
     }
@@ -51,13 +75,16 @@ impl Shard {
             let Some(active) = self.get(key).and_then(|s| s.active.as_mut()) else {
                 return;
             };
-            let Some((sequence, answer)) = active.window.poll_answer() else {
+            let Some((sequence, mut answer)) = active.window.poll_answer() else {
                 return;
             };
             if answer.silent {
                 active.window.on_written(sequence);
             }
             self.metrics.replies.inc();
+            if self.get(key).is_some_and(|session| session.kind.acknowledges()) {
+                answer.payload = own_copy(answer.payload);
+            }
             if answer.silent {
                 self.after_window_moved(key);
             } else if !self.send(key, answer.kind, answer.payload, Written::Reply(sequence)) {
@@ -69,21 +96,16 @@ impl Shard {
     /// The session's next `messages` messages are written: the socket took them, or where the channel sends again what was lost, the
     /// device has them.
     pub fn handle_written(&mut self, now: Instant, key: SessionKey, messages: usize) {
-        self.on_outgoing_done(now, key, (messages, None));
+        self.on_outgoing_done(now, key, (messages, Fate::Written));
     }
 
     /// The device takes nothing more, although not all that it said was taken yet: what waits for it is dropped, so that the rest of
     /// its requests finds room.
     pub fn handle_output_closed(&mut self, now: Instant, key: SessionKey) {
-        self.on_outgoing_done(now, key, (usize::MAX, Some("closed")));
+        self.on_outgoing_done(now, key, (usize::MAX, Fate::Unknown));
     }
 
-    fn on_outgoing_done(
-        &mut self,
-        now: Instant,
-        key: SessionKey,
-        (messages, dropped): (usize, Option<&'static str>),
-    ) {
+    fn on_outgoing_done(&mut self, now: Instant, key: SessionKey, (messages, fate): (usize, Fate)) {
         let mut moved = false;
         for _ in 0..messages {
             let Some(session) = self.get(key) else { return };
@@ -91,7 +113,7 @@ impl Shard {
             let Some(active) = session.active.as_mut() else {
                 break;
             };
-            let Some(Outgoing { bytes, what }) = active.outbox.pop_front() else {
+            let Some(Outgoing { bytes, what, .. }) = active.outbox.pop_front() else {
                 break;
             };
             active.out_bytes -= bytes;
@@ -104,7 +126,7 @@ impl Shard {
                 Written::Other => {}
             }
             self.out_bytes -= bytes;
-            self.report_push(what, id, dropped);
+            self.report_push(what, id, fate);
         }
         if moved {
             self.after_window_moved(key);
@@ -113,37 +135,35 @@ impl Shard {
         self.settle(key.slot);
     }
 
-    /// Tells whoever pushed how it ended; `dropped` names why it was not written.
-    pub(super) fn report_push(
-        &mut self,
-        what: Written,
-        session: holdfast_proto::SessionId,
-        dropped: Option<&'static str>,
-    ) {
+    /// Tells whoever pushed how it ended.
+    pub(super) fn report_push(&mut self, what: Written, session: holdfast_proto::SessionId, fate: Fate) {
         match what {
             Written::Push { peer, number } => {
-                let status = if dropped.is_some() {
-                    PushStatus::Dropped
-                } else {
-                    PushStatus::Written
+                let (status, reason) = match fate {
+                    Fate::Written => (PushStatus::Written, ""),
+                    Fate::Dropped(reason) => (PushStatus::Dropped, reason),
+                    Fate::Unknown => (PushStatus::Unconfirmed, ""),
                 };
                 let result = PushResult {
                     number,
                     status: status as i32,
                     session: Some(session.into()),
-                    reason: dropped.unwrap_or_default().into(),
+                    reason: reason.into(),
                     ..Default::default()
                 };
                 self.to_hub.push(ToHub::PushDone { peer, result });
             }
-            Written::Broadcast { peer, number } => self.count_broadcast(peer, number, dropped.is_none()),
+            Written::Broadcast { peer, number } => self.count_broadcast(peer, number, fate),
             Written::Reply(_) | Written::Other => return,
         }
-        match dropped {
-            None => {
+        match fate {
+            Fate::Written => {
                 self.metrics.pushes_written.inc();
             }
-            Some(reason) => self.metrics.push_dropped(reason),
+            Fate::Dropped(reason) => self.metrics.push_dropped(reason),
+            Fate::Unknown => {
+                self.metrics.pushes_unconfirmed.inc();
+            }
         }
     }
 
@@ -185,7 +205,7 @@ impl Shard {
         let Some(session) = self.slots[slot as usize].session.as_mut() else {
             return;
         };
-        let id = session.id;
+        let (id, kind) = (session.id, session.kind);
         session.starved = false;
         let Some(mut active) = session.active.take() else {
             return;
@@ -198,7 +218,14 @@ impl Shard {
         active.controls.clear();
         active.next_control = 0;
         for outgoing in std::mem::take(&mut active.outbox) {
-            self.report_push(outgoing.what, id, Some("closed"));
+            // What is only on its way to the channel still gets there; what the channel kept may have arrived, and goes on doing so.
+            let is_open = outgoing.turn == self.turn || kind.acknowledges();
+            let fate = if is_open {
+                Fate::Unknown
+            } else {
+                Fate::Dropped("closed")
+            };
+            self.report_push(outgoing.what, id, fate);
         }
         if self.spare.len() < super::MAX_SPARE {
             self.spare.push(active);

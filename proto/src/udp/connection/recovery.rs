@@ -72,7 +72,8 @@ impl Connection {
         }
         self.detect_losses(now);
         if let Some(busy) = &mut self.busy {
-            busy.expired = 0;
+            // Probes that are not sent yet have their answer.
+            (busy.expired, busy.probes) = (0, 0);
             busy.sent.trim();
             busy.unanswered_since = Some(now);
             self.set_give_up(config);
@@ -196,9 +197,13 @@ impl Connection {
             let wait = self.rtt.probe_timeout(busy.blocked_probes.into());
             return Some(since.max(self.last_sent) + wait);
         }
+        // Who has just acknowledged something is not asked at once.
+        let since = busy
+            .unanswered_since
+            .map_or(self.last_sent, |since| since.max(self.last_sent));
         busy.loss_at
             .is_none()
-            .then(|| self.last_sent + self.rtt.probe_timeout(busy.expired))
+            .then(|| since + self.rtt.probe_timeout(busy.expired))
     }
 
     /// Notes when only the peer's credit is left to wait for. Its probes come less and less often, also when they are answered.

@@ -51,9 +51,9 @@ impl Ours {
         }
     }
 
-    fn take_events(&mut self, now: Time) {
+    fn take_events(&mut self) {
         for end in &mut self.ends {
-            while let Some(event) = end.poll_event(&self.config, self.base + now) {
+            while let Some(event) = end.poll_event(&self.config) {
                 match event {
                     Event::Message(..) => self.handed += 1,
                     Event::Delivered(_) | Event::PeerMoved(_) => {}
@@ -95,11 +95,10 @@ fn opening(side: Side) -> Opening {
 impl Ends for Ours {
     type Frame = Vec<u8>;
 
-    fn send(&mut self, now: Time, bytes: usize) -> bool {
+    fn send(&mut self, _: Time, bytes: usize) -> bool {
         let content = Bytes::from(vec![7; bytes]);
-        let now = self.base + now;
         self.ends[1]
-            .send(&self.config, now, MessageKind::Binary, content)
+            .send(&self.config, MessageKind::Binary, content)
             .is_ok()
     }
 
@@ -120,7 +119,7 @@ impl Ends for Ours {
         let from = address(if up { 1 } else { 2 });
         let end = &mut self.ends[usize::from(!up)];
         end.handle_datagram(&self.config, self.base + now, from, &mut frame, 1);
-        self.take_events(now);
+        self.take_events();
     }
 
     fn timeout(&self) -> Option<Time> {
@@ -133,11 +132,11 @@ impl Ends for Ours {
         for end in &mut self.ends {
             end.handle_timeout(&self.config, now_of_core);
         }
-        self.take_events(now);
+        self.take_events();
     }
 
-    fn take_handed(&mut self, now: Time) -> usize {
-        self.take_events(now);
+    fn take_handed(&mut self, _: Time) -> usize {
+        self.take_events();
         std::mem::take(&mut self.handed)
     }
 }

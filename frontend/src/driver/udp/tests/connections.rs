@@ -240,8 +240,8 @@ fn a_device_that_does_not_acknowledge_is_a_slow_consumer() {
             device.send("@ping").await;
         }
         for number in [1, 2] {
-            let dropped = pushed(&mut world).await;
-            assert_eq!(dropped, (number, PushStatus::Dropped, "closed".to_owned()));
+            let ended = pushed(&mut world).await;
+            assert_eq!(ended, (number, PushStatus::Unconfirmed, String::new()));
         }
         assert_eq!(logout(&mut world).await, "slow_consumer");
     });
@@ -254,8 +254,8 @@ fn a_device_that_is_gone_is_given_up() {
         let mut device = Device::online(&mut world, 1).await;
         device.drive(tokio::time::sleep(SILENCE)).await;
         world.frame(push(device.session, 1, "ring"));
-        let dropped = pushed(&mut world).await;
-        assert_eq!(dropped, (1, PushStatus::Dropped, "closed".to_owned()));
+        let ended = pushed(&mut world).await;
+        assert_eq!(ended, (1, PushStatus::Unconfirmed, String::new()));
         assert_eq!(logout(&mut world).await, "connection_lost");
         world
             .until("it is forgotten", |w| w.metrics.connections.get() == 0)
@@ -271,10 +271,8 @@ fn who_holds_most_unfinished_input_goes_and_nobody_else() {
         let mut healthy = Device::online(&mut world, 1).await;
         let mut hog = Device::online(&mut world, 2).await;
         let payload = Bytes::from(vec![b'x'; 60_000]);
-        let (now, config) = (std::time::Instant::now(), holdfast_proto::udp::Config::default());
-        hog.connection
-            .send(&config, now, MessageKind::Text, payload)
-            .unwrap();
+        let config = holdfast_proto::udp::Config::default();
+        hog.connection.send(&config, MessageKind::Text, payload).unwrap();
         // As much as goes without an acknowledgement, and then nothing.
         hog.transmit().await;
         for n in 1..=3 {
@@ -317,10 +315,9 @@ fn text_that_is_none_breaks_the_protocol() {
         let mut device = Device::online(&mut world, 1).await;
         let config = holdfast_proto::udp::Config::default();
         let payload = Bytes::from_static(b"\xff");
-        let now = std::time::Instant::now();
         device
             .connection
-            .send(&config, now, MessageKind::Text, payload)
+            .send(&config, MessageKind::Text, payload)
             .unwrap();
         assert_eq!(device.drive(logout(&mut world)).await, "invalid_payload");
     });
@@ -362,12 +359,13 @@ fn after_a_pause_devices_are_heard_before_they_are_judged() {
         for _ in 0..200 {
             stranger.socket.try_send_to(b"noise", world.address).unwrap();
         }
-        let (now, config) = (std::time::Instant::now(), holdfast_proto::udp::Config::default());
+        let now = std::time::Instant::now();
+        let config = holdfast_proto::udp::Config::default();
         device
             .connection
             .handle_datagram(&config, now, from, &mut buffer[..n], 1);
         assert!(matches!(device.poll(), Some(Event::Message(_, text)) if text == "ring"));
-        device.connection.ping(now);
+        device.connection.ping();
         let mut out = Vec::new();
         device.connection.poll_transmit(&config, now, &mut out).unwrap();
         device.stranger.socket.try_send_to(&out, from).unwrap();
@@ -386,8 +384,9 @@ fn only_the_newest_packet_says_where_a_device_writes_to() {
         let mut world = World::with(|plan| plan.any = true).await;
         let mut device = Device::online(&mut world, 1).await;
         device.drive(tokio::time::sleep(SILENCE)).await;
-        let (now, config) = (std::time::Instant::now(), holdfast_proto::udp::Config::default());
-        device.connection.ping(now);
+        let now = std::time::Instant::now();
+        let config = holdfast_proto::udp::Config::default();
+        device.connection.ping();
         let mut old = Vec::new();
         device.connection.poll_transmit(&config, now, &mut old).unwrap();
         device.send("@ping").await;

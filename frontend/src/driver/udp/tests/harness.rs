@@ -400,9 +400,7 @@ impl Device {
 
     pub(super) async fn send(&mut self, text: &str) {
         let payload = Bytes::copy_from_slice(text.as_bytes());
-        let queued = self
-            .connection
-            .send(&self.config, Instant::now(), MessageKind::Text, payload);
+        let queued = self.connection.send(&self.config, MessageKind::Text, payload);
         queued.unwrap();
         self.transmit().await;
     }
@@ -445,7 +443,7 @@ impl Device {
     }
 
     pub(super) fn poll(&mut self) -> Option<Event> {
-        self.connection.poll_event(&self.config, Instant::now())
+        self.connection.poll_event(&self.config)
     }
 
     /// The next event but deliveries.

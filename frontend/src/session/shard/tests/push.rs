@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holdfast_proto::ChannelKind;
 use holdfast_proto::link::frames::PushStatus;
 
 use super::harness::*;
@@ -88,6 +89,7 @@ fn pushes_that_the_device_does_not_read_are_dropped_for_a_reason() {
     w.frame(A, push_to(id, 5, &"x".repeat(300)));
     let results = w.push_results();
     assert_eq!(results[1], (5, PushStatus::Dropped, "queue_full".into()));
+    w.outputs();
     w.closed(key);
     let told = w.told();
     let closed = told
@@ -120,7 +122,57 @@ fn a_push_to_all_visits_every_slot_in_turns() {
     for key in &keys[1..599] {
         w.written(*key, 2);
     }
-    assert_eq!(w.broadcast_results(), [(1, 598, 1, 0)]);
+    assert_eq!(
+        w.broadcast_results(),
+        [(1, 598, 0, 1)],
+        "the first was gone before its channel could say"
+    );
+}
+
+/// A stream's that the socket did not take was not written. Where the channel had not been asked yet, or the device may have it
+/// although it did not say so, nobody knows.
+#[test]
+fn what_becomes_of_pushes_when_their_session_ends_is_said_only_where_it_is_known() {
+    let unknown = (PushStatus::Unconfirmed, String::new());
+    let dropped = (PushStatus::Dropped, "closed".to_owned());
+    let cases = [
+        (ChannelKind::Ws, true, dropped.clone()),
+        (ChannelKind::Wss, true, dropped),
+        (ChannelKind::Udp, true, unknown.clone()),
+        (ChannelKind::Wss, false, unknown.clone()),
+        (ChannelKind::Udp, false, unknown),
+    ];
+    for (kind, handed_on, (status, reason)) in cases {
+        let mut w = World::attached();
+        let (key, other) = (w.online("d"), w.online("other"));
+        w.set_kind(key, kind);
+        let id = w.id(key);
+        w.frame(A, push_to(id, 1, "hi"));
+        w.frame(A, push_to_all(2));
+        w.turns();
+        if handed_on {
+            w.outputs();
+        }
+        w.closed(key);
+        w.written(other, 1);
+        let told = w.told();
+        let one = told.iter().find_map(|t| match t {
+            ToHub::PushDone { result, .. } => Some((result.status(), result.reason.clone())),
+            _ => None,
+        });
+        assert_eq!(one, Some((status, reason)), "{kind:?}");
+        let all = told.iter().find_map(|t| match t {
+            ToHub::BroadcastDone { counts, .. } => Some((counts.written, counts.dropped, counts.unconfirmed)),
+            _ => None,
+        });
+        let is_known = status == PushStatus::Dropped;
+        assert_eq!(
+            all,
+            Some((1, u64::from(is_known), u64::from(!is_known))),
+            "{kind:?}"
+        );
+        assert_eq!(w.metrics.pushes_unconfirmed.get(), if is_known { 0 } else { 2 });
+    }
 }
 
 #[test]

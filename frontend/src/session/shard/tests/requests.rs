@@ -1,8 +1,8 @@
 //! Requests, replies, control messages and the session's blob.
 
 use bytes::Bytes;
-use holdfast_proto::CloseCode;
 use holdfast_proto::link::{Command, frames};
+use holdfast_proto::{ChannelKind, CloseCode};
 
 use super::harness::*;
 use crate::session::Output;
@@ -23,6 +23,39 @@ fn early_replies_wait_for_their_predecessor() {
     w.written(key, 3);
     w.text(key, "r").unwrap();
     assert_eq!(w.requests(), [(A, 4, 4, 0)]);
+}
+
+/// A channel that acknowledges keeps it until the device has it.
+#[test]
+fn what_waits_for_a_device_does_not_keep_its_batch() {
+    let mut w = World::attached();
+    let key = w.online("d");
+    w.set_kind(key, ChannelKind::Udp);
+    w.text(key, "r").unwrap();
+    let batch = Bytes::from(vec![b'x'; 64 * 1024]);
+    let id = Some(w.id(key).into());
+    w.frame(
+        A,
+        Command::Reply(frames::Reply {
+            id,
+            sequence: 1,
+            r#final: true,
+            payload: batch.slice(..20),
+            ..Default::default()
+        }),
+    );
+    w.frame(
+        A,
+        Command::Push(frames::Push {
+            number: 1,
+            target: id.map(frames::push::Target::Session),
+            payload: batch.slice(..20),
+            ..Default::default()
+        }),
+    );
+    let sent = w.outputs();
+    assert_eq!(sent.len(), 2, "{sent:?}");
+    assert!(batch.is_unique());
 }
 
 #[test]

@@ -156,8 +156,8 @@ fn what_is_replayed_or_changed_changes_nothing() {
     let mut pair = Pair::new(5, FINE);
     pair.tape = Some(Vec::new());
     for number in 0..20 {
-        pair.device.text(pair.now, message(Side::Device, number, 900));
-        pair.server.text(pair.now, message(Side::Server, number, 900));
+        pair.device.text(message(Side::Device, number, 900));
+        pair.server.text(message(Side::Server, number, 900));
         pair.run(Duration::from_millis(200));
     }
     pair.run(Duration::from_secs(2));
@@ -204,7 +204,7 @@ fn what_is_replayed_or_changed_changes_nothing() {
 fn only_the_announced_token_resets_and_only_a_device() {
     let mut pair = Pair::new(1, FINE);
     assert!(!pair.device.connection.handle_reset(&TOKEN));
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     for bit in 0..128 {
         let mut forged = TOKEN;
@@ -212,7 +212,7 @@ fn only_the_announced_token_resets_and_only_a_device() {
         assert!(!pair.device.connection.handle_reset(&forged));
     }
     assert!(!pair.server.connection.handle_reset(&TOKEN));
-    pair.device.text(pair.now, "lost");
+    pair.device.text("lost");
     assert!(pair.device.connection.handle_reset(&TOKEN));
     pair.run(Duration::from_secs(1));
     assert_eq!(
@@ -239,8 +239,8 @@ fn too_many_forgeries_end_it() {
 #[test]
 fn a_server_says_nothing_before_it_has_heard_anything() {
     let mut pair = Pair::new(1, FINE);
-    pair.server.text(pair.now, "early");
-    pair.server.connection.ping(pair.now);
+    pair.server.text("early");
+    pair.server.connection.ping();
     let forged = Datagram {
         bytes: vec![0x40; 60],
         ..forge(&pair, Side::Server, 0, b"")
@@ -255,7 +255,7 @@ fn a_server_says_nothing_before_it_has_heard_anything() {
     let (home, moved) = (pair.device.address, address("203.0.113.9:9"));
     pair.tape = Some(Vec::new());
     pair.device.address = moved;
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run_until(Duration::from_millis(10), |pair| !pair.server.received.is_empty());
     pair.settle();
     let tape = pair.tape.take().unwrap();

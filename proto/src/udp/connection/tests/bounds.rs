@@ -17,11 +17,7 @@ fn a_full_queue_hands_the_message_back() {
         ..config()
     };
     let mut pair = Pair::with(1, FINE, tight, config());
-    let now = pair.now;
-    let mut send = |length| {
-        pair.device
-            .send(now, MessageKind::Text, Bytes::from(vec![0; length]))
-    };
+    let mut send = |length| pair.device.send(MessageKind::Text, Bytes::from(vec![0; length]));
     assert_eq!(send(600), Ok(()));
     assert_eq!(send(529), Err(SendError::Full(vec![0; 529].into())));
     assert_eq!(send(400), Ok(()));
@@ -33,11 +29,7 @@ fn a_full_queue_hands_the_message_back() {
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.device.delivered, 3);
     // One over the bound is taken when it is the only one.
-    assert_eq!(
-        pair.device
-            .send(pair.now, MessageKind::Text, vec![0; 5_000].into()),
-        Ok(())
-    );
+    assert_eq!(pair.device.send(MessageKind::Text, vec![0; 5_000].into()), Ok(()));
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.device.delivered, 4);
 }
@@ -52,16 +44,15 @@ fn who_does_not_take_is_not_sent_more() {
             ..config()
         };
         let mut pair = Pair::with(1, FINE, config(), narrow);
-        pair.device.text(pair.now, "first");
+        pair.device.text("first");
         pair.run(Duration::from_secs(1));
         pair.server.takes = false;
         let count = 40;
         let mut sent = 0;
         let mut push = |pair: &mut Pair| {
             while sent < count {
-                let now = pair.now;
                 let payload = message(Side::Device, sent, length);
-                if pair.device.send(now, MessageKind::Text, payload).is_err() {
+                if pair.device.send(MessageKind::Text, payload).is_err() {
                     return;
                 }
                 sent += 1;
@@ -191,8 +182,8 @@ fn datagrams_are_full_and_within_both_limits() {
         pair.server.config.max_datagram = own.max(512);
         assert_eq!(peer, 1_472);
         pair.tape = Some(Vec::new());
-        pair.device.text(pair.now, "hello");
-        pair.server.text(pair.now, vec![1; 30_000]);
+        pair.device.text("hello");
+        pair.server.text(vec![1; 30_000]);
         pair.run(Duration::from_secs(2));
         let longest = pair
             .tape
@@ -212,11 +203,11 @@ fn many_small_messages_share_a_datagram() {
         ..config()
     };
     let mut pair = Pair::with(1, FINE, config(), wide);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     let before = pair.device.datagrams_out;
     for number in 0..128 {
-        pair.device.text(pair.now, message(Side::Device, number, 5));
+        pair.device.text(message(Side::Device, number, 5));
     }
     pair.settle();
     // 64 pieces each.
@@ -268,15 +259,13 @@ fn a_share_of_the_input_is_not_exceeded() {
 fn a_device_outlives_a_time_of_small_shares() {
     const SHARE: usize = 16 * 1024;
     let mut pair = Pair::new(1, FINE);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     pair.server.config.input_share = SHARE;
     let count = 30;
     for number in 0..count {
-        pair.device
-            .text(pair.now, message(Side::Device, number, 1 + number * 250));
-        pair.device
-            .text(pair.now, message(Side::Device, number, SHARE / 40));
+        pair.device.text(message(Side::Device, number, 1 + number * 250));
+        pair.device.text(message(Side::Device, number, SHARE / 40));
     }
     let mut most = 0;
     let done = pair.run_until(Duration::from_secs(60), |pair| {
@@ -286,7 +275,7 @@ fn a_device_outlives_a_time_of_small_shares() {
     assert!(done, "{}", pair.device.delivered);
     assert!(most <= 2 * SHARE, "{most}");
     // Of one that is longer than a share no more is sent than there is credit for, as long as this lasts.
-    pair.device.text(pair.now, message(Side::Device, 7, 100_000));
+    pair.device.text(message(Side::Device, 7, 100_000));
     pair.run(Duration::from_secs(30));
     assert_eq!(pair.device.delivered, 1 + 2 * count);
     assert!(pair.server.connection.held_input_bytes() <= SHARE + MESSAGE_COST_BYTES);
@@ -312,12 +301,12 @@ fn credit_that_was_withheld_is_granted_after_a_ping() {
     };
     let mut pair = Pair::with(1, FINE, silent, config());
     pair.server.config.input_share = 8_192;
-    pair.device.text(pair.now, vec![1; 8_192]);
+    pair.device.text(vec![1; 8_192]);
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.device.delivered, 1);
     pair.server.takes = false;
     for _ in 0..12 {
-        pair.device.text(pair.now, vec![1; 1_000]);
+        pair.device.text(vec![1; 1_000]);
     }
     pair.run(Duration::from_secs(40));
     let waiting = pair.device.delivered;

@@ -16,7 +16,7 @@ const LOSSY: Conditions = Conditions {
 
 fn opened(seed: u64, conditions: Conditions) -> Pair {
     let mut pair = Pair::new(seed, FINE);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     pair.conditions = conditions;
     pair
@@ -35,12 +35,12 @@ fn a_close_takes_with_it_what_was_sent() {
         let mut pair = opened(1, FINE);
         let now = pair.now;
         let peer = pair.peer(side);
-        peer.text(now, vec![1; 9_000]);
-        peer.text(now, "last");
+        peer.text(vec![1; 9_000]);
+        peer.text("last");
         peer.connection
             .close(now, CloseCode::GoingAway as u16, "the server goes");
         assert_eq!(
-            peer.send(now, MessageKind::Text, "late".into()),
+            peer.send(MessageKind::Text, "late".into()),
             Err(SendError::Closed)
         );
         pair.run(Duration::from_secs(1));
@@ -70,7 +70,7 @@ fn a_close_ends_in_time_on_any_network() {
         };
         let now = pair.now;
         for number in 0..seed as usize % 7 {
-            pair.peer(side).text(now, message(side, number, 2_000));
+            pair.peer(side).text(message(side, number, 2_000));
         }
         pair.peer(side).connection.close(now, 1000, "");
         if seed.is_multiple_of(5) {
@@ -111,7 +111,7 @@ fn a_message_that_is_missing_is_waited_for_but_not_for_long() {
     };
     assert_eq!(inject(&mut pair, Side::Server, 0, packet), Received::Taken);
     assert_eq!(
-        pair.server.send(pair.now, MessageKind::Text, "no".into()),
+        pair.server.send(MessageKind::Text, "no".into()),
         Err(SendError::Closed)
     );
     pair.network.clear();
@@ -129,7 +129,7 @@ fn a_message_that_is_missing_is_waited_for_but_not_for_long() {
 fn who_takes_no_messages_hears_of_a_good_close_behind_them() {
     let mut pair = opened(1, FINE);
     pair.server.takes = false;
-    pair.device.text(pair.now, "last");
+    pair.device.text("last");
     pair.device.connection.close(pair.now, 1000, "");
     pair.run(Duration::from_secs(9));
     assert_eq!(
@@ -147,12 +147,12 @@ fn who_takes_no_messages_hears_of_a_good_close_behind_them() {
 #[test]
 fn who_has_not_done_with_the_last_message_hears_of_no_good_close() {
     let mut pair = opened(1, FINE);
-    pair.device.text(pair.now, "last");
+    pair.device.text("last");
     pair.device.connection.close(pair.now, 1000, "bye");
     let (config, mut last) = (pair.server.config.clone(), None);
     pair.server.takes = false;
     pair.run_until(Duration::from_secs(1), |pair| {
-        last = pair.server.connection.poll_event(&config, pair.now);
+        last = pair.server.connection.poll_event(&config);
         last.is_some()
     });
     assert!(matches!(last, Some(Event::Message(_, data)) if data == "last"));
@@ -175,25 +175,20 @@ fn who_has_not_done_with_the_last_message_hears_of_no_good_close() {
 fn an_end_without_a_close_is_told_at_once_and_what_was_accepted_is_not_lost() {
     let mut pair = opened(1, FINE);
     pair.server.takes = false;
-    pair.device.text(pair.now, "accepted");
-    pair.server.text(pair.now, "never arrives");
+    pair.device.text("accepted");
+    pair.server.text("never arrives");
     pair.conditions.loss = 0;
     pair.run_until(Duration::from_millis(5), |_| false);
     pair.run_until(Duration::from_millis(30), |pair| {
         pair.server.connection.held_input_bytes() > 0
     });
     pair.server.connection.end(End::GaveUp);
-    let (config, now) = (pair.server.config.clone(), pair.now);
+    let config = pair.server.config.clone();
     let connection = &mut pair.server.connection;
-    assert!(
-        matches!(connection.poll_event(&config, now), Some(Event::Message(_, data)) if data == "accepted")
-    );
+    assert!(matches!(connection.poll_event(&config), Some(Event::Message(_, data)) if data == "accepted"));
+    assert_eq!(connection.poll_notice(), Some(Event::Ended(End::GaveUp)));
     assert_eq!(
-        connection.poll_notice(&config, now),
-        Some(Event::Ended(End::GaveUp))
-    );
-    assert_eq!(
-        (connection.poll_event(&config, now), connection.is_idle()),
+        (connection.poll_event(&config), connection.is_idle()),
         (None, true)
     );
 }
@@ -201,7 +196,7 @@ fn an_end_without_a_close_is_told_at_once_and_what_was_accepted_is_not_lost() {
 #[test]
 fn an_abort_is_silent() {
     let mut pair = opened(1, FINE);
-    pair.server.text(pair.now, "never sent");
+    pair.server.text("never sent");
     pair.server.connection.abort();
     let before = pair.server.datagrams_out;
     pair.run(Duration::from_secs(1));
@@ -211,7 +206,7 @@ fn an_abort_is_silent() {
     );
     assert!(pair.server.connection.is_idle() && pair.device.ended().is_none());
     pair.server.connection.close(pair.now, 1000, "");
-    pair.server.connection.ping(pair.now);
+    pair.server.connection.ping();
     assert!(pair.server.connection.is_idle());
 }
 

@@ -12,13 +12,11 @@ fn an_idle_connection_is_small() {
 #[test]
 fn a_request_and_its_reply_leave_nothing_behind() {
     let mut pair = Pair::new(0, FINE);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.server.received, [(MessageKind::Text, "hello".into())]);
     assert_eq!(pair.device.delivered, 1);
-    pair.server
-        .send(pair.now, MessageKind::Binary, "reply".into())
-        .unwrap();
+    pair.server.send(MessageKind::Binary, "reply".into()).unwrap();
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.device.received, [(MessageKind::Binary, "reply".into())]);
     assert_eq!(pair.server.delivered, 1);
@@ -54,7 +52,6 @@ impl Plan {
     }
 
     fn push(&mut self, pair: &mut Pair) {
-        let now = pair.now;
         while let Some(length) = self.lengths.get(self.next) {
             let kind = if self.next.is_multiple_of(2) {
                 MessageKind::Text
@@ -63,7 +60,7 @@ impl Plan {
             };
             match pair
                 .peer(self.side)
-                .send(now, kind, message(self.side, self.next, *length))
+                .send(kind, message(self.side, self.next, *length))
             {
                 Ok(()) => self.next += 1,
                 Err(SendError::Full(_)) => return,

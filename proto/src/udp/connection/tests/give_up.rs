@@ -13,7 +13,7 @@ fn ms(n: u64) -> Duration {
 
 fn opened() -> Pair {
     let mut pair = Pair::new(7, FINE);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     pair
 }
@@ -22,7 +22,7 @@ fn opened() -> Pair {
 fn stalled() -> Pair {
     let mut pair = opened();
     pair.server.takes = false;
-    pair.device.text(pair.now, "waits");
+    pair.device.text("waits");
     pair.run(Duration::from_secs(1));
     pair
 }
@@ -36,11 +36,10 @@ fn nothing_in_flight(pair: &Pair) -> bool {
 #[test]
 fn who_has_nothing_in_flight_waits_for_nobody() {
     let mut pair = stalled();
-    let now = pair.now;
-    pair.server.connection.ping(now);
+    pair.server.connection.ping();
     pair.settle();
     pair.network.clear();
-    pair.server.text(now, "behind it");
+    pair.server.text("behind it");
     assert!(pair.run_until(ms(100), |pair| pair.server.connection.stats().lost == 1));
     assert!(nothing_in_flight(&pair));
     pair.run(2 * GIVE_UP);
@@ -52,9 +51,8 @@ fn who_has_nothing_in_flight_waits_for_nobody() {
 fn what_went_to_an_old_address_is_not_waited_for() {
     let mut pair = stalled();
     pair.device.address.set_port(6_000);
-    let now = pair.now;
-    pair.device.connection.ping(now);
-    pair.server.connection.ping(now);
+    pair.device.connection.ping();
+    pair.server.connection.ping();
     let moved = |pair: &mut Pair| matches!(pair.server.events[..], [Event::PeerMoved(_)]);
     assert!(pair.run_until(ms(500), moved));
     assert!(nothing_in_flight(&pair));
@@ -67,7 +65,7 @@ fn what_went_to_an_old_address_is_not_waited_for() {
 fn after_a_turn_nothing_is_overdue() {
     let mut pair = opened();
     let now = pair.now;
-    pair.server.connection.ping(now);
+    pair.server.connection.ping();
     pair.settle();
     pair.network.clear();
     let (config, probe) = (
@@ -93,11 +91,11 @@ fn blocked() -> Pair {
         ..config()
     };
     let mut pair = Pair::with(7, FINE, narrow, config());
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     pair.device.takes = false;
     for _ in 0..3 {
-        pair.server.text(pair.now, vec![1; 5_000]);
+        pair.server.text(vec![1; 5_000]);
     }
     pair.run(ms(200));
     // It may just have asked.
@@ -151,7 +149,7 @@ fn who_grants_nothing_and_vanished_is_given_up() {
 fn answered(probed: bool, give_up: u64) -> Pair {
     let mut pair = opened();
     pair.server.config.give_up = Duration::from_secs(give_up);
-    pair.server.text(pair.now, "answered");
+    pair.server.text("answered");
     pair.settle();
     if probed {
         pair.network.clear();
@@ -180,7 +178,7 @@ fn who_was_held_up_does_not_blame_the_peer() {
             pair.now += Duration::from_secs(pause);
             let (config, now) = (pair.server.config.clone(), pair.now);
             if first == "something to send" {
-                pair.server.text(now, "more");
+                pair.server.text("more");
                 pair.settle();
             }
             pair.server.connection.handle_timeout(&config, now);
@@ -200,7 +198,7 @@ fn who_was_held_up_does_not_blame_the_peer() {
 fn a_late_turn_gives_the_peer_one_more_chance_only() {
     let mut pair = opened();
     pair.conditions.loss = 100;
-    pair.server.text(pair.now, "nobody there");
+    pair.server.text("nobody there");
     pair.run(Duration::from_secs(10));
     pair.now += Duration::from_secs(90);
     let (began, before) = (pair.now, pair.server.datagrams_out);
@@ -216,7 +214,7 @@ fn nobody_is_given_up_without_a_probe() {
         let mut pair = opened();
         pair.conditions.delay = (2_000, 2_000);
         for _ in 0..4 {
-            pair.server.connection.ping(pair.now);
+            pair.server.connection.ping();
             pair.run(Duration::from_secs(10));
         }
         assert_eq!(
@@ -224,7 +222,7 @@ fn nobody_is_given_up_without_a_probe() {
             Duration::from_secs(8)
         );
         pair.server.config.give_up = Duration::from_secs(5);
-        pair.server.connection.ping(pair.now);
+        pair.server.connection.ping();
         pair.settle();
         pair.network.clear();
         pair.conditions.loss = if answers { 0 } else { 100 };

@@ -148,14 +148,14 @@ impl Peer {
         }
     }
 
-    pub(super) fn send(&mut self, now: Instant, kind: MessageKind, payload: Bytes) -> Result<(), SendError> {
-        self.connection.send(&self.config, now, kind, payload)?;
+    pub(super) fn send(&mut self, kind: MessageKind, payload: Bytes) -> Result<(), SendError> {
+        self.connection.send(&self.config, kind, payload)?;
         self.sent += 1;
         Ok(())
     }
 
-    pub(super) fn text(&mut self, now: Instant, payload: impl Into<Bytes>) {
-        self.send(now, MessageKind::Text, payload.into()).unwrap();
+    pub(super) fn text(&mut self, payload: impl Into<Bytes>) {
+        self.send(MessageKind::Text, payload.into()).unwrap();
     }
 
     pub(super) fn ended(&self) -> Option<End> {
@@ -165,11 +165,11 @@ impl Peer {
         })
     }
 
-    fn poll_events(&mut self, now: Instant) {
+    fn poll_events(&mut self) {
         loop {
             let event = match self.takes {
-                true => self.connection.poll_event(&self.config, now),
-                false => self.connection.poll_notice(&self.config, now),
+                true => self.connection.poll_event(&self.config),
+                false => self.connection.poll_notice(),
             };
             assert!(
                 self.ended().is_none() || event.is_none(),
@@ -208,7 +208,7 @@ impl Pair {
         for side in [Side::Device, Side::Server] {
             let now = self.now;
             let peer = self.peer(side);
-            peer.poll_events(now);
+            peer.poll_events();
             let mut sent = Vec::new();
             {
                 let mut run = peer.connection.transmit_run(&peer.config, now);
@@ -219,7 +219,7 @@ impl Pair {
                 }
                 assert!(bytes.is_empty());
             }
-            peer.poll_events(now);
+            peer.poll_events();
             let from = peer.address;
             let limit = usize::from(peer.config.max_datagram);
             for (to, bytes) in sent {
@@ -282,7 +282,7 @@ impl Pair {
             let peer = self.peer(side);
             if peer.connection.poll_timeout().is_some_and(|at| at <= now) {
                 peer.connection.handle_timeout(&peer.config, now);
-                peer.poll_events(now);
+                peer.poll_events();
             }
         }
         true
@@ -313,7 +313,7 @@ impl Pair {
             peer.connection
                 .handle_datagram(&peer.config, now, datagram.from, &mut datagram.bytes, entropy);
         peer.outcomes.push(outcome);
-        peer.poll_events(now);
+        peer.poll_events();
         Some(outcome)
     }
 

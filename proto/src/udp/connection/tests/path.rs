@@ -11,7 +11,7 @@ fn move_device(pair: &mut Pair, port: u16) {
 
 fn opened() -> Pair {
     let mut pair = Pair::new(3, FINE);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     pair.tape = Some(Vec::new());
     pair
@@ -31,10 +31,10 @@ fn a_device_that_moved_is_found_and_asked_first() {
     let old = pair.device.address;
     move_device(&mut pair, 6_000);
     let new = pair.device.address;
-    pair.device.text(pair.now, "still me");
+    pair.device.text("still me");
     pair.run_until(Duration::from_millis(10), |pair| pair.server.received.len() == 2);
     // One push to where the device was: it is sent again when the device was found.
-    pair.server.text(pair.now, vec![3; 5_000]);
+    pair.server.text(vec![3; 5_000]);
     pair.settle();
     assert!(bytes(&pair, pair.server.address, old) > 5_000);
     assert!(bytes(&pair, pair.server.address, new) <= bytes(&pair, new, pair.server.address));
@@ -50,19 +50,19 @@ fn a_device_that_moved_is_found_and_asked_first() {
 fn the_round_trip_and_the_window_start_anew() {
     let mut pair = opened();
     for _ in 0..30 {
-        pair.server.text(pair.now, vec![3; 60_000]);
+        pair.server.text(vec![3; 60_000]);
         pair.run(Duration::from_secs(1));
     }
     let before = pair.server.connection.stats();
     assert!(before.congestion_window > 20_000, "{before:?}");
     move_device(&mut pair, 6_000);
     pair.conditions.delay = (100, 100);
-    pair.device.text(pair.now, "still me");
+    pair.device.text("still me");
     let moved = pair.run_until(Duration::from_secs(1), |pair| !pair.server.events.is_empty());
     let after = pair.server.connection.stats();
     assert!(moved && after.srtt.is_none(), "{after:?}");
     assert_eq!(after.congestion_window, 12_000);
-    pair.server.text(pair.now, "there?");
+    pair.server.text("there?");
     pair.run(Duration::from_secs(2));
     assert!(pair.server.connection.stats().srtt.unwrap() >= Duration::from_millis(200));
 }
@@ -74,7 +74,7 @@ fn who_only_sends_datagrams_on_gets_nothing_but_challenges() {
     let thief = address("203.0.113.66:66");
     let (server, device) = (pair.server.address, pair.device.address);
     for number in 0..10 {
-        pair.device.text(pair.now, message(Side::Device, number, 20));
+        pair.device.text(message(Side::Device, number, 20));
         pair.settle();
         // It takes the device's datagram away and sends it itself.
         let taken: Vec<_> = pair.network.extract_if(.., |d| d.to == server).collect();
@@ -88,7 +88,7 @@ fn who_only_sends_datagrams_on_gets_nothing_but_challenges() {
             pair.settle();
             assert!(bytes(&pair, server, thief) <= bytes(&pair, thief, server));
         }
-        pair.server.text(pair.now, vec![9; 4_000]);
+        pair.server.text(vec![9; 4_000]);
         pair.run(Duration::from_millis(300));
         assert!(bytes(&pair, server, thief) <= bytes(&pair, thief, server));
     }
@@ -167,8 +167,7 @@ fn messages_come_through_while_the_device_moves() {
             }
             for (index, side) in [Side::Device, Side::Server].into_iter().enumerate() {
                 if numbers[index] < count && pair.random.percent(30) {
-                    let now = pair.now;
-                    pair.peer(side).text(now, message(side, numbers[index], 700));
+                    pair.peer(side).text(message(side, numbers[index], 700));
                     numbers[index] += 1;
                 }
             }

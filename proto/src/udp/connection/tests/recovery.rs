@@ -13,7 +13,7 @@ fn ms(n: u64) -> Duration {
 
 fn opened(conditions: Conditions) -> Pair {
     let mut pair = Pair::new(7, FINE);
-    pair.device.text(pair.now, "hello");
+    pair.device.text("hello");
     pair.run(Duration::from_secs(1));
     pair.conditions = conditions;
     pair
@@ -27,7 +27,7 @@ fn probes_back_off_until_it_is_given_up() {
     pair.conditions.loss = 100;
     pair.tape = Some(Vec::new());
     let began = pair.now;
-    pair.device.text(pair.now, "anybody?");
+    pair.device.text("anybody?");
     pair.run(Duration::from_secs(100));
     let times: Vec<Duration> = pair
         .tape
@@ -53,12 +53,32 @@ fn probes_back_off_until_it_is_given_up() {
     assert!(pair.device.connection.is_idle());
 }
 
+/// Who has just said that he lives is given the usual time for the rest.
+#[test]
+fn an_acknowledgement_puts_the_next_probe_off() {
+    let mut pair = opened(FINE);
+    for text in ["one", "two"] {
+        pair.device.text(text);
+        pair.settle();
+    }
+    let (began, before) = (pair.now, pair.device.delivered);
+    assert_eq!(pair.network.len(), 2);
+    pair.network.truncate(1);
+    assert!(pair.run_until(ms(90), |pair| pair.device.delivered > before));
+    assert!(pair.now > began);
+    let connection = &pair.device.connection;
+    assert_eq!(
+        connection.probe_at(),
+        Some(pair.now + connection.rtt.probe_timeout(0))
+    );
+}
+
 #[test]
 fn a_ping_that_nobody_answers_gives_up_too() {
     for side in [Side::Device, Side::Server] {
         let mut pair = opened(Conditions { loss: 100, ..FINE });
         let now = pair.now;
-        pair.peer(side).connection.ping(now);
+        pair.peer(side).connection.ping();
         assert!(
             pair.run_until(Duration::from_secs(61), |pair| pair.peer(side).ended()
                 == Some(End::GaveUp))
@@ -72,10 +92,10 @@ fn a_ping_that_nobody_answers_gives_up_too() {
 fn a_message_that_never_arrives_is_given_up_though_others_are_acknowledged() {
     let mut pair = opened(FINE);
     let now = pair.now;
-    pair.server.text(now, vec![1; 300]);
+    pair.server.text(vec![1; 300]);
     for step in 0..14_000 {
         if step % 100 == 0 {
-            pair.server.connection.ping(pair.now);
+            pair.server.connection.ping();
         }
         pair.settle();
         // Only datagrams that are too short for the message come through.
@@ -126,11 +146,11 @@ fn a_lone_packet_is_acknowledged_within_25_ms_and_a_second_at_once() {
             .map(|d| d.at - began)
             .collect::<Vec<_>>()
     };
-    pair.device.text(pair.now, "one");
+    pair.device.text("one");
     pair.run(ms(100));
     // Earlier than is allowed, so that a timer that comes late still does.
     assert_eq!(answers(&mut pair), [ms(10 + 20 + 10)]);
-    pair.device.text(pair.now, vec![1; 2_000]);
+    pair.device.text(vec![1; 2_000]);
     pair.run(ms(100));
     assert_eq!(answers(&mut pair), [ms(100 + 10 + 10)]);
 }
@@ -138,7 +158,7 @@ fn a_lone_packet_is_acknowledged_within_25_ms_and_a_second_at_once() {
 #[test]
 fn the_third_packet_after_a_gap_tells_the_loss_and_halves_the_window() {
     let mut pair = opened(FINE);
-    pair.device.text(pair.now, vec![1; 8_000]);
+    pair.device.text(vec![1; 8_000]);
     pair.settle();
     let sent = pair.device.datagrams_out;
     let before = pair.device.connection.stats().congestion_window;
@@ -159,15 +179,15 @@ fn the_third_packet_after_a_gap_tells_the_loss_and_halves_the_window() {
 fn a_window_that_is_not_used_does_not_grow_and_one_that_is_does() {
     let mut pair = opened(FINE);
     for _ in 0..50 {
-        pair.server.text(pair.now, vec![1; 3_000]);
+        pair.server.text(vec![1; 3_000]);
         pair.run(ms(100));
     }
     assert_eq!(pair.server.connection.stats().congestion_window, 12_000);
-    pair.server.text(pair.now, vec![1; 60_000]);
+    pair.server.text(vec![1; 60_000]);
     pair.run(ms(500));
     assert!(pair.server.connection.stats().congestion_window > 20_000);
     // After a rest it is what it was at the beginning.
-    pair.server.text(pair.now, "x");
+    pair.server.text("x");
     pair.run(ms(500));
     assert_eq!(pair.server.connection.stats().congestion_window, 12_000);
 }
@@ -176,11 +196,11 @@ fn a_window_that_is_not_used_does_not_grow_and_one_that_is_does() {
 fn persistent_congestion_leaves_two_datagrams() {
     let mut pair = opened(FINE);
     for _ in 0..8 {
-        pair.device.text(pair.now, vec![1; 5_000]);
+        pair.device.text(vec![1; 5_000]);
         pair.run(ms(100));
     }
     pair.conditions.loss = 100;
-    pair.device.text(pair.now, vec![1; 12_000]);
+    pair.device.text(vec![1; 12_000]);
     // Several probes are lost: three times the probe timeout is over.
     pair.run(Duration::from_secs(3));
     pair.conditions.loss = 0;
@@ -198,7 +218,7 @@ fn no_more_is_in_flight_than_the_window_allows() {
     pair.server.config.send_bytes = 1 << 20;
     pair.device.config.receive_bytes = 1 << 20;
     for _ in 0..10 {
-        pair.server.text(pair.now, vec![1; 40_000]);
+        pair.server.text(vec![1; 40_000]);
     }
     pair.run_until(Duration::from_secs(10), |pair| {
         let connection = &pair.server.connection;
@@ -235,9 +255,8 @@ fn keys_change_under_way() {
         let mut sent = 0;
         let done = pair.run_until(Duration::from_secs(600), |pair| {
             while sent < count && (sent as u64) < 4 + (pair.device.delivered + pair.server.delivered) as u64 {
-                let now = pair.now;
-                pair.device.text(now, message(Side::Device, sent, 900));
-                pair.server.text(now, message(Side::Server, sent, 900));
+                pair.device.text(message(Side::Device, sent, 900));
+                pair.server.text(message(Side::Server, sent, 900));
                 sent += 1;
             }
             pair.device.delivered == count && pair.server.delivered == count
