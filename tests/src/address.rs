@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::ops::Range;
 
-use rand::Rng;
+use rand::RngExt as _;
 
 /// Below those that the system gives to sockets that ask for none: such a socket of any address (0.0.0.0), as devices on `udp` have,
 /// keeps its port from everybody.
