@@ -155,10 +155,7 @@ mod tests {
             rtt.update(Duration::ZERO, Duration::ZERO);
         }
         assert!(rtt.is_known());
-        assert_eq!(
-            rtt.probe_timeout(0),
-            MIN_PROBE_TIMEOUT
-        );
+        assert_eq!(rtt.probe_timeout(0), MIN_PROBE_TIMEOUT);
         assert_eq!(rtt.loss_delay(Duration::ZERO), GRANULARITY);
         rtt.update(Duration::from_secs(1 << 40), Duration::ZERO);
         assert!(rtt.smoothed() <= Duration::from_secs(3600));
