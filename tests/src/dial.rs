@@ -39,11 +39,11 @@ pub(crate) struct Upgraded {
     pub(crate) tail: Vec<u8>,
 }
 
-/// Longer than any bound of the gateway's own on an upgrade (5 s without a backend).
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Six HELLOs, of which one must get through with its answer: at 5 % loss each way one attempt in a million fails. With a device's own
-/// 15 s it would be one in ten thousand, and a suite makes a thousand.
-const DATAGRAM_PATIENCE: Duration = Duration::from_secs(40);
+/// Longer than any bound of the gateway's own on an upgrade (60 s without a backend, as tests set it).
+const PATIENCE: Duration = Duration::from_secs(80);
+/// Seven HELLOs, of which one must get through with its answer: at 5 % loss each way one attempt in ten million fails, and at 10 % one in
+/// a hundred thousand. With a device's own 15 s it would be one in ten thousand and in a thousand, and a suite makes a thousand.
+const DATAGRAM_PATIENCE: Duration = Duration::from_secs(100);
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
 /// Where a frontend takes devices.

@@ -9,6 +9,7 @@ mod group;
 mod node;
 mod supervised;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,6 +60,17 @@ enum Channels {
 /// `wss`, `ws` and `udp` at a public address, below the ports that the system gives away.
 const PUBLIC_PORTS: [u16; 3] = [7400, 7401, 7402];
 
+/// Times of every frontend that a test does not set otherwise: long enough that no stall of a busy machine is taken for what a test is
+/// not about. Devices wait for a backend that has yet to start, may be slow to say `@hello`, and links may pause.
+const FRONTEND_TIMES: [(&str, &str); 3] = [
+    ("times.wait", "60s"),
+    ("times.hello", "10s"),
+    ("backends.timeout", LINK_TIMEOUT),
+];
+/// The same of every backend: answers about presence may take as long as can be set.
+const BACKEND_TIMES: [(&str, &str); 2] = [("query_timeout", "10s"), ("link.timeout", LINK_TIMEOUT)];
+const LINK_TIMEOUT: &str = "5s";
+
 /// What devices come over in turn.
 pub(crate) const MIXED: [Over; 3] = [Over::Ws, Over::Wss, Over::LossyUdp];
 
@@ -77,6 +89,8 @@ pub struct Gateway {
     /// Of what happens to datagrams.
     seed: u64,
     address: IpAddr,
+    /// Ports of it that were given to processes, which may not have bound them yet.
+    given: HashSet<SocketAddr>,
     /// Where devices come to the only frontend, if that is not `address`.
     public: Option<IpAddr>,
     layout: Layout,
@@ -104,8 +118,8 @@ impl Gateway {
             routes: vec![Route::new("Demo", service.url("/demo"))],
             frontends: 1,
             backends: 1,
-            frontend_settings: Vec::new(),
-            backend_settings: Vec::new(),
+            frontend_settings: settings(&FRONTEND_TIMES),
+            backend_settings: settings(&BACKEND_TIMES),
             shared_api: false,
             channels: Channels::Mixed,
             public: None,
@@ -133,11 +147,8 @@ impl Gateway {
     /// Starts one more backend with further arguments and settings, and returns its index when it is attached to all
     /// frontends. It may be one that does not serve its API.
     pub async fn add_backend_as(&mut self, arguments: &[&str], settings: &[(&str, &str)]) -> usize {
-        let own = settings
-            .iter()
-            .map(|(path, value)| ((*path).to_owned(), (*value).into()));
         let common = self.backend_settings.clone();
-        self.backend_settings.extend(own);
+        self.backend_settings.extend(self::settings(settings));
         let index = self.add_backend_node();
         self.backend_settings = common;
         self.backends[index].arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
@@ -322,8 +333,8 @@ impl Gateway {
 
     fn add_frontend_node(&mut self, tls: &Arc<rustls::ClientConfig>, settings: &Settings) {
         let number = self.frontends.len() + 1;
-        let [mut wss, mut ws, admin] = std::array::from_fn(|_| free_port(self.address));
-        let mut udp = free_udp_port(self.address);
+        let [mut wss, mut ws, admin] = std::array::from_fn(|_| self.new_port(free_port));
+        let mut udp = self.new_port(free_udp_port);
         if let Some(public) = self.public {
             [wss, ws, udp] = PUBLIC_PORTS.map(|port| SocketAddr::new(public, port));
         }
@@ -344,7 +355,7 @@ impl Gateway {
         let index = self.backends.len();
         let name = format!("backend{}", index + 1);
         let shared = self.shared_api.as_ref().and_then(|l| l.local_addr().ok());
-        let api = shared.unwrap_or_else(|| free_port(self.address));
+        let api = shared.unwrap_or_else(|| self.new_port(free_port));
         let config = self
             .layout
             .write_backend(&name, self.frontends.len(), api, &self.backend_settings);
@@ -352,6 +363,16 @@ impl Gateway {
         node.listener = self.shared_api.clone();
         self.backends.push(node);
         index
+    }
+
+    /// A port that is free, and that none of the gateway's processes was given: what two of them have drawn is free until one binds it.
+    fn new_port(&mut self, free: impl Fn(IpAddr) -> SocketAddr) -> SocketAddr {
+        loop {
+            let port = free(self.address);
+            if self.given.insert(port) {
+                return port;
+            }
+        }
     }
 
     fn node(&self, name: String, binary: &'static str, http: SocketAddr, config: std::path::PathBuf) -> Node {
@@ -429,6 +450,12 @@ impl Builder<'_> {
         self
     }
 
+    /// How long either end of a link may keep silent before the other takes it for gone: short where that is to happen.
+    pub fn link_timeout(self, time: &str) -> Self {
+        self.frontend_set("backends.timeout", time)
+            .backend_set("link.timeout", time)
+    }
+
     /// Starts the processes and waits until they are ready (without a backend: alive).
     pub async fn start(self) -> Gateway {
         let dir = tempfile::Builder::new()
@@ -459,6 +486,7 @@ impl Builder<'_> {
             dialled: AtomicUsize::new(0),
             seed: lossy::seed(),
             address,
+            given: HashSet::new(),
             public: self.public,
             layout,
             backend_settings: self.backend_settings,
@@ -484,6 +512,13 @@ impl Builder<'_> {
         }
         gateway
     }
+}
+
+fn settings(pairs: &[(&str, &str)]) -> Settings {
+    let owned = pairs
+        .iter()
+        .map(|(path, value)| ((*path).to_owned(), (*value).into()));
+    owned.collect()
 }
 
 fn to_bytes(body: Option<Value>) -> Bytes {

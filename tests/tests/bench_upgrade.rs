@@ -87,6 +87,9 @@ fn one_of_each_event_is_not_noticed() {
         "1",
         "--hangs",
         "1",
+        // A canary may take twice as long as the old one: next to this a short stall of one of the two is little.
+        "--service-delay",
+        "0ms..300ms",
     ])
     .arg("--json")
     .arg(&report_path)

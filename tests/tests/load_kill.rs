@@ -28,7 +28,9 @@ async fn twenty_kills_and_twenty_hangs_under_load_break_no_promise() {
     let service = Service::start().await;
     let mut route = Route::new("Demo", service.url("/demo")).timeout("20s");
     (route.concurrency, route.queue) = (Some(4_096), Some(16_384));
-    let mut gateway = Gateway::builder(&service).routes(vec![route]).start().await;
+    let builder = Gateway::builder(&service).routes(vec![route]);
+    // As operators have it: hangs are to be noticed, and over before the next fault.
+    let mut gateway = builder.link_timeout("1s").start().await;
     let traffic = Traffic::start(&gateway, plan).await;
     let begun = Instant::now();
     for round in 0..faults.kills.max(faults.hangs) {

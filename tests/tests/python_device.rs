@@ -163,7 +163,8 @@ fn find_python() -> PathBuf {
             .args(["-m", "venv", "--clear"])
             .arg(&environment));
         run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "-r"])
+            // Registries are out of reach at times: it comes again after ever longer, for some minutes.
+            .args(["-m", "pip", "install", "--quiet", "--retries", "10", "-r"])
             .arg(manifest("python/requirements.txt")));
     }
     python

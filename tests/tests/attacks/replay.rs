@@ -85,7 +85,8 @@ async fn who_cannot_answer_the_challenge_is_closed_with_4009() {
     let service = Service::start().await;
     let gateway = Gateway::builder(&service)
         .over(ChannelKind::Ws)
-        .frontend_set("times.challenge", "500ms")
+        // The victim and the talker must be done within it.
+        .frontend_set("times.challenge", "5s")
         .start()
         .await;
     let recording = record(&gateway).await;

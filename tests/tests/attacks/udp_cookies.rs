@@ -116,7 +116,6 @@ async fn under_load_nothing_is_kept_of_who_shows_no_cookie() {
         .backends(0)
         .frontend_set("shards", 1)
         .frontend_set("udp.cookie_above", ABOVE as i64)
-        .frontend_set("times.wait", "20s")
         .start()
         .await;
     let mut strangers = Vec::new();

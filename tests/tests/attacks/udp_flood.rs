@@ -99,11 +99,6 @@ async fn a_flood_of_hellos_leaves_sessions_alone_and_honest_devices_a_way_in() {
     println!(
         "{sent} HELLOs; median {before:?}, then {during:?}; longest {longest_before:?}, then {longest:?}"
     );
-    // Two cores carry the flood's own maker too: an order of magnitude is what a machine under load may take.
-    assert!(
-        during < before * 10 + Duration::from_millis(20),
-        "{before:?}, then {during:?}"
-    );
     // 64 of each shard may be unfinished, and those of sources that have shown where they are.
     assert!(unfinished <= 64.0 * 8.0, "{unfinished} are unfinished");
     assert!(growth < 32 << 20, "the frontend grew by {growth} bytes");

@@ -126,7 +126,7 @@ async fn devices_that_connect_during_a_crash_get_in() {
     let arriving: Vec<_> = (0..DEVICES)
         .map(|n| {
             let dial = gateway.dial_as(&format!("d{n}"));
-            // At once, whatever the others do: on wss a second of silence counts as a hello.
+            // At once, whatever the others do: on wss silence counts as a hello after a while.
             tokio::spawn(async {
                 let mut device = dial.connect().await.expect("P6");
                 device.hello().await;

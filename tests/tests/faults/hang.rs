@@ -17,13 +17,18 @@ over_each_channel! {
 const ECHO: (&str, &str) = ("Demo", "Echo");
 const FENCED: &str = "holdfast_link_fenced_total";
 const STALE: &str = "holdfast_link_stale_epoch_total";
-/// Longer than the link's timeout of 1 s.
-const PAUSE: Duration = Duration::from_millis(2_000);
+/// The link's timeout where a hang is to be noticed.
+const NOTICED: &str = "1s";
+/// Longer than that.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Longer than the link's timeout where no hang is to be noticed (5 s).
+const LONG_PAUSE: Duration = Duration::from_secs(7);
 
 async fn a_hung_backend_is_fenced_and_its_late_work_is_harmless(over: Over) {
     const REQUESTS: u64 = 5;
     let service = Service::start().await;
-    let mut gateway = Gateway::start_over(over, &service).await;
+    let builder = Gateway::builder(&service).over(over).link_timeout(NOTICED);
+    let mut gateway = builder.start().await;
     let mut device = gateway.device("d").await;
     for n in 1..=REQUESTS {
         device
@@ -57,7 +62,8 @@ async fn a_hung_backend_is_fenced_and_its_late_work_is_harmless(over: Over) {
 async fn the_other_backend_takes_over_from_a_hung_one() {
     const DEVICES: usize = 20;
     let service = Service::start().await;
-    let mut gateway = Gateway::builder(&service).backends(2).start().await;
+    let builder = Gateway::builder(&service).backends(2).link_timeout(NOTICED);
+    let mut gateway = builder.start().await;
     let mut devices = Vec::new();
     for n in 0..DEVICES {
         devices.push(gateway.device(&format!("d{n}")).await);
@@ -94,7 +100,7 @@ async fn a_paused_machine_expires_nobody(over: Over) {
     service.wait_for_calls(1).await;
     gateway.backends[0].stop();
     gateway.frontends[0].stop();
-    sleep(PAUSE).await;
+    sleep(LONG_PAUSE).await;
     gateway.backends[0].cont();
     gateway.frontends[0].cont();
     service.release();
@@ -106,7 +112,8 @@ async fn a_paused_machine_expires_nobody(over: Over) {
 /// A frontend that hung loses its backend's trust for a moment, never a device.
 async fn a_hung_frontend_comes_back_with_every_device(over: Over) {
     let service = Service::start().await;
-    let mut gateway = Gateway::start_over(over, &service).await;
+    let builder = Gateway::builder(&service).over(over).link_timeout(NOTICED);
+    let mut gateway = builder.start().await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "held", &json!({"hold": true})).await;
     service.wait_for_calls(1).await;

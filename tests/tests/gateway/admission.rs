@@ -56,7 +56,12 @@ async fn hello_is_answered_with_what_the_device_must_know(over: Over) {
 #[tokio::test(flavor = "multi_thread")]
 async fn hello_may_be_left_out() {
     let service = Service::start().await;
-    let gateway = Gateway::start_over(ChannelKind::Wss, &service).await;
+    let gateway = Gateway::builder(&service)
+        .over(ChannelKind::Wss)
+        // The second device's silence is the subject.
+        .frontend_set("times.hello", "1s")
+        .start()
+        .await;
     let mut device = gateway.dial_as("d").connect().await.unwrap();
     device.request(("Demo", "Echo"), "first", &json!({})).await;
     assert_eq!(device.next_reply().await.seq, 1);

@@ -7,7 +7,7 @@ use holdfast_tests::service::{Log, Service};
 use http::Method;
 use serde_json::json;
 
-use super::ECHO;
+use super::{ECHO, NOTICED};
 
 const CANCELLED: &str = "holdfast_backend_requests_cancelled_total";
 const ACTIVE: &str = "holdfast_link_backends_active";
@@ -66,7 +66,8 @@ async fn a_frontend_restarts_under_two_backends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_was_replaced_while_its_frontend_hung_is_closed_when_it_wakes() {
     let service = Service::start().await;
-    let mut gateway = Gateway::builder(&service).frontends(2).start().await;
+    let builder = Gateway::builder(&service).frontends(2).link_timeout(NOTICED);
+    let mut gateway = builder.start().await;
     let mut old = gateway.device_at(1, "d").await;
     gateway.frontends[1].stop();
     gateway.backends[0].wait_for_metric(LOSSES, |n| n >= 1.0).await;

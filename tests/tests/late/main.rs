@@ -8,6 +8,8 @@ mod twice;
 mod versions;
 mod wakes;
 
+/// The link's timeout where a hang is to be noticed.
+const NOTICED: &str = "1s";
 /// Requests that the service behind the gateway answers.
 const ECHO: (&str, &str) = ("Demo", "Echo");
 /// What today's builds speak.

@@ -7,7 +7,7 @@ use holdfast_tests::peer::{Answers, Peer, reply};
 use holdfast_tests::service::Service;
 use serde_json::json;
 
-use super::{ECHO, TODAY};
+use super::{ECHO, NOTICED, TODAY};
 
 const LATE: &str = "holdfast_frontend_late_frames_total";
 const DUPLICATE: &str = "holdfast_frontend_duplicate_replies_total";
@@ -58,6 +58,7 @@ async fn a_backend_that_was_given_up_answers_beside_its_successor() {
     let mut gateway = Gateway::builder(&service)
         .over(ChannelKind::Wss)
         .backends(0)
+        .link_timeout(NOTICED)
         .start()
         .await;
     let mut lost = Peer::attach(&gateway.link(), "lost", TODAY, Answers::Admission).await;

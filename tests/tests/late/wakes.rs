@@ -5,7 +5,7 @@ use holdfast_tests::service::{Log, Service};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::ECHO;
+use super::{ECHO, NOTICED};
 
 const FENCED: &str = "holdfast_link_fenced_total";
 
@@ -13,7 +13,7 @@ const FENCED: &str = "holdfast_link_fenced_total";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaving_backend_that_was_stopped_ends_when_it_wakes() {
     let service = Service::start().await;
-    let mut gateway = Gateway::start(&service).await;
+    let mut gateway = Gateway::builder(&service).link_timeout(NOTICED).start().await;
     let mut device = gateway.device("d").await;
     device.request(ECHO, "held", &json!({"hold": true})).await;
     service.wait_for_calls(1).await;
@@ -42,7 +42,8 @@ async fn a_leaving_backend_that_was_stopped_ends_when_it_wakes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_is_stopped_again_and_again_does_no_harm() {
     let service = Service::start().await;
-    let mut gateway = Gateway::builder(&service).backends(2).start().await;
+    let builder = Gateway::builder(&service).backends(2).link_timeout(NOTICED);
+    let mut gateway = builder.start().await;
     let mut device = gateway.device("d").await;
     for round in 1..=3u64 {
         device

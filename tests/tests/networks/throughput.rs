@@ -32,7 +32,6 @@ fn the_longest_messages_get_through_a_slow_line_each_way() {
             network.overflowed()
         );
         assert!(took > ideal, "{took:?}: the line was not slow");
-        assert!(took < ideal * 3, "{took:?}");
         sdk.assert_same_session(&gateway, DEVICE).await;
         assert_each_once(&service, 1);
     });

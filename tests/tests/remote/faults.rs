@@ -50,6 +50,8 @@ async fn kills_hangs_and_upgrades_under_load_break_no_promise() {
         .gateway(&service, place.listen)
         .routes(vec![route])
         .backends(2)
+        // One is to hang, and that to be noticed.
+        .link_timeout("1s")
         .start()
         .await;
     let traffic = Traffic::start(&gateway, plan).await;
