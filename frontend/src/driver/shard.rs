@@ -26,7 +26,7 @@ use crate::session::{self, SessionKey, ShardConfig, ShardMetrics};
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a piece of a push to all waits for the datagrams that are before it.
-const LONGEST_TURN: Duration = Duration::from_millis(100);
+const LONGEST_TURN: Duration = Duration::from_millis(20);
 
 /// What a shard is made of.
 pub struct ShardSetup {
@@ -75,7 +75,9 @@ pub struct Shard {
 
 #[derive(Default)]
 pub(super) struct Wakes {
+    /// There are datagrams to send, or there are none.
     pub(super) datagrams: Notify,
+    sent: Notify,
     hub: Notify,
     timer: Notify,
     turn: Notify,
@@ -178,14 +180,14 @@ impl Shard {
 
     /// What follows whatever changed something: other tasks hear of it.
     pub(super) fn end_turn(&mut self) {
-        let has_datagrams = self.transmit_datagrams();
-        if has_datagrams {
-            self.wakes.datagrams.notify_one();
+        match self.transmit_datagrams() {
+            true => self.wakes.datagrams.notify_one(),
+            false => self.wakes.sent.notify_one(),
         }
         if self.sessions.has_for_hub() {
             self.wakes.hub.notify_one();
         }
-        if self.sessions.has_turn() && !has_datagrams {
+        if self.sessions.has_turn() {
             self.wakes.turn.notify_one();
         }
         let next = self.next_deadline();
@@ -301,12 +303,17 @@ async fn timers(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
 /// all that devices ask meanwhile would be answered after the last of them.
 async fn turns(shard: Rc<RefCell<Shard>>, wakes: Rc<Wakes>) {
     loop {
-        if shard.borrow().sessions.has_turn() {
-            // In time, if it came to that: where there is always something to send, this is not to wait for ever.
-            let _ = tokio::time::timeout(LONGEST_TURN, wakes.turn.notified()).await;
-        } else {
+        if !shard.borrow().sessions.has_turn() {
             wakes.turn.notified().await;
+            continue;
         }
+        let sent = async {
+            while shard.borrow().has_datagrams() {
+                wakes.sent.notified().await;
+            }
+        };
+        // In time, if it came to that: where there is always something to send, this is not to wait for ever.
+        let _ = tokio::time::timeout(LONGEST_TURN, sent).await;
         {
             let mut shard = shard.borrow_mut();
             let now = Instant::now();

@@ -328,7 +328,7 @@ impl Shard {
         let (id, device) = (session.id, session.device.clone());
         self.set_waiting(self.waiting - u32::from(before_online));
         self.metrics.closed(reason.label());
-        self.drop_active(key.slot);
+        self.drop_active(key.slot, reason);
         if let Some(place) = place {
             self.config.unfinished.leave(place);
         }

@@ -104,17 +104,19 @@ impl Shard {
         let (metrics, mut malformed) = (&udp.metrics, false);
         // What the datagram in hand says that it is, and the newest that opened.
         let (low, mut newest) = (Cell::new(0), None);
+        let mut opened = || newest = Some(newest.map_or(low.get(), |newest| later(newest, low.get())));
         let tell = |received| match received {
-            Received::Taken => {
-                newest = Some(newest.map_or(low.get(), |newest| later(newest, low.get())));
-            }
+            Received::Taken => opened(),
             Received::Duplicate => {
                 metrics.duplicates.inc();
             }
             Received::Forged => {
                 metrics.forged.inc();
             }
-            Received::Refused => metrics.dropped("no_room"),
+            Received::Refused => {
+                metrics.dropped("no_room");
+                opened();
+            }
             Received::Malformed => malformed = true,
             Received::Ended => metrics.dropped("ended"),
         };

@@ -12,8 +12,8 @@ use super::socket::{Buffers, DatagramSocket};
 
 /// System calls that receive before other tasks have their turn.
 const RECEIVES_PER_TURN: usize = 4;
-/// Turns of the receiving task before timers have theirs: more than the kernel's buffer holds.
-const MAX_WAITS: usize = 256;
+/// How long timers wait for what is in the socket: longer than it takes to read what the kernel's buffer holds.
+const MAX_WAIT: Duration = Duration::from_millis(50);
 /// System calls that receive before late timers have their turn: more than the kernel's buffer holds.
 const MAX_CATCH_UP: usize = 1_024;
 /// What to wait when the socket gives errors and no datagrams, so that it does not spin.
@@ -37,11 +37,7 @@ async fn receive_datagrams(shard: Rc<RefCell<Shard>>, socket: Rc<DatagramSocket>
         socket.readable().await;
         for _ in 0..RECEIVES_PER_TURN {
             match socket.receive(&mut buffers) {
-                Ok(filled) => {
-                    let mut shard = shard.borrow_mut();
-                    shard.set_udp_behind(filled == buffers.len());
-                    shard.on_datagrams(buffers.arrived(filled));
-                }
+                Ok(filled) => shard.borrow_mut().on_received(&mut buffers, filled),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     shard.borrow_mut().set_udp_behind(false);
                     break;
@@ -62,10 +58,8 @@ async fn receive_datagrams(shard: Rc<RefCell<Shard>>, socket: Rc<DatagramSocket>
 /// Before timers have their turn: what devices have said is heard before their silence is judged. While more comes than is read, for a
 /// while; where timers are late, because this thread was held up, until the socket is empty.
 pub(in super::super) async fn catch_up(shard: &Rc<RefCell<Shard>>) {
-    for _ in 0..MAX_WAITS {
-        if !shard.borrow().is_udp_behind() {
-            break;
-        }
+    let began = Instant::now();
+    while shard.borrow().is_udp_behind() && began.elapsed() < MAX_WAIT {
         tokio::task::yield_now().await;
     }
     let socket = {
@@ -77,8 +71,8 @@ pub(in super::super) async fn catch_up(shard: &Rc<RefCell<Shard>>) {
     let mut buffers = Buffers::new();
     for _ in 0..MAX_CATCH_UP {
         match socket.receive(&mut buffers) {
-            Ok(filled) => shard.borrow_mut().on_datagrams(buffers.arrived(filled)),
-            Err(_) => return,
+            Ok(filled) => shard.borrow_mut().on_received(&mut buffers, filled),
+            Err(_) => return shard.borrow_mut().set_udp_behind(false),
         }
         tokio::task::yield_now().await;
     }
@@ -108,6 +102,11 @@ impl Shard {
         }
     }
 
+    fn on_received(&mut self, buffers: &mut Buffers, filled: usize) {
+        self.set_udp_behind(filled == buffers.len());
+        self.on_datagrams(buffers.arrived(filled));
+    }
+
     fn set_udp_behind(&mut self, is_behind: bool) {
         if let Some(udp) = &mut self.udp {
             udp.is_behind = is_behind;
@@ -126,6 +125,11 @@ impl Shard {
         if let Some(udp) = &mut self.udp {
             udp.queue.unblock();
         }
+    }
+
+    /// Whether something is to be sent.
+    pub(in super::super) fn has_datagrams(&self) -> bool {
+        self.udp.as_ref().is_some_and(|udp| udp.queue.has_more())
     }
 
     /// Sends what the turn has made due. True when some is left.

@@ -172,20 +172,23 @@ impl Shard {
         self.finish_broadcasts();
     }
 
-    pub(super) fn count_broadcast(&mut self, peer: PeerId, number: u64, fate: Fate) {
+    /// Whether the push to all had still to hear of this session.
+    pub(super) fn count_broadcast(&mut self, peer: PeerId, number: u64, fate: Fate) -> bool {
         let mut all = self.broadcasts.iter_mut();
-        if let Some(broadcast) = all.find(|b| b.peer == peer && b.number == number) {
-            broadcast.unwritten -= 1;
-            match fate {
-                Fate::Written => broadcast.counts.written += 1,
-                Fate::Dropped(_) => broadcast.counts.dropped += 1,
-                Fate::Unknown => broadcast.counts.unconfirmed += 1,
-            }
+        let Some(broadcast) = all.find(|b| b.peer == peer && b.number == number) else {
+            return false;
+        };
+        broadcast.unwritten -= 1;
+        match fate {
+            Fate::Written => broadcast.counts.written += 1,
+            Fate::Dropped(_) => broadcast.counts.dropped += 1,
+            Fate::Unknown => broadcast.counts.unconfirmed += 1,
         }
         // While a turn is under way its end finishes what is done: the list must not change below it.
         if !self.has_turn() {
             self.finish_broadcasts();
         }
+        true
     }
 
     fn finish_broadcasts(&mut self) {

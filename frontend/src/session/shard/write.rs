@@ -9,6 +9,7 @@ use holdfast_proto::{CloseCode, MessageKind};
 use super::{Output, Shard};
 use crate::exchange::ToHub;
 use crate::session::session::{Outgoing, SessionKey, Written};
+use crate::session::state::CloseReason;
 
 /// The part of its own bound that a session may hold when others have used up the total: those who do not read must not
 /// get those closed who do, whose bytes are only on their way to the socket. What really waits there has the channel's bound.
@@ -153,7 +154,11 @@ impl Shard {
                 };
                 self.to_hub.push(ToHub::PushDone { peer, result });
             }
-            Written::Broadcast { peer, number } => self.count_broadcast(peer, number, fate),
+            Written::Broadcast { peer, number } => {
+                if !self.count_broadcast(peer, number, fate) {
+                    return;
+                }
+            }
             Written::Reply(_) | Written::Other => return,
         }
         match fate {
@@ -201,7 +206,7 @@ impl Shard {
     }
 
     /// Forgets everything under way of a session that ends.
-    pub(super) fn drop_active(&mut self, slot: u32) {
+    pub(super) fn drop_active(&mut self, slot: u32, reason: CloseReason) {
         let Some(session) = self.slots[slot as usize].session.as_mut() else {
             return;
         };
@@ -218,12 +223,12 @@ impl Shard {
         active.controls.clear();
         active.next_control = 0;
         for outgoing in std::mem::take(&mut active.outbox) {
-            // What is only on its way to the channel still gets there; what the channel kept may have arrived, and goes on doing so.
-            let is_open = outgoing.turn == self.turn || kind.acknowledges();
-            let fate = if is_open {
-                Fate::Unknown
-            } else {
-                Fate::Dropped("closed")
+            // Only a stream that broke takes what its socket did not with it. Else what waits still goes out for a while, and what a
+            // channel kept to send it again may have arrived.
+            let is_gone = reason == CloseReason::Lost && outgoing.turn != self.turn;
+            let fate = match is_gone && !kind.acknowledges() {
+                true => Fate::Dropped("closed"),
+                false => Fate::Unknown,
             };
             self.report_push(outgoing.what, id, fate);
         }

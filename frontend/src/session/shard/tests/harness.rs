@@ -137,6 +137,11 @@ impl World {
         self.step();
     }
 
+    pub(super) fn lost(&mut self, key: SessionKey) {
+        self.shard.handle_closed(self.now, key, false);
+        self.step();
+    }
+
     pub(super) fn outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.shard.poll_output()).collect()
     }

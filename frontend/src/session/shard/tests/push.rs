@@ -90,7 +90,7 @@ fn pushes_that_the_device_does_not_read_are_dropped_for_a_reason() {
     let results = w.push_results();
     assert_eq!(results[1], (5, PushStatus::Dropped, "queue_full".into()));
     w.outputs();
-    w.closed(key);
+    w.lost(key);
     let told = w.told();
     let closed = told
         .iter()
@@ -129,20 +129,22 @@ fn a_push_to_all_visits_every_slot_in_turns() {
     );
 }
 
-/// A stream's that the socket did not take was not written. Where the channel had not been asked yet, or the device may have it
-/// although it did not say so, nobody knows.
+/// A stream that breaks takes what its socket did not with it. Where the channel had not been asked yet, where what waits goes out
+/// although the session is over, or where the device may have it although it did not say so, nobody knows.
 #[test]
 fn what_becomes_of_pushes_when_their_session_ends_is_said_only_where_it_is_known() {
     let unknown = (PushStatus::Unconfirmed, String::new());
     let dropped = (PushStatus::Dropped, "closed".to_owned());
     let cases = [
-        (ChannelKind::Ws, true, dropped.clone()),
-        (ChannelKind::Wss, true, dropped),
-        (ChannelKind::Udp, true, unknown.clone()),
-        (ChannelKind::Wss, false, unknown.clone()),
-        (ChannelKind::Udp, false, unknown),
+        (ChannelKind::Ws, true, true, dropped.clone()),
+        (ChannelKind::Wss, true, true, dropped),
+        (ChannelKind::Udp, true, true, unknown.clone()),
+        (ChannelKind::Wss, false, true, unknown.clone()),
+        (ChannelKind::Udp, false, true, unknown.clone()),
+        (ChannelKind::Ws, true, false, unknown.clone()),
+        (ChannelKind::Udp, true, false, unknown),
     ];
-    for (kind, handed_on, (status, reason)) in cases {
+    for (kind, handed_on, is_lost, (status, reason)) in cases {
         let mut w = World::attached();
         let (key, other) = (w.online("d"), w.online("other"));
         w.set_kind(key, kind);
@@ -153,7 +155,10 @@ fn what_becomes_of_pushes_when_their_session_ends_is_said_only_where_it_is_known
         if handed_on {
             w.outputs();
         }
-        w.closed(key);
+        match is_lost {
+            true => w.lost(key),
+            false => w.closed(key),
+        }
         w.written(other, 1);
         let told = w.told();
         let one = told.iter().find_map(|t| match t {
