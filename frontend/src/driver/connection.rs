@@ -21,12 +21,6 @@ use crate::session::SessionKey;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ConnectionId(pub(super) u32);
 
-impl ConnectionId {
-    pub(super) fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
 /// Where a session's connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -115,7 +109,7 @@ impl Future for ConnectionTask {
         let mut shard = self.shard.borrow_mut();
         let done = shard.poll_connection(self.id, cx);
         if done.is_ready() {
-            shard.connections.try_remove(self.id.index());
+            shard.connections.remove(self.id.0);
         }
         shard.end_turn();
         done
@@ -135,7 +129,7 @@ pub(super) enum Step {
 impl Shard {
     fn poll_connection(&mut self, id: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        if let Some(connection) = self.connections.get_mut(id.index())
+        if let Some(connection) = self.connections.get_mut(id.0)
             && !connection.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker()))
         {
             connection.waker = Some(cx.waker().clone());
@@ -152,7 +146,7 @@ impl Shard {
     }
 
     fn poll_step(&mut self, now: Instant, id: ConnectionId, cx: &mut Context<'_>) -> Poll<Step> {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
+        let Some(connection) = self.connections.get_mut(id.0) else {
             return Poll::Ready(Step::Over);
         };
         // What a peer did not read until then is not waited for.
@@ -178,7 +172,7 @@ impl Shard {
     }
 
     fn write_pending(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
+        let Some(connection) = self.connections.get_mut(id.0) else {
             return Step::Over;
         };
         match connection.stream.try_write(connection.outbox.pending()) {
@@ -196,7 +190,7 @@ impl Shard {
     }
 
     fn read(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
+        let Some(connection) = self.connections.get_mut(id.0) else {
             return Step::Over;
         };
         match connection.stream.try_read(self.scratch.read_target()) {
@@ -215,7 +209,7 @@ impl Shard {
     pub(super) fn decode(&mut self, now: Instant, id: ConnectionId, begun: Result<(), ChannelError>) {
         let mut result = begun;
         while result.is_ok() {
-            let Some(connection) = self.connections.get_mut(id.index()) else {
+            let Some(connection) = self.connections.get_mut(id.0) else {
                 return;
             };
             let Some(key) = connection.session() else { break };
@@ -230,7 +224,7 @@ impl Shard {
                     if over {
                         self.linger(now, id);
                     } else if stalled.is_some() {
-                        if let Some(connection) = self.connections.get_mut(id.index()) {
+                        if let Some(connection) = self.connections.get_mut(id.0) {
                             connection.stalled = stalled;
                         }
                         break;
@@ -239,7 +233,7 @@ impl Shard {
                 Err(error) => result = Err(error),
             }
         }
-        if let Some(connection) = self.connections.get_mut(id.index()) {
+        if let Some(connection) = self.connections.get_mut(id.0) {
             result = result.and(connection.channel.park(&mut self.scratch));
         }
         self.write_scratch(now, id, 0);
@@ -249,7 +243,7 @@ impl Shard {
     }
 
     fn on_channel_error(&mut self, now: Instant, id: ConnectionId, error: &ChannelError) {
-        let Some(connection) = self.connections.get(id.index()) else {
+        let Some(connection) = self.connections.get(id.0) else {
             return;
         };
         if let Some(key) = connection.session() {
@@ -259,7 +253,7 @@ impl Shard {
 
     /// The session of this connection is over: what is queued may still go out.
     pub(super) fn linger(&mut self, now: Instant, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
+        let Some(connection) = self.connections.get_mut(id.0) else {
             return;
         };
         if let Some(key) = connection.session() {
@@ -276,7 +270,7 @@ impl Shard {
 
     /// The socket broke or ended.
     pub(super) fn lost(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
+        let Some(connection) = self.connections.get_mut(id.0) else {
             return Step::Over;
         };
         if let Some(key) = connection.session() {
@@ -295,7 +289,7 @@ impl Shard {
         (shut, until): (bool, Instant),
         cx: &mut Context<'_>,
     ) -> Poll<Step> {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
+        let Some(connection) = self.connections.get_mut(id.0) else {
             return Poll::Ready(Step::Over);
         };
         if !shut {

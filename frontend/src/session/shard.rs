@@ -28,6 +28,7 @@ use super::session::{Active, Session, SessionKey};
 use super::state::{CloseReason, State};
 use super::wheel::{TICK, Wheel};
 use crate::exchange::ToHub;
+use crate::table::Chunked;
 
 /// What a channel shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +124,7 @@ pub struct Stalled(pub Bytes);
 pub struct Shard {
     config: ShardConfig,
     metrics: ShardMetrics,
-    slots: Vec<Place>,
+    slots: Chunked<Place>,
     free: Vec<u32>,
     roster: Roster,
     wheel: Wheel,
@@ -165,7 +166,7 @@ impl Shard {
             rng: config.seed,
             config,
             metrics,
-            slots: Vec::new(),
+            slots: Chunked::default(),
             free: Vec::new(),
             roster: Roster::default(),
             wheel: Wheel::new(now, TICK),

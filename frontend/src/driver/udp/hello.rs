@@ -147,11 +147,10 @@ impl Udp {
         {
             return None;
         }
-        let entry = self.records.vacant_entry();
-        let at = entry.key() as u32;
+        let at = self.records.next();
         // Whoever had the slot before has another random half.
         let cid = ConnectionId::new(self.shard.0, at, rand::rng().random());
-        entry.insert(Record {
+        let record = Record {
             channel: UdpChannel::new(cid, parameters, attempt.from),
             session: Some(session),
             stalled: None,
@@ -164,7 +163,8 @@ impl Udp {
             candidate_local: LocalId::default(),
             newest: u32::MAX,
             ready: false,
-        });
+        };
+        self.records.insert(record);
         self.metrics.connections.inc();
         self.metrics.attempt("judged");
         self.show();
