@@ -1,44 +1,52 @@
 //! Tables that grow without moving what they hold.
 //!
 //! A vector that is full copies everything into one of twice its size: with a million sessions a pause that every device of the shard
-//! notices, and the old buffer is left behind. Here a full table gets one more chunk.
+//! notices, and the old buffer is left behind. Here a full table gets one more chunk, as large as all before it together, of which
+//! the system gives what is used.
 
 use std::ops::{Index, IndexMut};
 
-/// Entries of one chunk.
-const CHUNK: usize = 1024;
+/// Entries of the first chunk, a power of two.
+const FIRST: usize = 16;
 
 /// An array that grows at its end. What is in it stays where it is.
 #[derive(Debug)]
 pub(crate) struct Chunked<T> {
     /// All are full but the last; none ever grows beyond its first allocation.
     chunks: Vec<Vec<T>>,
+    len: usize,
+}
+
+/// In which chunk, and where in it. The first has `FIRST` entries, as has the second, and each next one twice as many.
+fn place(index: usize) -> (usize, usize) {
+    match (index / FIRST).checked_ilog2() {
+        None => (0, index),
+        Some(doubled) => (doubled as usize + 1, index - (FIRST << doubled)),
+    }
 }
 
 impl<T> Chunked<T> {
     pub(crate) fn len(&self) -> usize {
-        self.chunks
-            .last()
-            .map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+        self.len
     }
 
     pub(crate) fn push(&mut self, value: T) {
-        match self.chunks.last_mut().filter(|last| last.len() < CHUNK) {
-            Some(last) => last.push(value),
-            None => {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                chunk.push(value);
-                self.chunks.push(chunk);
-            }
+        let (chunk, _) = place(self.len);
+        if chunk == self.chunks.len() {
+            self.chunks.push(Vec::with_capacity(self.len.max(FIRST)));
         }
+        self.chunks[chunk].push(value);
+        self.len += 1;
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.chunks.get(index / CHUNK)?.get(index % CHUNK)
+        let (chunk, offset) = place(index);
+        self.chunks.get(chunk)?.get(offset)
     }
 
     pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut T> {
-        self.chunks.get_mut(index / CHUNK)?.get_mut(index % CHUNK)
+        let (chunk, offset) = place(index);
+        self.chunks.get_mut(chunk)?.get_mut(offset)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -48,7 +56,10 @@ impl<T> Chunked<T> {
 
 impl<T> Default for Chunked<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new() }
+        Self {
+            chunks: Vec::new(),
+            len: 0,
+        }
     }
 }
 
@@ -56,13 +67,15 @@ impl<T> Index<usize> for Chunked<T> {
     type Output = T;
 
     fn index(&self, index: usize) -> &T {
-        &self.chunks[index / CHUNK][index % CHUNK]
+        let (chunk, offset) = place(index);
+        &self.chunks[chunk][offset]
     }
 }
 
 impl<T> IndexMut<usize> for Chunked<T> {
     fn index_mut(&mut self, index: usize) -> &mut T {
-        &mut self.chunks[index / CHUNK][index % CHUNK]
+        let (chunk, offset) = place(index);
+        &mut self.chunks[chunk][offset]
     }
 }
 
@@ -162,16 +175,29 @@ mod tests {
 
     #[test]
     fn what_is_in_it_stays_where_it_is() {
+        const MANY: usize = 100 * FIRST;
         let mut table = Chunked::default();
-        table.push(0);
-        let first: *const usize = &raw const table[0];
-        (1..5 * CHUNK).for_each(|n| table.push(n));
-        assert_eq!(first, &raw const table[0]);
-        assert_eq!(table.len(), 5 * CHUNK);
-        assert!(table.iter().copied().eq(0..5 * CHUNK));
-        assert_eq!((table.get(CHUNK), table.get(5 * CHUNK)), (Some(&CHUNK), None));
-        table[CHUNK - 1] = 7;
-        assert_eq!(table.get_mut(CHUNK - 1), Some(&mut 7));
+        let mut places: Vec<*const usize> = Vec::new();
+        for n in 0..MANY {
+            assert_eq!((table.len(), table.get(n)), (n, None));
+            table.push(n);
+            places.push(&raw const table[n]);
+        }
+        assert!(table.iter().copied().eq(0..MANY));
+        assert!((0..MANY).all(|n| table[n] == n && table.get(n) == Some(&n)));
+        assert!((0..MANY).all(|n| places[n] == &raw const table[n]));
+        assert_eq!((table.get(MANY), table.get(usize::MAX / 2)), (None, None));
+        table[FIRST] = 7;
+        assert_eq!(table.get_mut(FIRST), Some(&mut 7));
+    }
+
+    #[test]
+    fn chunks_have_the_room_that_their_places_need() {
+        let mut table = Chunked::default();
+        (0..10 * FIRST).for_each(|n| table.push(n));
+        let sizes: Vec<usize> = table.chunks.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [FIRST, FIRST, 2 * FIRST, 4 * FIRST, 2 * FIRST]);
+        assert_eq!(table.chunks[4].capacity(), 8 * FIRST);
     }
 
     #[derive(Debug, Clone)]
