@@ -12,7 +12,6 @@ pub mod epoch;
 pub mod exchange;
 pub mod link;
 pub mod session;
-mod table;
 
 /// What was built.
 pub static BUILD: LazyLock<String> =

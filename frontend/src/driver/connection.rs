@@ -21,6 +21,12 @@ use crate::session::SessionKey;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ConnectionId(pub(super) u32);
 
+impl ConnectionId {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Where a session's connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -109,7 +115,7 @@ impl Future for ConnectionTask {
         let mut shard = self.shard.borrow_mut();
         let done = shard.poll_connection(self.id, cx);
         if done.is_ready() {
-            shard.connections.remove(self.id.0);
+            shard.connections.try_remove(self.id.index());
         }
         shard.end_turn();
         done
@@ -129,7 +135,7 @@ pub(super) enum Step {
 impl Shard {
     fn poll_connection(&mut self, id: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        if let Some(connection) = self.connections.get_mut(id.0)
+        if let Some(connection) = self.connections.get_mut(id.index())
             && !connection.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker()))
         {
             connection.waker = Some(cx.waker().clone());
@@ -146,7 +152,7 @@ impl Shard {
     }
 
     fn poll_step(&mut self, now: Instant, id: ConnectionId, cx: &mut Context<'_>) -> Poll<Step> {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return Poll::Ready(Step::Over);
         };
         // What a peer did not read until then is not waited for.
@@ -172,7 +178,7 @@ impl Shard {
     }
 
     fn write_pending(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return Step::Over;
         };
         match connection.stream.try_write(connection.outbox.pending()) {
@@ -190,7 +196,7 @@ impl Shard {
     }
 
     fn read(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return Step::Over;
         };
         match connection.stream.try_read(self.scratch.read_target()) {
@@ -209,7 +215,7 @@ impl Shard {
     pub(super) fn decode(&mut self, now: Instant, id: ConnectionId, begun: Result<(), ChannelError>) {
         let mut result = begun;
         while result.is_ok() {
-            let Some(connection) = self.connections.get_mut(id.0) else {
+            let Some(connection) = self.connections.get_mut(id.index()) else {
                 return;
             };
             let Some(key) = connection.session() else { break };
@@ -224,7 +230,7 @@ impl Shard {
                     if over {
                         self.linger(now, id);
                     } else if stalled.is_some() {
-                        if let Some(connection) = self.connections.get_mut(id.0) {
+                        if let Some(connection) = self.connections.get_mut(id.index()) {
                             connection.stalled = stalled;
                         }
                         break;
@@ -233,7 +239,7 @@ impl Shard {
                 Err(error) => result = Err(error),
             }
         }
-        if let Some(connection) = self.connections.get_mut(id.0) {
+        if let Some(connection) = self.connections.get_mut(id.index()) {
             result = result.and(connection.channel.park(&mut self.scratch));
         }
         self.write_scratch(now, id, 0);
@@ -243,7 +249,7 @@ impl Shard {
     }
 
     fn on_channel_error(&mut self, now: Instant, id: ConnectionId, error: &ChannelError) {
-        let Some(connection) = self.connections.get(id.0) else {
+        let Some(connection) = self.connections.get(id.index()) else {
             return;
         };
         if let Some(key) = connection.session() {
@@ -253,7 +259,7 @@ impl Shard {
 
     /// The session of this connection is over: what is queued may still go out.
     pub(super) fn linger(&mut self, now: Instant, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         if let Some(key) = connection.session() {
@@ -270,7 +276,7 @@ impl Shard {
 
     /// The socket broke or ended.
     pub(super) fn lost(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return Step::Over;
         };
         if let Some(key) = connection.session() {
@@ -289,7 +295,7 @@ impl Shard {
         (shut, until): (bool, Instant),
         cx: &mut Context<'_>,
     ) -> Poll<Step> {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return Poll::Ready(Step::Over);
         };
         if !shut {

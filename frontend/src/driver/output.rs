@@ -40,7 +40,7 @@ impl Shard {
     fn place_of(&self, key: SessionKey) -> Option<Place> {
         let place = (*self.by_slot.get(key.slot as usize)?)?;
         let session = match place {
-            Place::Stream(id) => self.connections.get(id.0)?.session(),
+            Place::Stream(id) => self.connections.get(id.index())?.session(),
             Place::Datagrams(at) => self.udp.as_ref()?.session_of(at),
         };
         (session == Some(key)).then_some(place)
@@ -53,13 +53,13 @@ impl Shard {
         (key, id): (SessionKey, ConnectionId),
         first: (MessageKind, Bytes),
     ) -> Option<Output> {
-        if !self.connections.get(id.0)?.channel.is_open() {
+        if !self.connections.get(id.index())?.channel.is_open() {
             // The peer broke a rule: of what is still queued for it, only the close is said.
             return None;
         }
         let (mut message, mut queued) = (first, 0);
         loop {
-            let connection = self.connections.get_mut(id.0)?;
+            let connection = self.connections.get_mut(id.index())?;
             if let Err(error) = connection.channel.send(&mut self.scratch, message.0, &message.1) {
                 tracing::debug!(%error, "a message could not be queued");
                 self.scratch.reset();
@@ -85,7 +85,7 @@ impl Shard {
     }
 
     fn flush_and_write(&mut self, now: Instant, id: ConnectionId, messages: usize) {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         if let Err(error) = connection.channel.flush(&mut self.scratch) {
@@ -99,7 +99,7 @@ impl Shard {
 
     /// Writes what was encrypted for this connection; `messages` of its session's messages end with it.
     pub(super) fn write_scratch(&mut self, now: Instant, id: ConnectionId, messages: usize) {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return self.scratch.clear_outbound();
         };
         let bytes = self.scratch.outbound();
@@ -131,7 +131,7 @@ impl Shard {
 
     /// The peer does not read and its bytes do not fit: nothing more can be said to it.
     fn give_up(&mut self, now: Instant, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         let key = connection.session();
@@ -154,7 +154,7 @@ impl Shard {
             Some(Place::Datagrams(at)) => return self.udp_admit(now, at, challenge),
             None => return,
         };
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         connection.stage = Stage::Open(key);
@@ -165,7 +165,7 @@ impl Shard {
 
     /// Decodes what waits in the connection, then reads again.
     fn go_on(&mut self, now: Instant, id: ConnectionId, begun: Result<(), crate::channel::ChannelError>) {
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         connection.wake();
@@ -186,7 +186,7 @@ impl Shard {
             Some(Place::Datagrams(at)) => return self.udp_refuse(now, at, &refusal),
             None => return,
         };
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         if let Err(error) = connection.channel.refuse(&mut self.scratch, &refusal) {
@@ -202,7 +202,7 @@ impl Shard {
             Some(Place::Datagrams(at)) => return self.udp_ping(now, at),
             None => return,
         };
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         if connection.channel.ping(&mut self.scratch).is_ok() {
@@ -216,7 +216,7 @@ impl Shard {
             Some(Place::Datagrams(at)) => return self.udp_close(now, at, (code, goodbye)),
             None => return,
         };
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         if let Some(goodbye) = goodbye
@@ -244,7 +244,7 @@ impl Shard {
             Some(Place::Datagrams(at)) => return self.udp_resume(now, at, key),
             None => return,
         };
-        let Some(connection) = self.connections.get_mut(id.0) else {
+        let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
         let Some(stalled) = connection.stalled.take() else {

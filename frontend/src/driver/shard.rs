@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_proto::ShardId;
 use rustls::ServerConfig;
+use slab::Slab;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
@@ -20,7 +21,6 @@ use crate::channel::{
 };
 use crate::exchange::{ToHub, ToShard};
 use crate::session::{self, SessionKey, ShardConfig, ShardMetrics};
-use crate::table::{Chunked, Slots};
 
 /// How long a connection that was told to go may take to read the rest.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
@@ -60,10 +60,10 @@ pub enum ListenerKind {
 pub struct Shard {
     pub(super) sessions: session::Shard,
     pub(super) scratch: Scratch,
-    pub(super) connections: Slots<Connection>,
+    pub(super) connections: Slab<Connection>,
     pub(super) udp: Option<Box<Udp>>,
     /// By session slot: its connection.
-    pub(super) by_slot: Chunked<Option<Place>>,
+    pub(super) by_slot: Vec<Option<Place>>,
     pub(super) outbox_limits: OutboxLimits,
     /// Connections that were told to go, oldest first.
     pub(super) lingering: VecDeque<(Instant, ConnectionId)>,
@@ -124,9 +124,9 @@ impl Shard {
         let shard = Self {
             sessions: session::Shard::new(setup.config, setup.metrics, now),
             scratch: Scratch::new(setup.scratch),
-            connections: Slots::default(),
+            connections: Slab::new(),
             udp: udp.map(Box::new),
-            by_slot: Chunked::default(),
+            by_slot: Vec::new(),
             outbox_limits: OutboxLimits {
                 connection_bytes: setup.outbox_bytes,
                 budget: Budget::new(setup.outbox_total_bytes),
@@ -162,7 +162,8 @@ impl Shard {
             ),
         };
         let key = self.sessions.accept(Instant::now(), channel.kind(), address)?;
-        let id = ConnectionId(self.connections.insert(Connection::new(stream, channel, key)));
+        let id = self.connections.insert(Connection::new(stream, channel, key));
+        let id = ConnectionId(id as u32);
         self.place(key, Place::Stream(id));
         self.end_turn();
         Some(id)
@@ -171,8 +172,8 @@ impl Shard {
     /// Notes where the session's connection is.
     pub(super) fn place(&mut self, key: SessionKey, place: Place) {
         let slot = key.slot as usize;
-        while self.by_slot.len() <= slot {
-            self.by_slot.push(None);
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize(slot + 1, None);
         }
         self.by_slot[slot] = Some(place);
     }
@@ -207,7 +208,7 @@ impl Shard {
         while self.lingering.front().is_some_and(|(at, _)| *at <= now)
             && let Some((_, id)) = self.lingering.pop_front()
         {
-            if let Some(connection) = self.connections.get_mut(id.0) {
+            if let Some(connection) = self.connections.get_mut(id.index()) {
                 connection.on_linger_over(now);
             }
         }

@@ -32,6 +32,7 @@ use bytes::Bytes;
 use holdfast_proto::throttle::Throttle;
 use holdfast_proto::udp::{self, ConnectionId, Cookies, ResetKey};
 use holdfast_proto::{MessageKind, ShardId};
+use slab::Slab;
 
 pub use metrics::UdpMetrics;
 pub(super) use socket::granted;
@@ -45,7 +46,6 @@ use self::socket::DatagramSocket;
 use self::transmit::TransmitQueue;
 use crate::channel::{UdpChannel, UdpShared};
 use crate::session::{SessionKey, Wheel};
-use crate::table::Slots;
 
 /// What timers of connections are rounded up to.
 const TICK: Duration = Duration::from_millis(1);
@@ -91,7 +91,7 @@ pub struct Admission {
 pub(super) struct Udp {
     shared: UdpShared,
     socket: Rc<DatagramSocket>,
-    records: Slots<Record>,
+    records: Slab<Record>,
     admission: Admission,
     attempts: Attempts,
     locals: Locals,
@@ -157,7 +157,7 @@ impl Udp {
             locals: Locals::new(socket.local_addr()?),
             socket: Rc::new(socket),
             shared: UdpShared::new(setup.config, setup.reset_key, setup.max_input_bytes, now),
-            records: Slots::default(),
+            records: Slab::new(),
             admission: setup.admission,
             attempts: Attempts::new(rand::random()),
             queue: TransmitQueue::default(),
@@ -174,7 +174,7 @@ impl Udp {
 
     /// The session that a connection belongs to.
     pub(super) fn session_of(&self, at: u32) -> Option<SessionKey> {
-        self.records.get(at)?.session
+        self.records.get(at as usize)?.session
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -184,7 +184,7 @@ impl Udp {
 
     /// Drops a connection, and all that was kept for it.
     fn remove(&mut self, at: u32) {
-        let Some(mut record) = self.records.remove(at) else {
+        let Some(mut record) = self.records.try_remove(at as usize) else {
             return;
         };
         record.channel.release(&mut self.shared);
@@ -198,13 +198,13 @@ impl Udp {
 
     /// Its session is over: what is queued may still go out, for as long as `until`.
     fn linger(&mut self, at: u32, until: Instant) {
-        let Some(record) = self.records.get_mut(at) else {
+        let Some(record) = self.records.get_mut(at as usize) else {
             return;
         };
         record.session = None;
         record.stalled = None;
         self.lingering.push_back((until, at, record.channel.cid()));
-        let has_spoken = |at: u32| self.records.get(at).is_none_or(|record| !record.ready);
+        let has_spoken = |at: u32| self.records.get(at as usize).is_none_or(|record| !record.ready);
         if self.lingering.len() > MAX_LINGERING
             && self.lingering.front().is_some_and(|(_, at, _)| has_spoken(*at))
         {
@@ -218,7 +218,7 @@ impl Udp {
         };
         // Another connection may have its place by now.
         let same = |record: &Record| record.session.is_none() && record.channel.cid() == cid;
-        if self.records.get(at).is_some_and(same) {
+        if self.records.get(at as usize).is_some_and(same) {
             self.remove(at);
         }
     }
@@ -232,7 +232,7 @@ impl Udp {
     /// Counts what the connection holds. Whatever it has to say is due.
     fn settle(&mut self, at: u32) {
         self.set_ready(at);
-        if let Some(record) = self.records.get_mut(at) {
+        if let Some(record) = self.records.get_mut(at as usize) {
             record.settle(&mut self.shared);
         }
     }
@@ -241,9 +241,8 @@ impl Udp {
     /// messages are complete waits for a backend, and is none of them.
     fn largest_unfinished(&self) -> Option<SessionKey> {
         let waits_for_device = |record: &&Record| record.session.is_some() && record.stalled.is_none();
-        let largest = self
-            .records
-            .values()
+        let records = self.records.iter().map(|(_, record)| record);
+        let largest = records
             .filter(waits_for_device)
             .max_by_key(|record| record.channel.held().input)?;
         largest.session.filter(|_| largest.channel.held().input > 0)

@@ -28,7 +28,6 @@ use super::session::{Active, Session, SessionKey};
 use super::state::{CloseReason, State};
 use super::wheel::{TICK, Wheel};
 use crate::exchange::ToHub;
-use crate::table::Chunked;
 
 /// What a channel shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +123,7 @@ pub struct Stalled(pub Bytes);
 pub struct Shard {
     config: ShardConfig,
     metrics: ShardMetrics,
-    slots: Chunked<Place>,
+    slots: Vec<Place>,
     free: Vec<u32>,
     roster: Roster,
     wheel: Wheel,
@@ -166,7 +165,7 @@ impl Shard {
             rng: config.seed,
             config,
             metrics,
-            slots: Chunked::default(),
+            slots: Vec::new(),
             free: Vec::new(),
             roster: Roster::default(),
             wheel: Wheel::new(now, TICK),

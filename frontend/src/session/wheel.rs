@@ -5,8 +5,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::table::Chunked;
-
 /// What a wheel of sessions rounds up to.
 pub const TICK: Duration = Duration::from_millis(20);
 /// A later deadline fires at the horizon (164 s ahead with ticks of 20 ms, 8 s with ticks of 1 ms), and is set again by its owner.
@@ -40,7 +38,7 @@ pub struct Wheel {
     heads: Box<[u32]>,
     /// One bit per bucket that holds a timer, so that the next one is found in a few steps.
     used: Box<[u64]>,
-    links: Chunked<Links>,
+    links: Vec<Links>,
     armed: usize,
 }
 
@@ -57,7 +55,7 @@ impl Wheel {
             earliest: u64::MAX,
             heads: vec![NONE; BUCKETS].into(),
             used: vec![0; BUCKETS / WORD_BITS].into(),
-            links: Chunked::default(),
+            links: Vec::new(),
             armed: 0,
         }
     }
@@ -65,8 +63,8 @@ impl Wheel {
     /// Sets the one timer of `slot`, in place of an earlier one.
     pub fn set(&mut self, slot: u32, at: Instant) {
         self.clear(slot);
-        while self.links.len() <= slot as usize {
-            self.links.push(UNSET);
+        if self.links.len() <= slot as usize {
+            self.links.resize(slot as usize + 1, UNSET);
         }
         let due = self.ticks_up(at).max(self.tick + 1);
         let tick = due.min(self.tick + BUCKETS as u64 - 1);

@@ -97,7 +97,7 @@ impl Shard {
     fn on_data(&mut self, now: Instant, cid: ConnectionId, run: Arrived<'_>) {
         let Some(udp) = &mut self.udp else { return };
         let at = cid.slot();
-        let known = udp.records.get_mut(at);
+        let known = udp.records.get_mut(at as usize);
         let Some(record) = known.filter(|record| record.channel.cid() == Some(cid)) else {
             return udp.on_unknown(now, cid, &run);
         };
@@ -156,7 +156,7 @@ impl Shard {
     pub(super) fn udp_events(&mut self, now: Instant, at: u32) {
         loop {
             let Some(udp) = &mut self.udp else { return };
-            let Some(record) = udp.records.get_mut(at) else {
+            let Some(record) = udp.records.get_mut(at as usize) else {
                 return;
             };
             let Some(key) = record.session else {
@@ -180,7 +180,7 @@ impl Shard {
                     if over {
                         self.udp_linger(now, at);
                     } else if let Some(udp) = &mut self.udp
-                        && let Some(record) = udp.records.get_mut(at)
+                        && let Some(record) = udp.records.get_mut(at as usize)
                         && stalled.is_some()
                     {
                         record.stalled = stalled;
@@ -235,7 +235,7 @@ impl Shard {
             let Some(at) = udp.wheel.poll(now) else {
                 return udp.drop_lingering(now);
             };
-            if let Some(record) = udp.records.get_mut(at) {
+            if let Some(record) = udp.records.get_mut(at as usize) {
                 record.channel.handle_timeout(&udp.shared);
                 self.udp_events(now, at);
             }

@@ -147,10 +147,11 @@ impl Udp {
         {
             return None;
         }
-        let at = self.records.next();
+        let entry = self.records.vacant_entry();
+        let at = entry.key() as u32;
         // Whoever had the slot before has another random half.
         let cid = ConnectionId::new(self.shard.0, at, rand::rng().random());
-        let record = Record {
+        entry.insert(Record {
             channel: UdpChannel::new(cid, parameters, attempt.from),
             session: Some(session),
             stalled: None,
@@ -163,8 +164,7 @@ impl Udp {
             candidate_local: LocalId::default(),
             newest: u32::MAX,
             ready: false,
-        };
-        self.records.insert(record);
+        });
         self.metrics.connections.inc();
         self.metrics.attempt("judged");
         self.show();

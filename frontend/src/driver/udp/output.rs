@@ -19,7 +19,7 @@ impl Shard {
     ) {
         let Some(udp) = &mut self.udp else { return };
         udp.shared.now = now;
-        let Some(record) = udp.records.get_mut(at) else {
+        let Some(record) = udp.records.get_mut(at as usize) else {
             return;
         };
         let key = record.session;
@@ -44,7 +44,7 @@ impl Shard {
     pub(in super::super) fn udp_admit(&mut self, now: Instant, at: u32, challenge: Option<Box<Challenge>>) {
         let Some(udp) = &mut self.udp else { return };
         udp.shared.now = now;
-        let Some(record) = udp.records.get_mut(at) else {
+        let Some(record) = udp.records.get_mut(at as usize) else {
             return;
         };
         let key = record.session;
@@ -64,7 +64,7 @@ impl Shard {
 
     pub(in super::super) fn udp_refuse(&mut self, now: Instant, at: u32, refusal: &Refusal) {
         let Some(udp) = &mut self.udp else { return };
-        let Some(record) = udp.records.get_mut(at) else {
+        let Some(record) = udp.records.get_mut(at as usize) else {
             return;
         };
         match record.channel.refuse(&mut udp.shared, refusal) {
@@ -81,7 +81,7 @@ impl Shard {
     pub(in super::super) fn udp_ping(&mut self, now: Instant, at: u32) {
         let Some(udp) = &mut self.udp else { return };
         udp.shared.now = now;
-        if let Some(record) = udp.records.get_mut(at)
+        if let Some(record) = udp.records.get_mut(at as usize)
             && record.channel.ping(&mut udp.shared).is_ok()
         {
             udp.set_ready(at);
@@ -96,7 +96,7 @@ impl Shard {
     ) {
         let Some(udp) = &mut self.udp else { return };
         udp.shared.now = now;
-        let Some(record) = udp.records.get_mut(at) else {
+        let Some(record) = udp.records.get_mut(at as usize) else {
             return;
         };
         if let Some(goodbye) = goodbye
@@ -119,7 +119,7 @@ impl Shard {
     pub(in super::super) fn udp_resume(&mut self, now: Instant, at: u32, key: SessionKey) {
         let Some(udp) = &mut self.udp else { return };
         udp.shared.now = now;
-        let Some(record) = udp.records.get_mut(at) else {
+        let Some(record) = udp.records.get_mut(at as usize) else {
             return;
         };
         let Some(stalled) = record.stalled.take() else {
@@ -145,7 +145,7 @@ impl Udp {
     /// Sends what answers the attempt of this connection, and keeps it for when the attempt is repeated.
     fn answer_attempt(&mut self, at: u32) {
         let answer = std::mem::take(&mut self.shared.answer);
-        if let Some(record) = self.records.get(at)
+        if let Some(record) = self.records.get(at as usize)
             && let Some(asked) = &record.asked
         {
             let (to, from) = (asked.from, self.locals.get(record.local));
@@ -157,7 +157,7 @@ impl Udp {
 
     /// The attempt of this connection needs nothing more; its answer is kept.
     fn finish_attempt(&mut self, now: Instant, at: u32) {
-        let record = self.records.get_mut(at);
+        let record = self.records.get_mut(at as usize);
         if let Some(asked) = record.and_then(|record| record.asked.take()) {
             self.attempts.finish(now, asked.attempt);
         }

@@ -45,7 +45,7 @@ impl TransmitQueue {
 impl Udp {
     /// The connection may have something to say.
     pub(super) fn set_ready(&mut self, at: u32) {
-        if let Some(record) = self.records.get_mut(at)
+        if let Some(record) = self.records.get_mut(at as usize)
             && !std::mem::replace(&mut record.ready, true)
         {
             self.queue.ready.push_back(at);
@@ -90,7 +90,7 @@ impl Udp {
 
     /// Makes the datagrams of one connection, then sets its timer; drops it when it is over.
     fn transmit_of(&mut self, at: u32) {
-        let Some(record) = self.records.get_mut(at) else {
+        let Some(record) = self.records.get_mut(at as usize) else {
             return;
         };
         record.ready = false;
