@@ -53,6 +53,18 @@ fn one_written_decides_and_all_offline_is_offline() {
         ([FrameStatus::Dropped, FrameStatus::Offline], PushStatus::Dropped),
         ([FrameStatus::Offline, FrameStatus::Offline], PushStatus::Offline),
         (
+            [FrameStatus::Unconfirmed, FrameStatus::Written],
+            PushStatus::Written,
+        ),
+        (
+            [FrameStatus::Dropped, FrameStatus::Unconfirmed],
+            PushStatus::Unconfirmed,
+        ),
+        (
+            [FrameStatus::Unconfirmed, FrameStatus::Offline],
+            PushStatus::Unconfirmed,
+        ),
+        (
             [FrameStatus::Offline, FrameStatus::Unspecified],
             PushStatus::Unconfirmed,
         ),

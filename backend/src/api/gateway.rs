@@ -115,7 +115,7 @@ pub struct PushCounts {
     pub written: u64,
     /// Sessions that did not get it.
     pub dropped: u64,
-    /// Sessions whose sockets had not taken it when the frontend stopped waiting: they may get it yet.
+    /// Sessions whose sockets had not taken it when the frontend stopped waiting, or that ended meanwhile: they may have it, or get it.
     pub unconfirmed: u64,
     /// Frontends that did not say in time what became of it.
     pub frontends_unconfirmed: u64,

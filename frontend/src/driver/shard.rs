@@ -75,8 +75,9 @@ pub struct Shard {
 
 #[derive(Default)]
 pub(super) struct Wakes {
-    /// There are datagrams to send, or there are none.
+    /// There are datagrams to send.
     pub(super) datagrams: Notify,
+    /// There are none.
     sent: Notify,
     hub: Notify,
     timer: Notify,
