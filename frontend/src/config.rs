@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use holdfast_proto::codes::LATEST_LOGIN;
 use holdfast_proto::config::Interval;
 use serde::Deserialize;
 
@@ -166,6 +168,17 @@ impl Default for TimesConfig {
     }
 }
 
+impl TimesConfig {
+    /// From the connection to the login, if BIND and LOGIN each wait for a backend, lose it when its answer is due, and find a second
+    /// one in the same way.
+    fn longest_admission(&self) -> Duration {
+        let backends = self.wait.get().saturating_add(self.backend.get());
+        let first_message = self.hello.get().max(self.challenge.get());
+        let waits = backends.saturating_mul(4).saturating_add(first_message);
+        self.accept.get().saturating_add(waits)
+    }
+}
+
 impl Default for BackendsConfig {
     fn default() -> Self {
         Self {
@@ -280,6 +293,17 @@ impl Config {
         if times.close_after <= times.ping_after {
             let allowed = format!("longer than times.ping_after ({})", times.ping_after);
             return Err(("times.close_after", times.close_after.to_string(), allowed));
+        }
+        let admission = times.longest_admission();
+        if admission > LATEST_LOGIN {
+            return Err((
+                "times",
+                format!("up to {} s until a device is online", admission.as_secs()),
+                format!(
+                    "accept + 4 * (wait + backend) + the longer of hello and challenge at most {} s",
+                    LATEST_LOGIN.as_secs()
+                ),
+            ));
         }
         if backends.timeout.get() < 2 * backends.heartbeat.get() {
             let allowed = format!("at least twice backends.heartbeat ({})", backends.heartbeat);
@@ -398,6 +422,10 @@ key = "k"
                 "times.close_after is 1s; allowed is longer than",
             ),
             (format!("{GOOD}[times]\nwait = \"soon\""), "not a duration"),
+            (
+                format!("{GOOD}[times]\nchallenge = \"231s\""),
+                "times is up to 301 s until a device is online; allowed is accept + 4 * (wait + backend)",
+            ),
             (
                 GOOD[..GOOD.find("[wss]").unwrap()].to_owned(),
                 "listeners is none",

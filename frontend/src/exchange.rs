@@ -4,6 +4,7 @@
 //! the hub granted and that come back as [`ToHub::Release`].
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use holdfast_proto::link::frames::PushResult;
 use holdfast_proto::link::{Class, Command, Incoming};
@@ -107,6 +108,8 @@ pub struct Presence {
     pub session: SessionId,
     pub kind: ChannelKind,
     pub address: SocketAddr,
+    /// When the device was let in, before its first message.
+    pub admitted: Instant,
     /// When its login took effect, milliseconds since 1970, as the backend said.
     pub since_ms: u64,
 }

@@ -1,5 +1,11 @@
 //! Close codes and error codes that devices see, with their meanings.
 
+use std::time::Duration;
+
+/// How long after a device gave up a connection its login on it may still take effect: who holds back its `@hello` decides when.
+/// A device that is replaced within this time after a loss comes back; a frontend's times for admission add up to no more.
+pub const LATEST_LOGIN: Duration = Duration::from_secs(300);
+
 /// A WebSocket close code (RFC 6455 section 7.4): the standard ones that we use, and ours from the private range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u16)]

@@ -63,7 +63,7 @@ const PUBLIC_PORTS: [u16; 3] = [7400, 7401, 7402];
 /// Times of every frontend that a test does not set otherwise: long enough that no stall of a busy machine is taken for what a test is
 /// not about. Devices wait for a backend that has yet to start, may be slow to say `@hello`, and links may pause.
 const FRONTEND_TIMES: [(&str, &str); 3] = [
-    ("times.wait", "60s"),
+    ("times.wait", "45s"),
     ("times.hello", "10s"),
     ("backends.timeout", LINK_TIMEOUT),
 ];

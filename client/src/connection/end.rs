@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_proto::codes::CloseCode;
+use holdfast_proto::codes::{CloseCode, LATEST_LOGIN};
 
 use crate::Error;
 use crate::message::Goodbye;
@@ -40,32 +40,36 @@ pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodby
     }
 }
 
-/// When a connection or an attempt was last lost without the server's word.
+/// When the device last had a connection or an attempt of which its server may not know that it is gone: when the program began, for
+/// the one before it, and at each loss without the server's word.
 ///
-/// Its server may not know that it was, and its login may come through late and replace the session that came after it: then
-/// `replaced` is not about a rival, and the device comes back.
-#[derive(Debug, Default)]
-pub(crate) struct LastLoss(Option<Instant>);
-
-/// How long what was lost may still come through: the server gives up a login that is not there after some ten seconds.
-const LATE: Duration = Duration::from_secs(60);
+/// The login on such a one may come through late and replace the session that came after it, once for each of them: then `replaced`
+/// is not about a rival, and the device comes back.
+#[derive(Debug)]
+pub(crate) struct LastLoss(Instant);
 
 impl LastLoss {
-    /// Notes how a connection ended, and corrects what follows from it. A loss excuses one replacement.
+    pub(crate) fn new(start: Instant) -> Self {
+        Self(start)
+    }
+
+    /// Notes how a connection ended, and corrects what follows from it.
     pub(crate) fn judge(&mut self, end: &mut End, now: Instant) {
-        match end.error {
-            Error::ClosedByServer { code, .. } if code == CloseCode::Replaced as u16 => {
-                let late = self
-                    .0
-                    .take()
-                    .is_some_and(|at| now.saturating_duration_since(at) < LATE);
-                end.may_reconnect |= late;
+        match &end.error {
+            Error::ClosedByServer { code, reason } if is_replaced(*code, reason) => {
+                end.may_reconnect |= now.saturating_duration_since(self.0) < LATEST_LOGIN;
             }
-            Error::ClosedByServer { code, .. } if code != ABNORMAL_CLOSURE => {}
+            Error::ClosedByServer { code, .. } if *code != ABNORMAL_CLOSURE => {}
             Error::Refused(_) | Error::Config(_) | Error::Closed => {}
-            _ => self.0 = Some(now),
+            _ => self.0 = now,
         }
     }
+}
+
+/// By its close, or by `@goodbye` alone: who sits between may let that through and then cut the connection.
+fn is_replaced(code: u16, reason: &str) -> bool {
+    let replaced = CloseCode::Replaced;
+    code == replaced as u16 || (code == ABNORMAL_CLOSURE && reason == replaced.label())
 }
 
 /// RFC 6455 section 7.4.1: no close frame at all.
@@ -75,20 +79,38 @@ pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 mod tests {
     use super::*;
 
+    fn replaced(code: u16) -> End {
+        let goodbye = Goodbye {
+            code: "replaced".into(),
+            retry_after: None,
+            reconnect: false,
+        };
+        closed_by_server(code, String::new(), Some(goodbye))
+    }
+
     #[test]
-    fn being_replaced_after_a_loss_is_no_last_word_and_otherwise_is() {
-        let (mut last, start) = (LastLoss::default(), Instant::now());
-        let replaced = |seconds: u64, last: &mut LastLoss| {
-            let mut end = closed_by_server(4000, String::new(), None);
-            last.judge(&mut end, start + Duration::from_secs(seconds));
+    fn being_replaced_soon_after_a_loss_or_the_start_is_no_last_word_and_otherwise_is() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let may_reconnect = |last: &mut LastLoss, mut end: End, seconds: u64| {
+            last.judge(&mut end, at(seconds));
             end.may_reconnect
         };
-        assert!(!replaced(0, &mut last));
-        last.judge(&mut End::broken(Error::Connect("lost".into())), start);
-        assert!(replaced(59, &mut last));
-        assert!(!replaced(59, &mut last), "one loss, one replacement");
-        last.judge(&mut End::broken(Error::Connect("lost".into())), start);
-        assert!(!replaced(60, &mut last));
+        // The close, or the goodbye with the close cut off.
+        for code in [4000, ABNORMAL_CLOSURE] {
+            let mut last = LastLoss::new(start);
+            assert!(may_reconnect(&mut last, replaced(code), 299), "{code}");
+            assert!(!may_reconnect(&mut last, replaced(code), 300), "{code}");
+            last.judge(&mut End::broken(Error::Connect("lost".into())), at(400));
+            // Several logins may have been held back: each replacement is excused, and none prolongs the time.
+            for seconds in [401, 500, 699] {
+                assert!(may_reconnect(&mut last, replaced(code), seconds), "{code}");
+            }
+            assert!(!may_reconnect(&mut last, replaced(code), 700), "{code}");
+        }
+        let mut last = LastLoss::new(start);
+        let operator = closed_by_server(4001, String::new(), None);
+        assert!(!may_reconnect(&mut last, operator, 1), "that is no replacement");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub enum Swap {
     New,
     /// This older session lost its entry: close it.
     Replaced(SessionId),
-    /// A newer session holds the entry: close this one.
+    /// A session that was admitted later holds the entry: close this one.
     Superseded,
 }
 
@@ -50,14 +50,15 @@ impl DeviceIndex {
         self.devices.get(device).map(|e| &e.presence)
     }
 
-    /// A login took effect. The newest wins; of two in the same millisecond the one that comes later here.
+    /// A login took effect. Of a device's sessions the one stays that was admitted last, not the one that logged in last: when `@hello`
+    /// comes, who sits between decides. Of two admitted at once the one that comes later here.
     pub fn on_online(&mut self, presence: Presence) -> Swap {
         let mut swap = Swap::New;
         if let Some(held) = self.devices.get(&presence.device) {
             if held.presence.session == presence.session {
                 return Swap::New;
             }
-            if held.presence.since_ms > presence.since_ms {
+            if held.presence.admitted > presence.admitted {
                 return Swap::Superseded;
             }
             swap = Swap::Replaced(held.presence.session);
@@ -126,6 +127,9 @@ pub(super) fn session_info(presence: &Presence) -> frames::SessionInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+    use std::time::{Duration, Instant};
+
     use super::*;
     use holdfast_proto::{ChannelKind, FrontendEpoch, FrontendId, Generation, SessionParts, ShardId, Slot};
 
@@ -140,19 +144,25 @@ mod tests {
         .unwrap()
     }
 
-    fn login(device: &str, n: u32, since_ms: u64) -> Presence {
+    fn at(second: u64) -> Instant {
+        static START: OnceLock<Instant> = OnceLock::new();
+        *START.get_or_init(Instant::now) + Duration::from_secs(second)
+    }
+
+    fn login(device: &str, n: u32, admitted: u64) -> Presence {
         let address = "127.0.0.1:1".parse().unwrap();
         Presence {
             device: device.parse().unwrap(),
             session: session(n),
             kind: ChannelKind::Wss,
             address,
-            since_ms,
+            admitted: at(admitted),
+            since_ms: 1,
         }
     }
 
     #[test]
-    fn the_newest_login_holds_the_entry() {
+    fn who_was_admitted_last_holds_the_entry() {
         let mut index = DeviceIndex::default();
         assert_eq!(index.on_online(login("a", 1, 10)), Swap::New);
         assert_eq!(index.on_online(login("a", 1, 10)), Swap::New);

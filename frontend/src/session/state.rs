@@ -63,6 +63,8 @@ pub struct LoggingIn {
     pub hello: Bytes,
     pub delivery: Delivery,
     pub since: Instant,
+    /// When BOUND came.
+    pub admitted: Instant,
 }
 
 /// LOGOUT was or will be sent, again and again until it is acknowledged.
@@ -163,13 +165,14 @@ impl State {
     }
 
     pub fn on_greeted(&mut self, now: Instant, hello: Bytes) -> Result<(), IllegalTransition> {
-        let Self::Challenging { .. } = self else {
+        let Self::Challenging { since: admitted, .. } = *self else {
             return Err(self.illegal("on_greeted"));
         };
         *self = Self::LoggingIn(Box::new(LoggingIn {
             hello,
             delivery: Delivery::default(),
             since: now,
+            admitted,
         }));
         Ok(())
     }
@@ -243,6 +246,7 @@ mod tests {
                 hello: Bytes::new(),
                 delivery: sent,
                 since: now,
+                admitted: now,
             })),
             State::Online,
             State::Closing(Box::new(Closing {

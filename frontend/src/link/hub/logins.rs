@@ -3,6 +3,7 @@
 //! LOGIN and its answer pass through here, so the entry is made before the shard hears of the answer and says `@welcome`.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use holdfast_proto::link::frames::{self, logged_in};
 use holdfast_proto::link::{Class, Command, session_id};
@@ -36,10 +37,16 @@ impl Hub {
                 session: id,
                 kind,
                 address,
+                admitted: self.admitted(login),
                 since_ms: 0,
             };
             self.logins.insert(id, Login { peer, presence });
         }
+    }
+
+    fn admitted(&self, login: &frames::Login) -> Instant {
+        let ago = Duration::from_millis(login.admitted_ms_ago.into());
+        self.now.checked_sub(ago).unwrap_or(self.now)
     }
 
     /// The answer to LOGIN is about to be given to the shard. Gives the session that must close after it has heard.

@@ -1,6 +1,6 @@
 //! What goes to a backend, and to which.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use holdfast_proto::MessageKind;
 use holdfast_proto::link::{Command, frames};
@@ -57,7 +57,7 @@ impl Shard {
             }
             State::Accepted { .. } | State::Challenging { .. } | State::Online => return,
         }
-        if let Some(command) = lifecycle_command(session) {
+        if let Some(command) = lifecycle_command(session, now) {
             self.to_hub.push(ToHub::Work {
                 peer,
                 ticket,
@@ -165,7 +165,7 @@ impl Shard {
     }
 }
 
-fn lifecycle_command(session: &Session) -> Option<Command> {
+fn lifecycle_command(session: &Session, now: Instant) -> Option<Command> {
     let attempt = |delivery: &Delivery| delivery.attempt;
     Some(match &session.state {
         State::Binding(binding) => Command::Bind(frames::Bind {
@@ -181,6 +181,7 @@ fn lifecycle_command(session: &Session) -> Option<Command> {
             address: session.address.to_string(),
             hello: login.hello.clone(),
             attempt: attempt(&login.delivery),
+            admitted_ms_ago: millis(now.saturating_duration_since(login.admitted)),
         }),
         State::Closing(closing) => Command::Logout(frames::Logout {
             session: Some(session.frame()),
@@ -191,13 +192,16 @@ fn lifecycle_command(session: &Session) -> Option<Command> {
     })
 }
 
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
 fn request_command(
     session: &Session,
     dispatch: Dispatch,
     now: Instant,
     config: &crate::session::ShardConfig,
 ) -> Command {
-    let millis = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
     let request = frames::Request {
         session: Some(session.frame()),
         sequence: dispatch.sequence.0,

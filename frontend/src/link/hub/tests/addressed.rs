@@ -80,7 +80,7 @@ fn frames_that_are_for_nobody_here_give_their_credit_back() {
 }
 
 #[test]
-fn the_newest_login_is_found_and_the_older_one_closed() {
+fn who_was_admitted_last_is_found_and_the_other_one_closed() {
     let mut w = World::new();
     let (mut b, peer) = w.active(5);
     let (old, new, older) = (session(0, 1), session(1, 1), session(0, 2));
@@ -88,7 +88,8 @@ fn the_newest_login_is_found_and_the_older_one_closed() {
     assert!(w.closes().is_empty());
     w.login((&mut b, peer), "d", (new, 20));
     assert_eq!(w.closes(), [(0, old, 4000)]);
-    w.login((&mut b, peer), "d", (older, 15));
+    // It was admitted before the one that is online, but its `@hello` was held back: the last login, and not the newest session.
+    w.late_login((&mut b, peer), "d", (older, 30), 1);
     let told = w.told();
     assert!(
         matches!(told[0].1, ToShard::Frame { .. }),

@@ -203,7 +203,17 @@ impl World {
         device: &str,
         login: (SessionId, u64),
     ) {
-        let (id, login_ms) = login;
+        self.late_login((backend, peer), device, login, 0);
+    }
+
+    /// The same of one that was admitted some milliseconds before.
+    pub(super) fn late_login(
+        &mut self,
+        (backend, peer): (&mut Backend, PeerId),
+        device: &str,
+        (id, login_ms): (SessionId, u64),
+        admitted_ms_ago: u32,
+    ) {
         let shard = id.parts().shard.0;
         let session = frames::Session {
             id: Some(id.into()),
@@ -214,6 +224,7 @@ impl World {
             session: Some(session),
             channel: frames::Channel::Wss as i32,
             address: "192.0.2.1:9".into(),
+            admitted_ms_ago,
             ..Default::default()
         });
         self.work(shard, peer, 1, command);

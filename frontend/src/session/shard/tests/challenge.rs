@@ -77,11 +77,12 @@ fn a_hello_proves_the_key_and_login_follows() {
     };
     assert_eq!(challenge.message, "@challenge {}");
     assert_eq!(challenge.keys.to_device.as_bytes(), &[2; 32]);
+    w.pass(3 * SECOND);
     w.text(key, "@hello {}").unwrap();
     let Command::Login(login) = w.one(A) else { panic!() };
     assert_eq!(
-        (login.channel(), login.hello.as_ref()),
-        (frames::Channel::Ws, &b"@hello {}"[..])
+        (login.channel(), login.hello.as_ref(), login.admitted_ms_ago),
+        (frames::Channel::Ws, &b"@hello {}"[..], 3000)
     );
 }
 
