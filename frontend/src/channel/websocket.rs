@@ -317,8 +317,7 @@ impl<L: Layer> WebSocket<L> {
                             Content::Message(kind, bytes) => {
                                 return Ok(Some(ChannelEvent::Message(kind, bytes)));
                             }
-                            Content::Part => {}
-                            Content::Alive => alive = true,
+                            Content::Part | Content::Alive => alive = true,
                             Content::Closed { code } => return self.answer_close(scratch, Some(code), true),
                         }
                         continue;

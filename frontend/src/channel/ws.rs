@@ -287,7 +287,8 @@ impl Parts {
         })?;
         self.charge
             .resize(size_of::<Self>() + self.assembler.held_bytes())?;
-        Ok(whole.map(|whole| Bytes::from(whole.data.into_owned())))
+        // `Bytes` keeps what a vector has room for, which may be twice what the message has, and what windows count.
+        Ok(whole.map(|whole| Bytes::from(whole.data.into_owned().into_boxed_slice())))
     }
 }
 
