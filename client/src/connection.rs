@@ -261,7 +261,10 @@ impl<'a> Connection<'a> {
                 Beat::Dead => Err(End::broken(Error::HeartbeatTimeout)),
                 Beat::SendPing if self.channel.ping() => Ok(()),
                 Beat::SendPing => match self.channel.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => self.send(Encoded::Text(message::PING.to_owned())),
+                    Poll::Ready(Ok(())) => {
+                        heartbeat.handle_asked(now);
+                        self.send(Encoded::Text(message::PING.to_owned()))
+                    }
                     Poll::Ready(Err(fault)) => self.handle_fault(fault),
                     // Bytes are already under way; a ping behind them would prove nothing more.
                     Poll::Pending => Ok(()),
@@ -270,8 +273,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Whether the server may have stopped reading because its window for us is full.
+    /// Whether the server may have stopped reading because its window for us is full, or it cannot have what we say soon because the
+    /// network takes no more of what is before it.
     fn is_stalled(&self) -> bool {
+        if self.link.unflushed {
+            return true;
+        }
         let load = self.link.in_flight.awaited();
         match &self.link.phase {
             Phase::Online { welcome, .. } => {

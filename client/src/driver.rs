@@ -118,7 +118,7 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut last_loss = LastLoss::new(Instant::now());
+        let mut last_loss = LastLoss::default();
         let error = loop {
             let (mut end, online_for) = self.connect_once().await;
             last_loss.judge(&mut end, Instant::now());

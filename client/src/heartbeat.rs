@@ -9,6 +9,8 @@ pub(crate) struct Heartbeat {
     last_heard: Instant,
     last_sent: Instant,
     last_ping: Instant,
+    /// When the first `@ping` went out that was not answered yet.
+    asked: Option<Instant>,
     /// When [`Heartbeat::poll`] last asked to be called again.
     promised: Instant,
 }
@@ -29,6 +31,7 @@ impl Heartbeat {
             last_heard: now,
             last_sent: now,
             last_ping: now,
+            asked: None,
             promised: now + interval,
         }
     }
@@ -41,21 +44,34 @@ impl Heartbeat {
         self.last_sent = now;
     }
 
-    /// `stalled`: the server's window is full, so it may have stopped reading us, and answers no ping. That can last as
-    /// long as its backend is away, and is no reason to give up soon.
+    /// `@ping` was sent, which the server answers in the order of what it says.
+    pub(crate) fn handle_asked(&mut self, now: Instant) {
+        self.asked.get_or_insert(now);
+    }
+
+    /// The answer came. Who holds the server's messages back, and lets one through at times, holds it back as well: what is heard proves
+    /// that the server lived when it said it, the answer that it lives now.
+    pub(crate) fn handle_answered(&mut self) {
+        self.asked = None;
+    }
+
+    /// `stalled`: the server's window is full, so it may have stopped reading us, and answers no ping; or what we send is slow to go
+    /// out. That can last as long as its backend is away, and is no reason to give up soon.
     ///
     /// To be called after all input was handled. A call that comes much later than was asked for means that this process
     /// was paused: the clocks start again, so that a laptop's sleep does not look like a dead server.
     pub(crate) fn poll(&mut self, now: Instant, stalled: bool) -> Beat {
         if now.saturating_duration_since(self.promised) > self.interval / 2 {
             self.last_heard = now;
+            self.asked = self.asked.map(|_| now);
         }
         let halves = if stalled {
             DEAD_AFTER_HALVES_STALLED
         } else {
             DEAD_AFTER_HALVES
         };
-        let dead_at = self.last_heard + self.interval * halves / 2;
+        let fresh = self.asked.unwrap_or(self.last_heard).min(self.last_heard);
+        let dead_at = fresh + self.interval * halves / 2;
         if now >= dead_at {
             return Beat::Dead;
         }
@@ -137,6 +153,30 @@ mod tests {
             }
         }
         assert_eq!(pings, 4);
+    }
+
+    #[test]
+    fn a_server_whose_messages_are_held_back_is_given_up_although_some_come() {
+        let start = Instant::now();
+        let mut beat = Heartbeat::new(30 * SECOND, start);
+        let mut died = None;
+        for second in 1..=200 {
+            let now = start + second * SECOND;
+            beat.handle_heard(now);
+            match beat.poll(now, false) {
+                Beat::SendPing => beat.handle_asked(now),
+                Beat::Dead => {
+                    died = Some(second);
+                    break;
+                }
+                Beat::Wait { .. } => {}
+            }
+            // The first ping's answer comes, the second's does not.
+            if second == 31 {
+                beat.handle_answered();
+            }
+        }
+        assert_eq!(died, Some(60 + 75));
     }
 
     #[test]

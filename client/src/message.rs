@@ -112,7 +112,8 @@ pub(crate) enum Incoming {
     Push(Push),
     Welcome(Welcome),
     Goodbye(Goodbye),
-    /// `@pong`, and words of later versions.
+    Pong,
+    /// Words of later versions.
     OtherControl,
 }
 

@@ -40,28 +40,24 @@ pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodby
     }
 }
 
-/// When the device last had a connection or an attempt of which its server may not know that it is gone: when the program began, for
-/// the one before it, and at each loss without the server's word.
+/// When a connection or an attempt was last lost without the server's word.
 ///
-/// The login on such a one may come through late and replace the session that came after it, once for each of them: then `replaced`
-/// is not about a rival, and the device comes back.
-#[derive(Debug)]
-pub(crate) struct LastLoss(Instant);
+/// Its server may not know that it was, and its login may come through late, at another frontend than the session that came after it,
+/// and replace that: then `replaced` is not about a rival, and the device comes back. Of several losses each may do so once.
+#[derive(Debug, Default)]
+pub(crate) struct LastLoss(Option<Instant>);
 
 impl LastLoss {
-    pub(crate) fn new(start: Instant) -> Self {
-        Self(start)
-    }
-
     /// Notes how a connection ended, and corrects what follows from it.
     pub(crate) fn judge(&mut self, end: &mut End, now: Instant) {
         match &end.error {
             Error::ClosedByServer { code, reason } if is_replaced(*code, reason) => {
-                end.may_reconnect |= now.saturating_duration_since(self.0) < LATEST_LOGIN;
+                let recent = |at: Instant| now.saturating_duration_since(at) < LATEST_LOGIN;
+                end.may_reconnect |= self.0.is_some_and(recent);
             }
             Error::ClosedByServer { code, .. } if *code != ABNORMAL_CLOSURE => {}
             Error::Refused(_) | Error::Config(_) | Error::Closed => {}
-            _ => self.0 = now,
+            _ => self.0 = Some(now),
         }
     }
 }
@@ -89,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn being_replaced_soon_after_a_loss_or_the_start_is_no_last_word_and_otherwise_is() {
+    fn being_replaced_soon_after_a_loss_is_no_last_word_and_otherwise_is() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let may_reconnect = |last: &mut LastLoss, mut end: End, seconds: u64| {
@@ -98,9 +94,8 @@ mod tests {
         };
         // The close, or the goodbye with the close cut off.
         for code in [4000, ABNORMAL_CLOSURE] {
-            let mut last = LastLoss::new(start);
-            assert!(may_reconnect(&mut last, replaced(code), 299), "{code}");
-            assert!(!may_reconnect(&mut last, replaced(code), 300), "{code}");
+            let mut last = LastLoss::default();
+            assert!(!may_reconnect(&mut last, replaced(code), 1), "{code}");
             last.judge(&mut End::broken(Error::Connect("lost".into())), at(400));
             // Several logins may have been held back: each replacement is excused, and none prolongs the time.
             for seconds in [401, 500, 699] {
@@ -108,7 +103,7 @@ mod tests {
             }
             assert!(!may_reconnect(&mut last, replaced(code), 700), "{code}");
         }
-        let mut last = LastLoss::new(start);
+        let mut last = LastLoss(Some(start));
         let operator = closed_by_server(4001, String::new(), None);
         assert!(!may_reconnect(&mut last, operator, 1), "that is no replacement");
     }

@@ -68,6 +68,11 @@ impl Connection<'_> {
             Ok(Incoming::Push(push)) => self.observer.handle_push(push),
             Ok(Incoming::Welcome(welcome)) => self.handle_welcome(welcome),
             Ok(Incoming::Goodbye(goodbye)) => self.link.goodbye = Some(goodbye),
+            Ok(Incoming::Pong) => {
+                if let Phase::Online { heartbeat, .. } = &mut self.link.phase {
+                    heartbeat.handle_answered();
+                }
+            }
             Ok(Incoming::OtherControl) => {}
             Err(what) => self.give_up(CloseCode::Protocol, Violation::Unreadable(what.into())),
         }

@@ -125,6 +125,7 @@ fn decode_control(text: &str) -> Result<Incoming, String> {
                 reconnect: goodbye.reconnect,
             }))
         }
+        "@pong" => Ok(Incoming::Pong),
         _ => Ok(Incoming::OtherControl),
     }
 }

@@ -77,7 +77,7 @@ fn control_messages_are_read() {
     };
     assert_eq!(goodbye, Ok(Incoming::Goodbye(expected)));
     assert!(matches!(text("@goodbye"), Ok(Incoming::Goodbye(g)) if g.reconnect));
-    assert_eq!(text("@pong"), Ok(Incoming::OtherControl));
+    assert_eq!(text("@pong"), Ok(Incoming::Pong));
     assert_eq!(text("@missed {}"), Ok(Incoming::OtherControl));
 }
 

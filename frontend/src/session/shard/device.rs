@@ -192,12 +192,12 @@ impl Shard {
     }
 
     fn handle_control(&mut self, now: Instant, key: SessionKey, text: Bytes) -> Result<(), Stalled> {
-        if is_word(&text, PING) {
-            self.send_other(now, key, Bytes::from_static(PONG));
-            return Ok(());
-        }
         if text.len() > MAX_CONTROL_BYTES {
             self.close(now, key, CloseCode::TooBig);
+            return Ok(());
+        }
+        if is_word(&text, PING) {
+            self.send_other(now, key, Bytes::from_static(PONG));
             return Ok(());
         }
         let place = &mut self.slots[key.slot as usize];
