@@ -24,8 +24,8 @@ mod wiped;
 pub use assemble::{AssembleError, Assembler, Whole, chunks};
 pub use control::{ControlError, ControlRecord, MAX_REASON_BYTES};
 pub use credential::{
-    Credential, CredentialError, MAX_CREDENTIAL_BYTES, MAX_CREDENTIAL_TEXT, PARAMETER_BYTES, parse_challenge,
-    render_challenge,
+    Credential, CredentialError, MAX_CHALLENGE_BYTES, MAX_CREDENTIAL_BYTES, MAX_CREDENTIAL_TEXT,
+    PARAMETER_BYTES, parse_challenge, render_challenge,
 };
 pub use handshake::{HandshakeError, Initiator, MESSAGE_2_BYTES, PATTERN, TrafficKeys, Verified};
 /// What the vectors of udp are made with.

@@ -100,6 +100,9 @@ fn take_apart(credential: &[u8]) -> Result<(Identity, usize), CredentialError> {
     }
 }
 
+/// Longest `@challenge` that a device takes, in bytes.
+pub const MAX_CHALLENGE_BYTES: usize = 1024;
+
 const CHALLENGE_HEAD: &str = r#"@challenge {"noise":""#;
 const CHALLENGE_TAIL: &str = r#""}"#;
 
@@ -114,8 +117,6 @@ pub fn render_challenge(message2: &[u8]) -> String {
 /// The handshake's message 2 out of the server's first message: after the word white space, then any JSON object with a `noise`
 /// of the right length in it.
 pub fn parse_challenge(text: &str) -> Option<Vec<u8>> {
-    /// The frontend passes on at most 1 KiB of it; a longer one is nobody's we know.
-    const LONGEST: usize = 1024;
     #[derive(serde::Deserialize)]
     struct Body<'a> {
         #[serde(borrow)]
@@ -123,7 +124,7 @@ pub fn parse_challenge(text: &str) -> Option<Vec<u8>> {
     }
     let json = text
         .strip_prefix("@challenge")
-        .filter(|rest| text.len() <= LONGEST && rest.starts_with([' ', '\t', '\r', '\n']))?;
+        .filter(|rest| text.len() <= MAX_CHALLENGE_BYTES && rest.starts_with([' ', '\t', '\r', '\n']))?;
     let body: Body<'_> = serde_json::from_str(json).ok()?;
     let message = URL_SAFE_NO_PAD.decode(body.noise.as_bytes()).ok()?;
     (message.len() == MESSAGE_2_BYTES).then_some(message)
