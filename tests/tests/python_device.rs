@@ -1,22 +1,27 @@
 //! A device that shares no code with us: `python/device.py`, on a plain WebSocket library and a Noise library.
-//!
-//! The libraries are what `requirements.txt` pins, in a virtual environment under `target/` that is made once; a system whose
-//! Python has them already needs no network.
 
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use holdfast_tests::gateway::{API_KEY, Gateway, Route};
 use holdfast_tests::history::digest;
 use holdfast_tests::keys::TokenKey;
+use holdfast_tests::python::{interpreter, manifest, run};
 use holdfast_tests::service::{Log, Service};
-use holdfast_tests::{Over, over_each_channel};
+use holdfast_tests::{Over, over_one_channel};
 use serde_json::{Value, json};
 
-over_each_channel! {
-    an_independent_device_gets_all_that_the_protocol_promises,
+mod ws {
+    over_one_channel! { Ws: an_independent_device_gets_all_that_the_protocol_promises }
+}
+mod wss {
+    over_one_channel! { Wss: an_independent_device_gets_all_that_the_protocol_promises }
+}
+mod udp {
+    over_one_channel! { Udp: an_independent_device_gets_all_that_the_protocol_promises }
+}
+mod lossy_udp {
+    over_one_channel! { LossyUdp: an_independent_device_gets_all_that_the_protocol_promises }
 }
 
 /// Requests that are in flight when the backend dies.
@@ -49,7 +54,7 @@ async fn an_independent_device_gets_all_that_the_protocol_promises(over: Over) {
         .start()
         .await;
     let arguments = arguments(&gateway, over);
-    let python = tokio::task::spawn_blocking(python)
+    let python = tokio::task::spawn_blocking(interpreter)
         .await
         .expect("it does not panic");
     let mut device = tokio::process::Command::new(python);
@@ -69,7 +74,7 @@ async fn an_independent_device_gets_all_that_the_protocol_promises(over: Over) {
 #[test]
 fn the_vectors_agree_with_another_implementation() {
     let check = manifest("../proto/vectors/check.py");
-    let output = run(Command::new(python()).arg(check));
+    let output = run(Command::new(interpreter()).arg(check));
     let report = String::from_utf8_lossy(&output.stdout);
     for channel in ["ws ", "udp "] {
         let agrees = |line: &&str| line.starts_with(channel) && line.ends_with(" agree");
@@ -80,7 +85,7 @@ fn the_vectors_agree_with_another_implementation() {
 /// Where the gateway is, and what to present.
 fn arguments(gateway: &Gateway, over: Over) -> Value {
     let address = match over {
-        Over::Ws => gateway.ws(),
+        Over::Ws | Over::PythonWs => gateway.ws(),
         Over::Wss => gateway.wss(),
         Over::Udp => gateway.udp(),
         Over::LossyUdp => gateway.relay().address,
@@ -143,60 +148,4 @@ fn assert_all_good(output: &Output) {
     let plan = format!("1..{good}");
     assert_eq!(report.lines().next(), Some(plan.as_str()), "{report}");
     assert!(good >= 16, "{report}");
-}
-
-/// A Python that has the libraries.
-fn python() -> PathBuf {
-    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
-    PYTHON.get_or_init(find_python).clone()
-}
-
-fn find_python() -> PathBuf {
-    let system = PathBuf::from("python3");
-    if has_libraries(&system) {
-        return system;
-    }
-    let environment = target().join("python-device");
-    let python = environment.join("bin/python");
-    if !has_libraries(&python) {
-        run(Command::new(&system)
-            .args(["-m", "venv", "--clear"])
-            .arg(&environment));
-        run(Command::new(&python)
-            // Registries are out of reach at times: it comes again after ever longer, for some minutes.
-            .args(["-m", "pip", "install", "--quiet", "--retries", "10", "-r"])
-            .arg(manifest("python/requirements.txt")));
-    }
-    python
-}
-
-fn has_libraries(python: &Path) -> bool {
-    let probe = "import websockets.asyncio.client, noise.connection, cryptography";
-    Command::new(python)
-        .args(["-c", probe])
-        .output()
-        .is_ok_and(|output| output.status.success())
-}
-
-fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
-
-fn manifest(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
-}
-
-/// `target`, above `target/<profile>/deps/<test>`.
-fn target() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    test.ancestors()
-        .nth(3)
-        .expect("a test lives in target/<profile>/deps")
-        .to_owned()
 }
