@@ -12,6 +12,7 @@ import secure
 from channels import CHANNELS, soon
 from checks import api, login
 from returning import CAP_S, FIRST_S, MAX_HINT_S, Program, Returning, StaysAway, refusal_of
+from udp import Refused
 
 # More than any bucket of attempts has.
 MOST_ATTEMPTS = 200
@@ -275,7 +276,7 @@ async def who_tries_too_often_is_let_in_after_the_hint(gateway):
         try:
             async with CHANNELS[gateway.channel].open(gateway):
                 pass
-        except InvalidStatus as refused:
+        except (InvalidStatus, Refused) as refused:
             refusal = refusal_of(refused)
             break
     assert (refusal.status, refusal.code, refusal.retryable) == (429, "too_many_attempts", True), refusal
@@ -301,11 +302,20 @@ CHECKS = [
     a_goodbye_s_hint_is_heeded,
     the_rules_decide_who_comes_back_and_when,
     replaced_is_the_last_word_but_for_a_minute,
-    a_lost_device_comes_back_with_a_backoff_that_grows_and_differs,
     who_was_closed_by_an_operator_stays_away,
     a_device_that_was_replaced_soon_comes_back_and_later_does_not,
 ]
+# Of who has a key.
+KEY_CHECKS = [
+    a_denied_device_is_refused_and_does_not_hurry,
+    who_tries_too_often_is_let_in_after_the_hint,
+]
 OF_CHANNEL = {
-    "wss": [a_token_that_does_not_hold_keeps_a_device_away],
-    "ws": [a_denied_device_is_refused_and_does_not_hurry, who_tries_too_often_is_let_in_after_the_hint],
+    "wss": [
+        a_lost_device_comes_back_with_a_backoff_that_grows_and_differs,
+        a_token_that_does_not_hold_keeps_a_device_away,
+    ],
+    "ws": [a_lost_device_comes_back_with_a_backoff_that_grows_and_differs, *KEY_CHECKS],
+    # What a loss is there checks_udp.py says.
+    "udp": KEY_CHECKS,
 }

@@ -161,6 +161,13 @@ async def send(test, channel, to_send):
 
 
 async def read(test, channel, to_read):
+    await read_to_the_end(test, channel, to_read)
+    while True:
+        await to_read.get()
+        test.tell("E", ABNORMAL.to_bytes(2, "big") + b"it has ended before")
+
+
+async def read_to_the_end(test, channel, to_read):
     while True:
         await to_read.get()
         try:
@@ -172,9 +179,9 @@ async def read(test, channel, to_read):
             else:
                 test.tell("B", message)
         except Closed as closed:
-            test.tell("E", closed.code.to_bytes(2, "big") + closed.reason.encode())
+            return test.tell("E", closed.code.to_bytes(2, "big") + closed.reason.encode())
         except Exception as end:  # Whatever was wrong, to the test it is a connection that broke, and why.
-            test.tell("E", ABNORMAL.to_bytes(2, "big") + repr(end).encode())
+            return test.tell("E", ABNORMAL.to_bytes(2, "big") + repr(end).encode())
 
 
 async def main():

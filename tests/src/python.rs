@@ -3,7 +3,7 @@
 //! The libraries are what `python/requirements.txt` pins, in a virtual environment under `target/` that is made once; a system whose
 //! Python has them already needs no network.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -61,7 +61,6 @@ fn find() -> PathBuf {
     let environment = target().join("python-device");
     let python = environment.join("bin/python");
     // Other processes may be about to make it too.
-    fs::create_dir_all(&environment).expect("a directory under target");
     let lock = File::create(target().join("python-device.lock")).expect("a file under target");
     lock.lock().expect("a lock on our own file");
     if !has_libraries(&python) {

@@ -19,7 +19,7 @@ mod wss {
     holdfast_tests::over_one_channel! { Wss: an_independent_device_gets_all_that_the_protocol_promises, it_comes_back_as_it_must }
 }
 mod udp {
-    holdfast_tests::over_one_channel! { Udp: an_independent_device_gets_all_that_the_protocol_promises }
+    holdfast_tests::over_one_channel! { Udp: an_independent_device_gets_all_that_the_protocol_promises, it_comes_back_as_it_must }
 }
 mod lossy_udp {
     holdfast_tests::over_one_channel! { LossyUdp: an_independent_device_gets_all_that_the_protocol_promises }
@@ -55,6 +55,13 @@ fn promises(over: Over) -> usize {
         Over::Wss => 18,
         Over::Udp => 54,
         Over::LossyUdp => 16,
+    }
+}
+
+fn returning(over: Over) -> usize {
+    match over {
+        Over::Ws | Over::PythonWs => 9,
+        Over::Wss | Over::Udp | Over::LossyUdp => 8,
     }
 }
 
@@ -109,7 +116,7 @@ async fn it_comes_back_as_it_must(over: Over) {
         output = run_device(&arguments) => output,
         never = absences(&mut gateway, &service) => match never {},
     };
-    assert_all_good(&output, if over == Over::Ws { 9 } else { 8 });
+    assert_all_good(&output, returning(over));
     service.assert_contract();
 }
 

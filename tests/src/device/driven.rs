@@ -6,7 +6,7 @@
 use std::io;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    pub(crate) async fn read(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Self> {
+    pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let length = from.read_u32().await? as usize;
         let kind = from.read_u8().await?;
         if length > MAX_FRAME_BYTES {
@@ -38,11 +38,11 @@ impl Frame {
         Ok(Self { kind, data })
     }
 
-    pub(crate) async fn write(&self, to: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Result<()> {
-        to.write_u32(self.data.len() as u32).await?;
-        to.write_u8(self.kind).await?;
-        to.write_all(&self.data).await?;
-        to.flush().await
+    pub(crate) async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut bytes = (self.data.len() as u32).to_be_bytes().to_vec();
+        bytes.push(self.kind);
+        bytes.extend_from_slice(&self.data);
+        to.write_all(&bytes).await
     }
 }
 
@@ -146,10 +146,11 @@ async fn write(
 }
 
 async fn read(
-    mut from: OwnedReadHalf,
+    from: OwnedReadHalf,
     arriving: mpsc::Sender<Incoming>,
     mut waiting: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
+    let mut from = BufReader::new(from);
     while let Ok(Frame { kind, data }) = Frame::read(&mut from).await {
         let outcome = if matches!(kind, b'S' | b'G') {
             waiting.recv().await
@@ -175,10 +176,8 @@ async fn read(
             },
             other => Incoming::Malformed(format!("a frame of kind {other} from Python")),
         };
-        if arriving.send(incoming).await.is_err() {
-            // The half that reads is gone; the one that writes may not be.
-            continue;
-        }
+        // The half that reads may be gone; the one that writes is not.
+        arriving.send(incoming).await.ok();
     }
 }
 
