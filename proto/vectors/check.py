@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 NOISE = b"Noise_NNpsk0_25519_AESGCM_SHA256"
 CHUNK = 61440
 REKEY = 1 << 20
+MAX_CHALLENGE = 1024
 KINDS = {"text": 0, "binary": 1, "control": 2}
 
 
@@ -216,7 +217,7 @@ def read_credential(text):
 
 def read_challenge(text):
     parts = re.fullmatch(r"@challenge[ \t\r\n]+(.*)", text, re.DOTALL)
-    if not parts:
+    if not parts or len(text.encode()) > MAX_CHALLENGE:
         raise Rejected("challenge")
     try:
         message = unb64(json.loads(parts[1])["noise"])

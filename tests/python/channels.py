@@ -23,22 +23,16 @@ def soon(awaitable):
     return asyncio.wait_for(awaitable, PATIENCE_S)
 
 
-def open_socket(gateway, authorization=None, **options):
+def open_socket(gateway, authorization=None, headers=(), **options):
     """A plain WebSocket. Raises the library's InvalidStatus when it is refused."""
     if gateway.channel == "wss":
         options["ssl"] = ssl.create_default_context(cafile=gateway.ca)
         options["server_hostname"] = "localhost"
+    headers = list(headers)
     if authorization:
-        options["additional_headers"] = {"Authorization": authorization}
-    return connect(
-        gateway.url,
-        compression=None,
-        max_size=MAX_MESSAGE_BYTES,
-        open_timeout=PATIENCE_S,
-        ping_interval=None,
-        proxy=None,
-        **options,
-    )
+        headers.append(("Authorization", authorization))
+    fixed = {"compression": None, "max_size": MAX_MESSAGE_BYTES, "ping_interval": None, "proxy": None}
+    return connect(gateway.url, additional_headers=headers, **{"open_timeout": PATIENCE_S} | fixed | options)
 
 
 def present(scheme, entry, credential, browser):
@@ -80,6 +74,10 @@ class Wss:
         assert self.socket.close_code == code, self.socket.close_code
 
 
+# What `Ws.next` gives for a ping record.
+PINGED = object()
+
+
 class Ws:
     """A message is one record or several, each a WebSocket message."""
 
@@ -87,6 +85,7 @@ class Ws:
         self.socket, self.sending, self.receiving = socket, sending, receiving
         self.inbox = asyncio.Queue()
         self.ponged = asyncio.Event()
+        self.ponging = None
         self.answers_pings = True
         self.assembler = secure.Assembler()
 
@@ -100,14 +99,25 @@ class Ws:
     @classmethod
     @contextlib.asynccontextmanager
     async def open_with(cls, gateway, handshake, browser=False):
-        async with open_socket(gateway, **present("Holdfast", "noise.", handshake.credential, browser)) as socket:
-            assert socket.subprotocol == (SUBPROTOCOL if browser else None), socket.subprotocol
-            channel = cls(socket, *handshake.take_challenge(await soon(socket.recv())))
+        channel = await cls.begin(gateway, handshake, browser)
+        async with channel.socket:
             reading = asyncio.create_task(channel.read())
             try:
                 yield channel
             finally:
                 reading.cancel()
+
+    @classmethod
+    async def begin(cls, gateway, handshake, browser=False, **options):
+        """Without anybody who reads: for `next`."""
+        shown = present("Holdfast", "noise.", handshake.credential, browser)
+        socket = await open_socket(gateway, **shown, **options)
+        try:
+            assert socket.subprotocol == (SUBPROTOCOL if browser else None), socket.subprotocol
+            return cls(socket, *handshake.take_challenge(await soon(socket.recv())))
+        except BaseException:
+            socket.transport.abort()
+            raise
 
     async def send(self, message):
         for kind, data in secure.cut(message):
@@ -138,13 +148,22 @@ class Ws:
         """Opens records until the end, which is what the inbox holds last."""
         try:
             while True:
-                message = await self.take(await self.socket.recv())
-                if message is not None:
+                message = await self.next()
+                if message is not PINGED:
                     self.inbox.put_nowait(message)
-        except ConnectionClosed:
-            self.inbox.put_nowait(Lost("no close record came"))
         except Exception as end:
             self.inbox.put_nowait(end)
+
+    async def next(self):
+        """A message, or PINGED."""
+        while True:
+            try:
+                record = await self.socket.recv()
+            except ConnectionClosed as closed:
+                raise Lost("no close record came") from closed
+            message = await self.take(record)
+            if message is not None:
+                return message
 
     async def take(self, record):
         if isinstance(record, str):
@@ -153,15 +172,25 @@ class Ws:
         if kind != secure.CONTROL:
             return self.assembler.push(kind, data)
         if data == secure.PING:
-            if self.answers_pings:
-                await self.send_record(secure.CONTROL, secure.PONG)
-        elif data == secure.PONG:
+            self.pong()
+            return PINGED
+        if data == secure.PONG:
             self.ponged.set()
         else:
             code, reason = secure.decode_close(data)
             await self.expect_close_frame(code)
             raise Closed(code, reason)
         return None
+
+    def pong(self):
+        """Does not wait: who reads on only when the server has read stands still with it. One on its way is enough."""
+        if self.answers_pings and (self.ponging is None or self.ponging.done()):
+            self.ponging = asyncio.create_task(self.send_pong())
+
+    async def send_pong(self):
+        # Who reads will see the end.
+        with contextlib.suppress(ConnectionClosed):
+            await self.send_record(secure.CONTROL, secure.PONG)
 
     async def expect_close_frame(self, code):
         """What follows a close record: the same in the clear, and no record."""

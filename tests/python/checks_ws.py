@@ -27,6 +27,18 @@ async def records_agree_with_the_vectors_across_rekeyings(_):
             assert receiving.open(record) == (kind, data), vector
 
 
+async def challenges_agree_with_the_vectors(_):
+    vectors = json.loads(VECTORS.read_text())
+    for vector in vectors["accepted_challenges"]:
+        assert secure.read_challenge(vector["challenge"]).hex() == vector["message_2"], vector["why"]
+    for vector in vectors["rejected_challenges"]:
+        try:
+            secure.read_challenge(vector["challenge"])
+        except secure.Rejected:
+            continue
+        raise AssertionError(f"taken: {vector}")
+
+
 async def a_device_without_a_clock_is_let_in(gateway):
     async with login(gateway, time_ms=lambda: None) as device:
         await device.echo()
@@ -196,6 +208,7 @@ async def nothing_is_done_after_a_close_record(gateway):
 
 CHECKS = [
     records_agree_with_the_vectors_across_rekeyings,
+    challenges_agree_with_the_vectors,
     a_device_without_a_clock_is_let_in,
     a_stranger_s_challenge_is_refused,
     a_tampered_record_is_closed_with_4007,

@@ -4,10 +4,11 @@
 It proves that the protocol can be spoken without our SDK, on `ws`, `wss` and `udp`. Run by tests/python_device.rs, which passes
 where the gateway is and what to present as JSON in argv[1]:
 
-    {"channel": "ws", "wss" or "udp", "url": url, "ca": path, "token": jwt, "bad_token": jwt, "device": id,
+    {"plan": "promises" or "returning", "channel": "ws", "wss" or "udp", "url": url, "ca": path, "token": jwt, "bad_token": jwt, "device": id,
      "identity": {"key_id", "product", "class", "device", "key_version"}, "device_key": base64url,
      "api": url, "api_key": secret, "close_after_ms": n, "challenge_ms": n,
-     "lossy": bool, "crash_requests": n}
+     "lossy": bool, "crash_requests": n,
+     "devices": {id: {"identity", "device_key", "token"}, ...} for "returning"}
 
 Prints one TAP line per check and exits 1 if any failed.
 """
@@ -19,6 +20,7 @@ import traceback
 from types import SimpleNamespace
 
 import checks
+import checks_returning
 import checks_udp
 import checks_udp_opening
 import checks_udp_packets
@@ -34,11 +36,17 @@ OF_CHANNEL = {
 }
 
 
+def plan(gateway):
+    if gateway.plan == "returning":
+        return checks_returning.CHECKS + checks_returning.OF_CHANNEL[gateway.channel]
+    # In weather of somebody else's making what is asked is whether it shows.
+    return checks.CHECKS + ([] if gateway.lossy else OF_CHANNEL[gateway.channel])
+
+
 async def main():
     gateway = SimpleNamespace(**json.loads(sys.argv[1]))
     gateway.key = secure.from_text(gateway.device_key)
-    # In weather of somebody else's making what is asked is whether it shows.
-    chosen = checks.CHECKS + ([] if gateway.lossy else OF_CHANNEL[gateway.channel])
+    chosen = plan(gateway)
     print(f"1..{len(chosen)}")
     failed = 0
     for number, check in enumerate(chosen, 1):

@@ -5,6 +5,7 @@ Noise is the library's. A record is a Noise transport message, so the library's 
 
 import base64
 import json
+import re
 import time
 
 from cryptography.exceptions import InvalidTag
@@ -16,6 +17,7 @@ TEXT, BINARY, CONTROL, MORE = 0x00, 0x01, 0x02, 0x80
 CHUNK_BYTES = 61440
 REKEY_RECORDS = 1 << 20
 MAX_REASON_BYTES = 123
+MAX_CHALLENGE_BYTES = 1024
 PING, PONG = b"\0", b"\1"
 
 
@@ -66,18 +68,26 @@ class Handshake:
 
     def take_challenge(self, message):
         """Both directions, the device's first, once the server has shown that it holds the key."""
-        word, _, body = message.partition(" ") if isinstance(message, str) else ("", "", "")
-        if word != "@challenge":
-            raise Rejected(f"the first message is no challenge: {message!r}")
-        message_2 = from_text(json.loads(body)["noise"])
-        if len(message_2) != 48:
-            raise Rejected(f"message 2 has {len(message_2)} bytes")
         try:
-            self.noise.read_message(message_2)
+            self.noise.read_message(read_challenge(message))
         except InvalidTag:
             raise Rejected("the server does not hold the key") from None
         ciphers = self.noise.noise_protocol
         return Direction(ciphers.cipher_state_encrypt), Direction(ciphers.cipher_state_decrypt)
+
+
+def read_challenge(message):
+    """Message 2 out of the server's first message."""
+    parts = re.fullmatch(r"@challenge[ \t\r\n]+(.*)", message, re.DOTALL) if isinstance(message, str) else None
+    if parts is None or len(message.encode()) > MAX_CHALLENGE_BYTES:
+        raise Rejected(f"the first message is no challenge: {message!r}")
+    try:
+        message_2 = from_text(json.loads(parts[1])["noise"])
+    except (ValueError, KeyError, TypeError):
+        raise Rejected(f"a challenge without message 2: {message!r}") from None
+    if len(message_2) != 48:
+        raise Rejected(f"message 2 has {len(message_2)} bytes")
+    return message_2
 
 
 class Direction:

@@ -1,8 +1,9 @@
 //! A device of the tests' own: sees every message in its raw form, in order, with the close. It reconnects never, answers
 //! nothing by itself but pings, and is light enough that one process holds thousands. On `ws` a message is what records held; on
-//! `udp` the transport's own business goes on also while the test does not look.
+//! `udp` the transport's own business goes on also while the test does not look. On `ws` it may also be one in Python.
 
 pub(crate) mod datagrams;
+pub(crate) mod driven;
 mod message;
 mod records;
 
@@ -17,6 +18,7 @@ use holdfast_proto::secure::{Initiator, TrafficKeys, parse_challenge};
 use holdfast_proto::udp::Stats;
 use http::HeaderMap;
 use serde_json::{Value, json};
+use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -51,6 +53,7 @@ pub struct Inbox(In);
 enum In {
     WebSocket(Frames),
     Udp(datagrams::Receiver),
+    Python(driven::Receiver),
 }
 
 struct Frames {
@@ -65,6 +68,7 @@ pub struct Outbox(Out);
 enum Out {
     WebSocket(Arc<Mutex<Writer>>),
     Udp(datagrams::Sender),
+    Python(driven::Sender),
 }
 
 impl Device {
@@ -104,6 +108,15 @@ impl Device {
             sink: Outbox(Out::Udp(sender)),
             stream: Inbox(In::Udp(receiver)),
             headers: HeaderMap::new(),
+        }
+    }
+
+    pub(crate) fn driven(stream: UnixStream, headers: HeaderMap) -> Self {
+        let (sender, receiver) = driven::start(stream);
+        Self {
+            sink: Outbox(Out::Python(sender)),
+            stream: Inbox(In::Python(receiver)),
+            headers,
         }
     }
 
@@ -210,6 +223,7 @@ impl Device {
         match &self.sink.0 {
             Out::WebSocket(writer) => writer.lock().await.close().await.ok(),
             Out::Udp(sender) => sender.close().await.ok(),
+            Out::Python(sender) => sender.close().await.ok(),
         };
         self.until_closed().await;
     }
@@ -232,7 +246,7 @@ impl Device {
     fn datagrams(&self) -> &datagrams::Sender {
         match &self.sink.0 {
             Out::Udp(sender) => sender,
-            Out::WebSocket(_) => panic!("this device has no datagrams"),
+            Out::WebSocket(_) | Out::Python(_) => panic!("this device has no datagrams"),
         }
     }
 
@@ -251,6 +265,7 @@ impl Outbox {
         match &self.0 {
             Out::WebSocket(writer) => writer.lock().await.send(message).await,
             Out::Udp(sender) => sender.send(message).await,
+            Out::Python(sender) => sender.send(message).await,
         }
     }
 }
@@ -262,6 +277,7 @@ impl Inbox {
             match &mut self.0 {
                 In::WebSocket(frames) => frames.next().await,
                 In::Udp(receiver) => receiver.next().await,
+                In::Python(receiver) => receiver.next().await,
             }
         };
         timeout(PATIENCE, next)

@@ -1,9 +1,11 @@
 //! The way in: TCP from a chosen address, TLS or not, and the WebSocket upgrade by hand, so that refusals are seen as they are; or
-//! the handshake over datagrams.
+//! the handshake over datagrams; or a Python device's own way.
 
 mod datagrams;
+mod driven;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +64,8 @@ pub enum Transport {
     Tls(Arc<ClientConfig>),
     /// `udp`
     Datagrams,
+    /// `ws`, by a Python device of the process that listens at this path.
+    Python(Arc<Path>),
 }
 
 /// Why a device did not get in.
@@ -172,8 +176,10 @@ impl Dial {
     }
 
     async fn connect_here(mut self) -> Result<Device, DialError> {
-        if let Transport::Datagrams = self.endpoint.transport {
-            return self.over_datagrams().await;
+        match self.endpoint.transport.clone() {
+            Transport::Datagrams => return self.over_datagrams().await,
+            Transport::Python(devices) => return self.through_python(&devices).await,
+            Transport::Tcp | Transport::Tls(_) => {}
         }
         let Some((identity, key)) = self.key.take() else {
             return Device::new(self.upgrade().await?, None).await;

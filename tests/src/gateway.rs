@@ -26,6 +26,7 @@ use crate::dial::{Dial, Endpoint, Transport};
 use crate::http::{Answer, Http, request};
 use crate::keys::{Certificates, DeviceKeys, TokenKey};
 use crate::lossy::{self, Relay, Weather};
+use crate::python::Devices;
 use crate::service::Service;
 use config::{Layout, Listen, Settings};
 use group::Group;
@@ -97,6 +98,8 @@ pub struct Gateway {
     backend_settings: Settings,
     /// Handed down to every backend; nobody accepts from it here.
     shared_api: Option<Arc<TcpListener>>,
+    /// The process of the devices, if they are in Python.
+    python: Option<Devices>,
     group: Group,
     _dir: TempDir,
 }
@@ -218,6 +221,14 @@ impl Gateway {
         let endpoint = match over {
             Over::Wss => return Dial::new(&endpoints.wss).token(&self.tokens.token(id)),
             Over::Ws => &endpoints.ws,
+            Over::PythonWs => {
+                let python = self.python.as_ref().expect("it was started with the gateway");
+                let transport = Transport::Python(python.socket());
+                &Endpoint {
+                    transport,
+                    ..endpoints.ws
+                }
+            }
             Over::Udp => &endpoints.udp,
             Over::LossyUdp => {
                 let address = endpoints.lossy.address;
@@ -474,6 +485,10 @@ impl Builder<'_> {
         let shared_api = self
             .shared_api
             .then(|| Arc::new(TcpListener::bind((address, 0)).expect("a free port")));
+        let python = match self.channels {
+            Channels::All(Over::PythonWs) => Some(Devices::start(dir.path().join("python.sock")).await),
+            _ => None,
+        };
         let mut gateway = Gateway {
             frontends: Vec::new(),
             backends: Vec::new(),
@@ -491,6 +506,7 @@ impl Builder<'_> {
             layout,
             backend_settings: self.backend_settings,
             shared_api,
+            python,
             group: Group::new(),
             _dir: dir,
         };

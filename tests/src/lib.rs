@@ -13,6 +13,7 @@ pub mod lossy;
 pub mod metrics;
 pub mod network;
 pub mod peer;
+pub mod python;
 pub mod seeds;
 pub mod service;
 pub mod sim;
@@ -30,14 +31,16 @@ pub enum Over {
     Udp,
     /// Through a relay that loses each twentieth datagram each way.
     LossyUdp,
+    /// `ws`, with devices in Python that share no code with us.
+    PythonWs,
 }
 
 impl Over {
-    pub const ALL: [Self; 4] = [Self::Ws, Self::Wss, Self::Udp, Self::LossyUdp];
+    pub const ALL: [Self; 5] = [Self::Ws, Self::Wss, Self::Udp, Self::LossyUdp, Self::PythonWs];
 
     pub fn kind(self) -> ChannelKind {
         match self {
-            Self::Ws => ChannelKind::Ws,
+            Self::Ws | Self::PythonWs => ChannelKind::Ws,
             Self::Wss => ChannelKind::Wss,
             Self::Udp | Self::LossyUdp => ChannelKind::Udp,
         }
@@ -54,8 +57,8 @@ impl From<ChannelKind> for Over {
     }
 }
 
-/// Makes of each `async fn name(over: Over)` a test for each channel: `ws::name`, `wss::name`, `udp::name`, and `lossy_udp::name` in
-/// bad weather.
+/// Makes of each `async fn name(over: Over)` a test for each channel: `ws::name`, `wss::name`, `udp::name`, `lossy_udp::name` in
+/// bad weather, and `python_ws::name` with an independent device.
 #[macro_export]
 macro_rules! over_each_channel {
     ($($test:ident),* $(,)?) => {
@@ -70,6 +73,9 @@ macro_rules! over_each_channel {
         }
         mod lossy_udp {
             $crate::over_one_channel! { LossyUdp: $($test),* }
+        }
+        mod python_ws {
+            $crate::over_one_channel! { PythonWs: $($test),* }
         }
     };
 }

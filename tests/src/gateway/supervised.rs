@@ -162,7 +162,8 @@ impl Supervised {
                 let tls = Transport::Tls(self.certificates.client_config());
                 return Dial::new(&endpoint(address, tls)).token(&self.tokens.token(id));
             }
-            Over::Ws => endpoint(address, Transport::Tcp),
+            // There are no Python devices among `MIXED`.
+            Over::Ws | Over::PythonWs => endpoint(address, Transport::Tcp),
             Over::Udp => endpoint(address, Transport::Datagrams),
             Over::LossyUdp => {
                 let relay = || Relay::before(address, Weather::LOSSY, self.seed);

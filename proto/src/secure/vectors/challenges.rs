@@ -8,6 +8,8 @@ use super::super::*;
 use super::URL_SAFE_NO_PAD;
 use super::generate::*;
 
+/// Of PROTOCOL.md section 12.
+const MAX_CHALLENGE_BYTES: usize = 1024;
 const OTHER_EPHEMERAL: fixed::Ephemeral = &counting(0xa0);
 
 /// Other texts for one message 2.
@@ -35,10 +37,18 @@ pub(super) fn accepted() -> Vec<Value> {
             "an escape in a string",
             format!(r#"@challenge {{"noi\u0073e":"{noise}"}}"#),
         ),
+        ("as long as it may be", of_length(&noise, MAX_CHALLENGE_BYTES)),
     ];
     let entry =
         |(why, text): (&str, String)| json!({ "why": why, "challenge": text, "message_2": hex(&message2) });
     cases.into_iter().map(entry).collect()
+}
+
+/// In bytes of UTF-8: of characters there are fewer.
+fn of_length(noise: &str, bytes: usize) -> String {
+    let (head, tail) = (r#"@challenge {"more":"é"#, format!(r#"","noise":"{noise}"}}"#));
+    let padding = "x".repeat(bytes - head.len() - tail.len());
+    format!("{head}{padding}{tail}")
 }
 
 /// What is no challenge.
@@ -56,6 +66,7 @@ pub(super) fn rejected() -> Vec<Value> {
         format!(r#"@challenge {{"noise":"{message}AAAA"}}"#),
         format!(r#"@challenge {{"noise":"{}+"}}"#, &message[1..]),
         format!(r#"@challenges {{"noise":"{message}"}}"#),
+        of_length(&message, MAX_CHALLENGE_BYTES + 1),
         format!(r#"@challenge {{"noise":"{message}"}} more"#),
         r#"@goodbye {"code":"try_again_later"}"#.to_owned(),
     ];
