@@ -21,20 +21,18 @@ MAX_HINT_S = 600
 FIRST_S, CAP_S = 0.5, 60
 # A connection that lasted so long after its login sets the backoff back.
 LASTING_S = 10
-# For so long after something ended an older attempt of this device's own may replace its newer one.
-REPLACED_BY_ITSELF_S = 60
+# For so long after a loss what was lost may still log in and replace the newer connection.
+LATEST_LOGIN_S = 300
 REPLACED = 4000
 # Closes that say "no": done, replaced, closed by an operator, login refused.
 FINAL = {1000, REPLACED, 4001, 4004}
 
 
 class Returning:
-    def __init__(self, channel, now):
-        """At the start of the program."""
+    def __init__(self, channel):
         self.channel, self.failures = channel, 0
-        self.logged_in_at = None
-        # When something of this device's ended last, or the program began.
-        self.ended_at = now
+        # When an attempt was last given up or a connection lost, of which the server may not know.
+        self.logged_in_at = self.lost_at = None
 
     def attempt(self):
         self.failures += 1
@@ -54,11 +52,13 @@ class Returning:
 
     def ended(self, now, code=None, goodbye=None):
         """An attempt or a connection. `code` and `goodbye` are what may be believed: None where nothing came."""
-        recently = now - self.ended_at <= REPLACED_BY_ITSELF_S
+        recently = self.lost_at is not None and now - self.lost_at < LATEST_LOGIN_S
         self.end(now)
         goodbye = goodbye or {}
         no = code in FINAL or goodbye.get("reconnect") is False
         replaced = code == REPLACED or goodbye.get("code") == "replaced"
+        if code is None and not replaced:
+            self.lost_at = now
         if no and not (replaced and recently):
             return stay_away(f"closed with {code}, {goodbye}")
         return self.back(goodbye.get("retry_after_ms", 0) / 1000)
@@ -66,7 +66,7 @@ class Returning:
     def end(self, now):
         if self.logged_in_at is not None and now - self.logged_in_at >= LASTING_S:
             self.failures = 0
-        self.logged_in_at, self.ended_at = None, now
+        self.logged_in_at = None
 
     def back(self, hint_s):
         return SimpleNamespace(back=True, least_s=min(hint_s, MAX_HINT_S), spread_s=min(CAP_S, FIRST_S * 2**self.failures))
@@ -102,7 +102,7 @@ class Program:
 
     def __init__(self, gateway, sleep, clock=time.monotonic):
         self.gateway, self.sleep, self.clock = gateway, sleep, clock
-        self.rules = Returning(gateway.channel, clock())
+        self.rules = Returning(gateway.channel)
         self.resources = contextlib.AsyncExitStack()
         # What there was, in order: refusals, and what the rules made of everything.
         self.refusals, self.verdicts = [], []
