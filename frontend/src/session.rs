@@ -16,7 +16,7 @@ mod unfinished;
 mod wheel;
 mod window;
 
-pub use config::{ShardConfig, Sources};
+pub use config::{ShardConfig, SourceLimit, Sources};
 pub use metrics::{ReasonLabel, ShardMetrics};
 pub use session::{
     MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey,

@@ -26,7 +26,7 @@ use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
 use crate::link::tunnel::{LinkKeys, Tunnel, TunnelMetrics};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
-use crate::session::{ShardConfig, ShardMetrics, Sources, Unfinished};
+use crate::session::{ShardConfig, ShardMetrics, SourceLimit, Sources, Unfinished};
 
 /// Why the frontend did not start, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -183,11 +183,11 @@ fn shard_configs(config: &Config, epoch: FrontendEpoch) -> impl Iterator<Item = 
         ws: config
             .ws
             .as_ref()
-            .and_then(|ws| throttle(ws.source_attempts_per_minute, ws.source_attempts_burst)),
+            .and_then(|ws| source_limit(ws.source_attempts_per_minute, ws.source_attempts_burst)),
         udp: config
             .udp
             .as_ref()
-            .and_then(|udp| throttle(udp.source_attempts_per_minute, udp.source_attempts_burst)),
+            .and_then(|udp| source_limit(udp.source_attempts_per_minute, udp.source_attempts_burst)),
     };
     (0..config.shards).map(move |index| ShardConfig {
         unfinished: unfinished.clone(),
@@ -263,10 +263,10 @@ fn probe(key: &'static str, address: SocketAddr, kind: ListenerKind) -> Result<P
 /// Slots of the table of sources: 512 KiB, so that 1,000 busy sources share one with another about once in 65.
 const SOURCE_SLOTS: usize = 1 << 16;
 
-pub(super) fn throttle(per_minute: u32, burst: u32) -> Option<Arc<Throttle>> {
+fn source_limit(per_minute: u32, burst: u32) -> Option<SourceLimit> {
     let interval_ms = 60_000_u64.checked_div(per_minute.into())?;
     let throttle = Throttle::new(rand::random(), SOURCE_SLOTS, interval_ms, burst);
-    Some(Arc::new(throttle))
+    Some(SourceLimit::new(throttle, Instant::now()))
 }
 
 fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

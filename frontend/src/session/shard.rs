@@ -145,8 +145,6 @@ pub struct Shard {
     to_hub: Vec<ToHub>,
     live: u32,
     stopping: bool,
-    /// What the shared throttle counts time from.
-    born: Instant,
     rng: u64,
 }
 
@@ -181,7 +179,6 @@ impl Shard {
             to_hub: Vec::new(),
             live: 0,
             stopping: false,
-            born: now,
         }
     }
 

@@ -47,9 +47,13 @@ impl World {
     }
 
     pub(super) fn with(change: impl FnOnce(&mut ShardConfig)) -> Self {
+        Self::born(Instant::now(), change)
+    }
+
+    pub(super) fn born(now: Instant, change: impl FnOnce(&mut ShardConfig)) -> Self {
         let mut config = config();
         change(&mut config);
-        let (metrics, now) = (ShardMetrics::default(), Instant::now());
+        let metrics = ShardMetrics::default();
         Self {
             shard: Shard::new(config, metrics.clone(), now),
             metrics,
