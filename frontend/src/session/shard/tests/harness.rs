@@ -146,6 +146,18 @@ impl World {
         self.step();
     }
 
+    /// Its channel failed, and the session is closed for that.
+    pub(super) fn fail(&mut self, key: SessionKey, code: CloseCode, what: &'static str) {
+        self.shard.close_as(self.now, key, code, what);
+        self.step();
+    }
+
+    /// Its channel failed, and nothing can be said on it.
+    pub(super) fn broken(&mut self, key: SessionKey, what: &'static str) {
+        self.shard.handle_broken(self.now, key, what);
+        self.step();
+    }
+
     pub(super) fn outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.shard.poll_output()).collect()
     }
