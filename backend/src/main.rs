@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         };
     }
     abort_on_panic();
+    descriptors::raise_limit();
     descriptors::make_room();
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(config, arguments.share)),

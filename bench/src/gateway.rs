@@ -221,7 +221,7 @@ fn frontend_toml(dir: &Path, [wss, ws, udp]: [SocketAddr; 3], admin: SocketAddr,
          admin = \"{admin}\"\n[wss]\nlisten = \"{wss}\"\ncertificate = \"{dir}/cert.pem\"\nkey = \"{dir}/key.pem\"\n\
          [ws]\nlisten = \"{ws}\"\nsource_attempts_per_minute = 0\n\
          [udp]\nlisten = \"{udp}\"\nsource_attempts_per_minute = 0\n\
-         [limits]\nmax_sessions = {max_sessions}\noutput_total_bytes = {output}\n"
+         [limits]\nmax_sessions = {max_sessions}\nopening_per_source = 0\noutput_total_bytes = {output}\n"
     )
 }
 

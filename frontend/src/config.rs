@@ -58,6 +58,10 @@ pub struct LimitsConfig {
     pub max_sessions: u32,
     /// Devices that may wait for a backend before they are online. 20,000 by default.
     pub max_waiting: u32,
+    /// TCP connections of one source (an IPv4 address, or a /64 of IPv6) that have not asked to be let in yet, or were turned away and are
+    /// not closed yet. More are closed at once. Behind a proxy, or an address that thousands share, it needs to be higher. 256 by
+    /// default; 0: no limit.
+    pub opening_per_source: u32,
     /// Longest message from a device, in bytes: 1 KiB to 1.5 MiB. 1 MiB by default.
     pub max_message_bytes: usize,
     /// Unanswered requests of one session: 1 to 4096. 32 by default.
@@ -72,7 +76,8 @@ pub struct LimitsConfig {
     pub output_total_bytes: usize,
     /// Pushes of one session that its socket has not taken, or its device has not acknowledged. 64 by default.
     pub output_pushes: usize,
-    /// Bytes of messages that are still arriving, over all sessions. 128 MiB by default.
+    /// Bytes of messages that are still arriving, over all sessions; a quarter of it is for connections that have not been let in, of
+    /// which one source can have at most 26 KiB for each that `opening_per_source` allows. 128 MiB by default.
     pub input_total_bytes: usize,
 }
 
@@ -138,6 +143,7 @@ impl Default for LimitsConfig {
         Self {
             max_sessions: 1_000_000,
             max_waiting: 20_000,
+            opening_per_source: 256,
             max_message_bytes: MIB,
             window_requests: 32,
             window_bytes: 256 * 1024,
@@ -259,6 +265,12 @@ impl Config {
         within("shards", self.shards.into(), 1, 255)?;
         within("limits.max_sessions", limits.max_sessions as usize, 1, 255 << 24)?;
         within("limits.max_waiting", limits.max_waiting as usize, 1, 255 << 24)?;
+        within(
+            "limits.opening_per_source",
+            limits.opening_per_source as usize,
+            0,
+            1_000_000,
+        )?;
         within(
             "limits.max_message_bytes",
             limits.max_message_bytes,
@@ -411,6 +423,10 @@ key = "k"
             (
                 format!("{GOOD}[limits]\nmax_message_bytes = 1"),
                 "limits.max_message_bytes is 1",
+            ),
+            (
+                format!("{GOOD}[limits]\nopening_per_source = 1000001"),
+                "limits.opening_per_source is 1000001; allowed is 0 to 1000000",
             ),
             (format!("{GOOD}[limits]\nmax_messages = 1"), "unknown field"),
             (

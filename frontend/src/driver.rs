@@ -6,6 +6,7 @@
 mod connection;
 mod datagrams;
 mod event;
+mod intake;
 mod marks;
 mod output;
 mod shard;
@@ -13,9 +14,12 @@ mod threads;
 mod udp;
 
 pub use connection::connection_sizes;
+pub use intake::Intake;
 pub use shard::{Shard, ShardSetup, StartedShard};
 pub use threads::{Frontend, StartError};
 pub use udp::{Admission, SocketBuffers, UdpMetrics, UdpSetup, bind_group, udp_record_bytes};
 
 #[cfg(test)]
 mod random;
+#[cfg(test)]
+mod stream_tests;

@@ -12,6 +12,7 @@ pub mod epoch;
 pub mod exchange;
 pub mod link;
 pub mod session;
+mod tally;
 
 /// What was built.
 pub static BUILD: LazyLock<String> =

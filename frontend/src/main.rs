@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     abort_on_panic();
+    descriptors::raise_limit();
     descriptors::make_room();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -16,12 +16,14 @@ mod unfinished;
 mod wheel;
 mod window;
 
-pub use config::{ShardConfig, Sources};
+pub use config::{ShardConfig, SourceLimit, Sources};
 pub use metrics::{ReasonLabel, ShardMetrics};
 pub use session::{
     MAX_BLOB_BYTES, MAX_CONTROL_BYTES, MAX_CONTROLS, MAX_PRINCIPAL_BYTES, Session, SessionKey,
 };
-pub use shard::{Challenge, Goodbye, Output, Refusal, SessionUsage, Shard, ShardUsage, Stalled};
+pub use shard::{
+    Challenge, Goodbye, MAX_TO_REFUSE, Output, Refusal, SessionUsage, Shard, ShardUsage, Stalled,
+};
 pub use state::{CloseReason, IllegalTransition, State};
 pub use unfinished::{MAX_UNFINISHED, Unfinished, UnfinishedPlace};
 pub use wheel::{TICK, Wheel};

@@ -299,6 +299,59 @@ fn a_port_in_use_and_a_place_in_use_are_one_line() {
     );
 }
 
+/// Whoever opens more connections than there are descriptors keeps neither backends nor operators out.
+#[test]
+fn connections_leave_descriptors_to_the_link_and_to_the_admin_listener() {
+    const FILES: usize = 200;
+    const OVER: usize = 30;
+    let place = Place::new();
+    let config = place.valid(
+        "one",
+        "127.0.0.1:0",
+        "[limits]\nopening_per_source = 0\n[times]\naccept = \"10m\"",
+    );
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -n {FILES} && exec \"$0\" \"$@\"")]);
+    limited.arg(program().get_program()).env_remove("NOTIFY_SOCKET");
+    let frontend = Place::start_program(limited, &config);
+    let strangers: Vec<_> = (0..FILES / 2 + OVER)
+        .map(|_| TcpStream::connect(frontend.wss).unwrap())
+        .collect();
+    let closed = format!("holdfast_frontend_refused_total{{shard=\"0\",reason=\"descriptors_full\"}} {OVER}");
+    let deadline = Instant::now() + PATIENCE;
+    let metrics = loop {
+        let metrics = frontend.get("/metrics");
+        if metrics.contains(&closed) {
+            break metrics;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+    };
+    for line in [
+        "holdfast_frontend_tcp_accept_pauses_total{shard=\"0\"} 0",
+        "holdfast_frontend_tcp_aborted_total{shard=\"0\"} 0",
+        "holdfast_frontend_input_bytes{shard=\"0\"} 0",
+        "holdfast_frontend_stranger_bytes 0",
+        "holdfast_frontend_stranger_bytes_refused_total 0",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
+    let link = place.directory.path().join("one-link/frontend.sock");
+    let mut backend = std::os::unix::net::UnixStream::connect(link).unwrap();
+    backend.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut greeting = [0; 10];
+    backend.read_exact(&mut greeting).unwrap();
+    assert_eq!((greeting[0], greeting[9]), (0xff, 0x7f), "ZMTP's signature");
+    // Those who go make room.
+    drop(strangers);
+    let deadline = Instant::now() + PATIENCE;
+    let mut device = place.connect(&frontend);
+    while device.write_all(b"POST / HTTP/1.1\r\n\r\n").is_err() {
+        assert!(Instant::now() < deadline);
+        device = place.connect(&frontend);
+    }
+    assert!(answer(&mut device).starts_with("HTTP/1.1 405"));
+}
+
 #[test]
 fn who_waits_to_be_admitted_is_told_when_it_stops() {
     let place = Place::new();

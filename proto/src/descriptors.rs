@@ -6,8 +6,23 @@
 //! it would stand still just then. A process of one thread does not wait, and its table keeps its size, through exec too.
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::close;
+
+/// Lets the process open as many files as it may: the soft limit becomes the hard one (RLIMIT_NOFILE). A program that cannot do with more
+/// than 1,024, for which there is a soft limit at all, is none of ours. Call it before [`make_room`]; failing is no error.
+pub fn raise_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// How many files the process may have open; as good as none when it cannot be found out.
+pub fn limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+}
 
 /// Makes the table as large as the limit allows, and not larger than [`MAX_ROOM`]. Without it things are slower, so failing is
 /// no error.
@@ -30,6 +45,14 @@ const MAX_ROOM: u64 = 1 << 15;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_soft_limit_is_raised_to_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard - 1, hard).unwrap();
+        raise_limit();
+        assert_eq!(limit(), hard);
+    }
 
     #[test]
     fn the_table_is_large_afterwards() {

@@ -9,6 +9,10 @@ use siphasher::sip::SipHasher13;
 /// Where somebody comes from, as limits count it.
 pub type Source = [u8; 8];
 
+/// How far behind the others' a thread's time may be, in milliseconds: longer than any turn of work takes. A clock that was set back by
+/// less than this delays attempts by as much, and by more it begins anew.
+pub const MAX_SKEW_MS: u64 = 60_000;
+
 /// An IPv4 address, or an IPv6 network of 64 bits, which is what one customer has.
 pub fn source_of(address: IpAddr) -> Source {
     let mut source = [0; 8];
@@ -46,13 +50,15 @@ impl Throttle {
     }
 
     /// Counts an attempt of `key`, or says after how many milliseconds one will be allowed; one that is refused costs nothing.
-    /// `now_ms` is of a clock that only goes forward.
+    /// `now_ms` is of one clock that only goes forward, the same for all threads; one that took it a while ago may be up to
+    /// [`MAX_SKEW_MS`] behind the others, and gets no more for that.
     pub fn check(&self, key: &[u8], now_ms: u64) -> Result<(), u64> {
         let slot = self.slot(key);
         let mut until = slot.load(Ordering::Relaxed);
         loop {
             let mut from = until.max(now_ms);
-            if from - now_ms > self.tolerance_ms.saturating_add(self.interval_ms) {
+            let furthest = self.tolerance_ms.saturating_add(self.interval_ms);
+            if from - now_ms > furthest.saturating_add(MAX_SKEW_MS) {
                 // Only a clock that went back puts a slot so far ahead; nobody shall wait for it to come again.
                 from = now_ms;
             }
@@ -116,6 +122,22 @@ mod tests {
         };
         let shared = (0..64).filter(|seed| shares(*seed << 64 | *seed)).count();
         assert!((8..56).contains(&shared), "{shared}");
+    }
+
+    #[test]
+    fn a_thread_that_is_behind_gets_no_more_and_gives_others_no_more() {
+        for behind in [1, 99, 101, 5_000, MAX_SKEW_MS] {
+            let throttle = Throttle::new(1, 1, 100, 3);
+            let now = 1_000_000;
+            for _ in 0..3 {
+                assert_eq!(throttle.check(b"a", now), Ok(()));
+            }
+            for _ in 0..10 {
+                assert_eq!(throttle.check(b"a", now - behind), Err(100 + behind), "{behind}");
+                assert_eq!(throttle.check(b"a", now), Err(100), "{behind}");
+            }
+            assert_eq!(throttle.check(b"a", now + 100), Ok(()));
+        }
     }
 
     #[test]

@@ -95,21 +95,23 @@ impl ChannelError {
         }
     }
 
-    /// The label under which metrics count it.
+    /// The word by which metrics count the end of a connection that it ends: where the close code would hide what happened, one of
+    /// its own.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Peer(fault) => fault.close_code().label(),
-            Self::Upgrade { .. } => "upgrade",
+            Self::Upgrade { .. } => "bad_upgrade",
             Self::Capacity(_) => "capacity",
             Self::SlowConsumer => CloseCode::SlowConsumer.label(),
             Self::PeerCloses => CloseCode::Normal.label(),
             Self::Tls(_) => "tls",
-            Self::State(_) => "state",
+            Self::State(_) => "internal",
             Self::Io(_) => "io",
         }
     }
 
-    /// How loud it is: a peer's fault is its own affair, ours is not.
+    /// How loud it is: a peer's fault is its own affair, ours is not. That there is no room is counted, for strangers can make it so
+    /// as often as they like.
     pub fn level(&self) -> tracing::Level {
         match self {
             Self::Peer(_)
@@ -117,8 +119,8 @@ impl ChannelError {
             | Self::SlowConsumer
             | Self::PeerCloses
             | Self::Tls(_)
+            | Self::Capacity(_)
             | Self::Io(_) => tracing::Level::DEBUG,
-            Self::Capacity(_) => tracing::Level::WARN,
             Self::State(_) => tracing::Level::ERROR,
         }
     }
@@ -144,6 +146,6 @@ mod tests {
             tracing::Level::DEBUG
         );
         assert_eq!(ChannelError::State("x").level(), tracing::Level::ERROR);
-        assert_eq!(ChannelError::from(OverBudget).level(), tracing::Level::WARN);
+        assert_eq!(ChannelError::from(OverBudget).level(), tracing::Level::DEBUG);
     }
 }

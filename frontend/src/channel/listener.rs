@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+
+use super::canonical;
 
 /// Connections that the kernel holds until they are accepted, if `net.core.somaxconn` allows: enough for the burst when
 /// a site's devices come back at once.
@@ -34,15 +36,33 @@ impl Default for AcceptOptions {
     }
 }
 
-/// How accepting went.
-#[derive(Debug, Default)]
-pub struct AcceptCounters {
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// Pauses because the machine had no descriptor or memory for another connection.
-    pub pauses: AtomicU64,
-    /// Connections that were gone before they could be used.
-    pub aborted: AtomicU64,
+/// How accepting went, over all listeners of a shard; clones share the counts.
+#[derive(Debug, Clone, Default)]
+pub struct AcceptMetrics {
+    pub accepted: Counter,
+    pub pauses: Counter,
+    pub aborted: Counter,
+}
+
+impl AcceptMetrics {
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("frontend");
+        r.register(
+            "tcp_accepted",
+            "TCP connections accepted, also those that were closed at once",
+            self.accepted.clone(),
+        );
+        r.register(
+            "tcp_accept_pauses",
+            "Pauses because the machine had no descriptor or memory for another connection",
+            self.pauses.clone(),
+        );
+        r.register(
+            "tcp_aborted",
+            "TCP connections that were gone before they could be used",
+            self.aborted.clone(),
+        );
+    }
 }
 
 /// A listening socket.
@@ -50,7 +70,7 @@ pub struct AcceptCounters {
 pub struct Listener {
     inner: TcpListener,
     options: AcceptOptions,
-    counters: Arc<AcceptCounters>,
+    metrics: AcceptMetrics,
     pause: Duration,
 }
 
@@ -59,11 +79,7 @@ impl Listener {
     ///
     /// # Errors
     /// What the system says about the address.
-    pub fn bind(
-        address: SocketAddr,
-        options: AcceptOptions,
-        counters: Arc<AcceptCounters>,
-    ) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, options: AcceptOptions, metrics: AcceptMetrics) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
@@ -74,7 +90,7 @@ impl Listener {
         Ok(Self {
             inner,
             options,
-            counters,
+            metrics,
             pause: MIN_PAUSE,
         })
     }
@@ -84,7 +100,8 @@ impl Listener {
         self.inner.local_addr()
     }
 
-    /// The next connection. Cancel-safe.
+    /// The next connection, and where it comes from: an IPv4 address as such, also where the listener is one of IPv6 for both.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// The listening socket itself is of no more use. A shortage of descriptors is waited out, a lost connection skipped.
@@ -94,17 +111,17 @@ impl Listener {
                 Ok((stream, peer)) => {
                     self.pause = MIN_PAUSE;
                     if self.options.apply(&stream).is_ok() {
-                        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
-                        return Ok((stream, peer));
+                        self.metrics.accepted.inc();
+                        return Ok((stream, canonical(peer)));
                     }
-                    self.counters.aborted.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.aborted.inc();
                 }
                 Err(error) => match AcceptFailure::of(&error) {
                     AcceptFailure::Connection => {
-                        self.counters.aborted.fetch_add(1, Ordering::Relaxed);
+                        self.metrics.aborted.inc();
                     }
                     AcceptFailure::Shortage => {
-                        self.counters.pauses.fetch_add(1, Ordering::Relaxed);
+                        self.metrics.pauses.inc();
                         tokio::time::sleep(self.pause).await;
                         self.pause = (self.pause * 2).min(MAX_PAUSE);
                     }
@@ -169,8 +186,8 @@ mod tests {
 
     #[tokio::test]
     async fn several_listeners_share_a_port_and_options_are_set() {
-        let counters = Arc::new(AcceptCounters::default());
-        let bind = |port| Listener::bind(localhost(port), AcceptOptions::default(), Arc::clone(&counters));
+        let metrics = AcceptMetrics::default();
+        let bind = |port| Listener::bind(localhost(port), AcceptOptions::default(), metrics.clone());
         let mut first = bind(0).unwrap();
         let address = first.local_addr().unwrap();
         let mut second = bind(address.port()).unwrap();
@@ -185,7 +202,17 @@ mod tests {
             SockRef::from(&stream).tcp_user_timeout().unwrap(),
             Some(Duration::from_secs(90))
         );
-        assert_eq!(counters.accepted.load(Ordering::Relaxed), 1);
+        assert_eq!(metrics.accepted.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_ipv4_address_is_one_wherever_it_comes_in() {
+        let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0));
+        let mut listener = Listener::bind(any, AcceptOptions::default(), AcceptMetrics::default()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(localhost(port)).await.unwrap();
+        let (_stream, peer) = listener.accept().await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
     }
 
     #[test]

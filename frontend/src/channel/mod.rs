@@ -55,7 +55,7 @@ mod wss;
 
 pub use answer::Refusal;
 pub use any::AnyStream;
-pub use budget::{Budget, Charge, OverBudget};
+pub use budget::{Budget, Budgets, Charge, OverBudget, Strangers};
 pub use error::{ChannelError, PeerFault};
 use holdfast_proto::secure::TrafficKeys;
 pub use holdfast_proto::{ChannelKind, MessageKind};

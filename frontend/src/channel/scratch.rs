@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use holdfast_proto::secure::MAX_RECORD_BYTES as MAX_RECORD;
 
-use super::budget::Budget;
+use super::budget::{Budget, Budgets};
 use super::error::ChannelError;
 use super::frame::ReadLimits;
 
@@ -24,9 +24,6 @@ pub const MAX_RECORD_BYTES: usize = 5 + 16 * 1024 + 2 * 1024;
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Default of [`ScratchLimits::budget_bytes`].
 pub const DEFAULT_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-
-/// Which part of the budget those get who have not been let in.
-const STRANGERS_PART: usize = 4;
 
 /// An output buffer that grew beyond this is given back when it is empty again.
 const KEPT_BYTES: usize = 256 * 1024;
@@ -76,8 +73,11 @@ pub struct Token(pub(super) usize);
 
 impl Scratch {
     pub fn new(limits: ScratchLimits) -> Self {
-        let strangers = Budget::new(limits.budget_bytes / STRANGERS_PART);
-        let budget = Budget::new(limits.budget_bytes - strangers.cap());
+        Self::within(limits.max_message_bytes, &Budgets::alone(limits.budget_bytes, 0))
+    }
+
+    /// Like [`new`](Self::new), for budgets that others look at too.
+    pub fn within(max_message_bytes: usize, budgets: &Budgets) -> Self {
         Self {
             cipher: Window::new(),
             plain: Plain::default(),
@@ -85,16 +85,16 @@ impl Scratch {
             outbound: Vec::new(),
             pongs: Vec::new(),
             limits: ReadLimits {
-                max_message_bytes: limits.max_message_bytes,
-                max_frames_bytes: limits.max_message_bytes,
-                budget: Arc::clone(&budget),
+                max_message_bytes,
+                max_frames_bytes: max_message_bytes,
+                budget: Arc::clone(&budgets.input),
             },
             record_limits: ReadLimits {
-                max_message_bytes: limits.max_message_bytes,
+                max_message_bytes,
                 max_frames_bytes: MAX_RECORD,
-                budget,
+                budget: Arc::clone(&budgets.input),
             },
-            strangers,
+            strangers: Arc::clone(&budgets.strangers.0),
             owner: Token(0),
             last_token: 0,
         }

@@ -4,11 +4,15 @@ use super::answer::{Refusal, write_acceptance, write_refusal};
 use super::error::{ChannelError, PeerFault};
 use super::frame::{Frame, FrameReader, OpCode, ReadLimits, is_close_code, write_close, write_frame};
 use super::parked::Parked;
-use super::scratch::{Scratch, Token};
+use super::scratch::{MAX_RECORD_BYTES, Scratch, Token};
 use super::upgrade::{self, Acceptance};
 use super::{Challenge, Channel, ChannelEvent, ChannelKind, MessageKind, StreamChannel};
 
 use bytes::Bytes;
+
+/// What may wait of a connection that has not asked to be let in: the head of its request, and a record of TLS. A handshake's message
+/// may be cut into many records, which all have to wait for its end; a device's first one is far shorter.
+const MAX_UNASKED_BYTES: usize = upgrade::MAX_HEAD_BYTES + MAX_RECORD_BYTES;
 
 /// What lies below WebSocket frames (TLS) or within them (records).
 pub trait Layer {
@@ -268,7 +272,7 @@ impl<L: Layer> StreamChannel for WebSocket<L> {
         if !self.in_turn {
             return flushed;
         }
-        let result = match flushed.and_then(|()| Parked::take(scratch, self.is_open())) {
+        let result = match flushed.and_then(|()| self.keep(scratch)) {
             Ok(parked) => {
                 self.parked = parked;
                 Ok(())
@@ -359,6 +363,15 @@ impl<L: Layer> WebSocket<L> {
                 }
             }
         }
+    }
+
+    /// What is left of this turn's input.
+    fn keep(&self, scratch: &mut Scratch) -> Result<Option<Box<Parked>>, ChannelError> {
+        let size = scratch.cipher.len() + scratch.plain.len();
+        if self.is_handshaking() && size > MAX_UNASKED_BYTES {
+            return Err(PeerFault::TooFarAhead.into());
+        }
+        Parked::take(scratch, self.is_open())
     }
 
     fn read_frame(&mut self, scratch: &mut Scratch, absorb: bool) -> Result<Option<Frame>, ChannelError> {

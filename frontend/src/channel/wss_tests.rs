@@ -498,6 +498,28 @@ fn what_comes_after_the_end_is_thrown_away() {
 }
 
 #[test]
+fn who_has_not_asked_may_have_little_waiting() {
+    let record = |data: &[u8]| [&[22, 3, 1][..], &(data.len() as u16).to_be_bytes(), data].concat();
+    // A ClientHello of 60 KiB, of which one record comes, and then two more.
+    let mut hello = vec![1, 0, 0xf0, 0];
+    hello.resize(16 * 1024, 0);
+    let mut pair = Pair::new(&TLS13);
+    assert_eq!(pair.turn(&record(&hello)).unwrap(), []);
+    assert!(pair.channel.has_parked());
+    let mut pair = Pair::new(&TLS13);
+    let more = record(&[0; 16 * 1024]);
+    let error = pair
+        .turn(&[record(&hello), more.clone(), more].concat())
+        .unwrap_err();
+    assert!(
+        matches!(error, ChannelError::Peer(PeerFault::TooFarAhead)),
+        "{error}"
+    );
+    assert!(!pair.channel.has_parked());
+    assert_eq!(pair.scratch.strangers.used(), 0);
+}
+
+#[test]
 fn over_the_budget_nothing_is_parked() {
     let mut pair = Pair::open(&TLS13);
     pair.scratch = Scratch::new(ScratchLimits {

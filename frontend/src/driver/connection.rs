@@ -13,6 +13,7 @@ use bytes::Bytes;
 use holdfast_proto::MessageKind;
 use tokio::net::TcpStream;
 
+use super::intake::Permit;
 use super::marks::Marks;
 use super::shard::{LINGER, Shard};
 use crate::channel::{
@@ -51,6 +52,7 @@ pub(super) struct Connection {
     pub(super) stalled: Option<Box<Held>>,
     pub(super) waker: Option<Waker>,
     pub(super) stage: Stage,
+    pub(super) permit: Permit,
 }
 
 /// A message between channel and session, charged to the shard's input.
@@ -85,7 +87,7 @@ pub(super) enum Stage {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, channel: AnyStream, key: SessionKey) -> Self {
+    pub(super) fn new(stream: TcpStream, channel: AnyStream, key: SessionKey, permit: Permit) -> Self {
         Self {
             stream,
             channel,
@@ -94,6 +96,7 @@ impl Connection {
             stalled: None,
             waker: None,
             stage: Stage::Open(key),
+            permit,
         }
     }
 
@@ -246,6 +249,7 @@ impl Shard {
                 Ok(Some(event)) => {
                     if let ChannelEvent::Upgrade(_) = event {
                         connection.stage = Stage::Binding(key);
+                        connection.permit.on_asked();
                     }
                     let over = matches!(event, ChannelEvent::Closed { .. } | ChannelEvent::Lost);
                     let stalled = self.tell_session(now, key, event).err();
@@ -297,6 +301,7 @@ impl Shard {
                 until: now + LINGER,
             };
             connection.stalled = None;
+            connection.permit.on_ending();
             self.lingering.push_back((now + LINGER, id));
             connection.wake();
         }
@@ -304,16 +309,27 @@ impl Shard {
 
     /// The socket broke or ended.
     pub(super) fn lost(&mut self, now: Instant, id: ConnectionId) -> Step {
-        let Some(connection) = self.connections.get_mut(id.index()) else {
-            return Step::Over;
-        };
-        if let Some(key) = connection.session() {
-            self.by_slot[key.slot as usize] = None;
-            connection.stage = Stage::Over;
-            connection.wake();
+        if let Some(key) = self.let_go(id) {
             self.sessions.handle_closed(now, key, false);
         }
         Step::Over
+    }
+
+    /// The channel cannot say anything more.
+    pub(super) fn broken(&mut self, now: Instant, id: ConnectionId, error: &ChannelError) {
+        if let Some(key) = self.let_go(id) {
+            self.sessions.handle_broken(now, key, error.label());
+        }
+    }
+
+    /// Nothing more is done with the connection. Gives the session that it had.
+    fn let_go(&mut self, id: ConnectionId) -> Option<SessionKey> {
+        let connection = self.connections.get_mut(id.index())?;
+        let key = connection.session()?;
+        self.by_slot[key.slot as usize] = None;
+        connection.stage = Stage::Over;
+        connection.wake();
+        Some(key)
     }
 
     /// Everything was said: ends our side, then waits for the peer's end, so that no reset overtakes the last words.

@@ -46,11 +46,12 @@ impl Shard {
         if level == tracing::Level::DEBUG {
             tracing::debug!(%error, "a channel failed");
         } else {
-            tracing::warn!(%error, "a channel failed");
+            tracing::error!(%error, "a channel failed");
         }
         if let ChannelError::Upgrade { code, .. } = error {
             self.sessions.handle_turned_away(code);
         }
-        self.sessions.close(now, key, error.close_code());
+        self.sessions
+            .close_as(now, key, error.close_code(), error.label());
     }
 }

@@ -63,7 +63,7 @@ impl Shard {
             if let Err(error) = connection.channel.send(&mut self.scratch, message.0, &message.1) {
                 tracing::debug!(%error, "a message could not be queued");
                 self.scratch.reset();
-                self.lost(now, id);
+                self.broken(now, id, &error);
                 return None;
             }
             queued += 1;
@@ -91,7 +91,7 @@ impl Shard {
         if let Err(error) = connection.channel.flush(&mut self.scratch) {
             tracing::debug!(%error, "a channel could not encrypt");
             self.scratch.reset();
-            self.lost(now, id);
+            self.broken(now, id, &error);
             return;
         }
         self.write_scratch(now, id, messages);
@@ -158,6 +158,7 @@ impl Shard {
             return;
         };
         connection.stage = Stage::Open(key);
+        connection.permit.on_let_in();
         let accepted = connection.channel.accept(&mut self.scratch, challenge);
         self.flush_and_write(now, id, 0);
         self.go_on(now, id, accepted);

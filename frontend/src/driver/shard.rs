@@ -14,11 +14,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use super::connection::{Connection, ConnectionId, ConnectionTask, Place};
+use super::intake::Intake;
 use super::udp::{self, Udp, UdpSetup};
 use crate::channel::listener::Listener;
-use crate::channel::{
-    AnyStream, Budget, Channel, OutboxLimits, Scratch, ScratchLimits, WsChannel, WssChannel,
-};
+use crate::channel::{AnyStream, Budgets, Channel, OutboxLimits, Scratch, WsChannel, WssChannel};
 use crate::exchange::{ToHub, ToShard};
 use crate::session::{self, SessionKey, ShardConfig, ShardMetrics};
 
@@ -32,10 +31,13 @@ const LONGEST_TURN: Duration = Duration::from_millis(20);
 pub struct ShardSetup {
     pub config: ShardConfig,
     pub metrics: ShardMetrics,
-    pub scratch: ScratchLimits,
-    /// Bytes that wait for one socket, and for all of the shard.
+    /// Longest message from a device, in bytes.
+    pub max_message_bytes: usize,
+    /// Bytes that wait for one socket.
     pub outbox_bytes: usize,
-    pub outbox_total_bytes: usize,
+    pub budgets: Budgets,
+    /// Shared by all shards.
+    pub intake: Arc<Intake>,
     pub listeners: Vec<DeviceListener>,
     /// `None` when no device comes over datagrams.
     pub udp: Option<UdpSetup>,
@@ -65,6 +67,7 @@ pub struct Shard {
     /// By session slot: its connection.
     pub(super) by_slot: Vec<Option<Place>>,
     pub(super) outbox_limits: OutboxLimits,
+    intake: Arc<Intake>,
     /// Connections that were told to go, oldest first.
     pub(super) lingering: VecDeque<(Instant, ConnectionId)>,
     wakes: Rc<Wakes>,
@@ -124,14 +127,15 @@ impl Shard {
         let wakes = Rc::new(Wakes::default());
         let shard = Self {
             sessions: session::Shard::new(setup.config, setup.metrics, now),
-            scratch: Scratch::new(setup.scratch),
+            scratch: Scratch::within(setup.max_message_bytes, &setup.budgets),
             connections: Slab::new(),
             udp: udp.map(Box::new),
             by_slot: Vec::new(),
             outbox_limits: OutboxLimits {
                 connection_bytes: setup.outbox_bytes,
-                budget: Budget::new(setup.outbox_total_bytes),
+                budget: setup.budgets.output,
             },
+            intake: setup.intake,
             lingering: VecDeque::new(),
             wakes: wakes.clone(),
             timer_due: None,
@@ -154,6 +158,10 @@ impl Shard {
         address: SocketAddr,
         kind: &ListenerKind,
     ) -> Option<ConnectionId> {
+        let permit = self.intake.enter(address.ip());
+        let permit = permit
+            .inspect_err(|full| self.sessions.handle_turned_away(full.label()))
+            .ok()?;
         let channel = match kind {
             ListenerKind::Ws => AnyStream::Ws(WsChannel::new(&mut self.scratch)),
             ListenerKind::Wss(tls) => AnyStream::Wss(
@@ -163,7 +171,9 @@ impl Shard {
             ),
         };
         let key = self.sessions.accept(Instant::now(), channel.kind(), address)?;
-        let id = self.connections.insert(Connection::new(stream, channel, key));
+        let id = self
+            .connections
+            .insert(Connection::new(stream, channel, key, permit));
         let id = ConnectionId(id as u32);
         self.place(key, Place::Stream(id));
         self.end_turn();

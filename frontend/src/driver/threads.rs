@@ -9,24 +9,25 @@ use std::time::{Instant, SystemTime};
 
 use holdfast_proto::link::{HEADER_DELAY, LaneConfig, MAX_REPLY_BYTES};
 use holdfast_proto::throttle::Throttle;
-use holdfast_proto::{ChannelKind, FrontendEpoch, FrontendId, ShardId};
+use holdfast_proto::{ChannelKind, FrontendEpoch, FrontendId, ShardId, descriptors};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
 use super::datagrams::Datagrams;
+use super::intake::{Intake, connections_within};
 use super::shard::{DeviceListener, ListenerKind, Shard, ShardSetup};
 use super::udp::UdpSetup;
 use crate::admin::{self, AdminState};
-use crate::channel::listener::{AcceptCounters, AcceptOptions, Listener};
-use crate::channel::{ScratchLimits, TlsConfigError, load_server_config};
+use crate::channel::listener::{AcceptMetrics, AcceptOptions, Listener};
+use crate::channel::{Budgets, Strangers, TlsConfigError, load_server_config};
 use crate::config::{Config, LimitsConfig, TunnelConfig};
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
 use crate::link::tunnel::{LinkKeys, Tunnel, TunnelMetrics};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
-use crate::session::{ShardConfig, ShardMetrics, Sources, Unfinished};
+use crate::session::{ShardConfig, ShardMetrics, SourceLimit, Sources, Unfinished};
 
 /// Why the frontend did not start, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -78,24 +79,25 @@ impl Frontend {
         let admin_address = admin_listener.local_addr().unwrap_or(config.admin);
         let places = places(config)?;
         let mut datagrams = Datagrams::bind(config, &data)?;
+        let intake = Arc::new(intake(config));
+        let strangers = Strangers::of(config.limits.input_total_bytes);
+        strangers.register(&mut registry);
 
         let (to_hub, from_shards) = mpsc::unbounded_channel();
         let mut to_shards: ToShards = Vec::new();
         let mut shard_metrics = Vec::new();
         for shard in shard_configs(config, data.epoch) {
-            let metrics = ShardMetrics::default();
             let label = ("shard".into(), shard.shard.0.to_string().into());
             let labelled = registry.sub_registry_with_label(label);
-            metrics.register(labelled);
-            let udp = datagrams.as_mut().and_then(|d| d.next(config, labelled));
-            shard_metrics.push(metrics.clone());
+            let own = ShardOwn::new(config, labelled, (datagrams.as_mut(), &strangers));
+            shard_metrics.push(own.metrics.clone());
             let (sender, receiver) = mpsc::unbounded_channel();
             to_shards.push(sender);
             let parts = ShardParts {
                 shard,
-                metrics,
+                own,
+                intake: intake.clone(),
                 places: places.clone(),
-                udp,
                 to_hub: to_hub.clone(),
                 from_hub: receiver,
             };
@@ -169,11 +171,39 @@ fn devices(places: &[Place], datagrams: Option<&Datagrams>) -> Vec<(ChannelKind,
 
 struct ShardParts {
     shard: ShardConfig,
-    metrics: ShardMetrics,
+    own: ShardOwn,
+    intake: Arc<Intake>,
     places: Vec<Place>,
-    udp: Option<UdpSetup>,
     to_hub: mpsc::UnboundedSender<(ShardId, Vec<ToHub>)>,
     from_hub: mpsc::UnboundedReceiver<Vec<ToShard>>,
+}
+
+/// What a shard does not share and others look at.
+struct ShardOwn {
+    metrics: ShardMetrics,
+    budgets: Budgets,
+    accepts: AcceptMetrics,
+    udp: Option<UdpSetup>,
+}
+
+impl ShardOwn {
+    /// Its metrics are put into `registry`.
+    fn new(
+        config: &Config,
+        registry: &mut Registry,
+        (datagrams, strangers): (Option<&mut Datagrams>, &Strangers),
+    ) -> Self {
+        let own = Self {
+            metrics: ShardMetrics::default(),
+            budgets: budgets(config, strangers.clone()),
+            accepts: AcceptMetrics::default(),
+            udp: datagrams.and_then(|datagrams| datagrams.next(config, registry)),
+        };
+        own.metrics.register(registry);
+        own.budgets.register(registry);
+        own.accepts.register(registry);
+        own
+    }
 }
 
 /// One for each shard; what they share counts over all of them. The configuration allows no more shards than an id can name.
@@ -183,11 +213,11 @@ fn shard_configs(config: &Config, epoch: FrontendEpoch) -> impl Iterator<Item = 
         ws: config
             .ws
             .as_ref()
-            .and_then(|ws| throttle(ws.source_attempts_per_minute, ws.source_attempts_burst)),
+            .and_then(|ws| source_limit(ws.source_attempts_per_minute, ws.source_attempts_burst)),
         udp: config
             .udp
             .as_ref()
-            .and_then(|udp| throttle(udp.source_attempts_per_minute, udp.source_attempts_burst)),
+            .and_then(|udp| source_limit(udp.source_attempts_per_minute, udp.source_attempts_burst)),
     };
     (0..config.shards).map(move |index| ShardConfig {
         unfinished: unfinished.clone(),
@@ -263,10 +293,10 @@ fn probe(key: &'static str, address: SocketAddr, kind: ListenerKind) -> Result<P
 /// Slots of the table of sources: 512 KiB, so that 1,000 busy sources share one with another about once in 65.
 const SOURCE_SLOTS: usize = 1 << 16;
 
-pub(super) fn throttle(per_minute: u32, burst: u32) -> Option<Arc<Throttle>> {
+fn source_limit(per_minute: u32, burst: u32) -> Option<SourceLimit> {
     let interval_ms = 60_000_u64.checked_div(per_minute.into())?;
     let throttle = Throttle::new(rand::random(), SOURCE_SLOTS, interval_ms, burst);
-    Some(Arc::new(throttle))
+    Some(SourceLimit::new(throttle, Instant::now()))
 }
 
 fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -300,30 +330,28 @@ fn start_shard(config: &Config, parts: ShardParts) -> Result<(), StartError> {
     let options = AcceptOptions {
         user_timeout: config.times.tcp_user_timeout.get(),
     };
-    let limits = config.limits.clone();
-    let shards = usize::from(config.shards);
+    let (max_message_bytes, outbox_bytes) = (config.limits.max_message_bytes, outbox_bytes(&config.limits));
     spawn(format!("shard-{}", parts.shard.shard.0), move |started| {
         let (runtime, local) = match current_thread() {
             Ok(runtime) => (runtime, LocalSet::new()),
             Err(error) => return drop(started.send(Err(StartError::Thread(error)))),
         };
         local.block_on(&runtime, async move {
-            let bound = parts.places.into_iter().map(|place| bind(place, options));
+            let places = parts.places.into_iter();
+            let bound = places.map(|place| bind(place, options, parts.own.accepts.clone()));
             let listeners = match bound.collect() {
                 Ok(listeners) => listeners,
                 Err(error) => return drop(started.send(Err(error))),
             };
             let setup = ShardSetup {
                 config: parts.shard,
-                metrics: parts.metrics,
-                scratch: ScratchLimits {
-                    max_message_bytes: limits.max_message_bytes,
-                    budget_bytes: limits.input_total_bytes / shards,
-                },
-                outbox_bytes: outbox_bytes(&limits),
-                outbox_total_bytes: outbox_total_bytes(&limits, shards),
+                metrics: parts.own.metrics,
+                max_message_bytes,
+                outbox_bytes,
+                budgets: parts.own.budgets,
+                intake: parts.intake,
                 listeners,
-                udp: parts.udp,
+                udp: parts.own.udp,
                 to_hub: parts.to_hub,
                 from_hub: parts.from_hub,
             };
@@ -343,15 +371,33 @@ pub(super) fn outbox_bytes(limits: &LimitsConfig) -> usize {
     limits.output_bytes * 2 + MAX_REPLY_BYTES * 2
 }
 
-/// The same for all sessions of a shard.
-pub(super) fn outbox_total_bytes(limits: &LimitsConfig, shards: usize) -> usize {
-    limits.output_total_bytes / shards * 2 + MAX_REPLY_BYTES * 2
+/// What one shard's connections may hold; of output the same is true.
+fn budgets(config: &Config, strangers: Strangers) -> Budgets {
+    let (limits, shards) = (&config.limits, usize::from(config.shards));
+    let output = limits.output_total_bytes / shards * 2 + MAX_REPLY_BYTES * 2;
+    Budgets::new((limits.input_total_bytes, shards), output, strangers)
 }
 
-fn bind(place: Place, options: AcceptOptions) -> Result<DeviceListener, StartError> {
+fn intake(config: &Config) -> Intake {
+    let files = descriptors::limit();
+    let most = connections_within(files, config.shards.into());
+    if most < config.limits.max_sessions as usize {
+        tracing::info!(
+            files,
+            connections = most,
+            "the limit of open files (RLIMIT_NOFILE) allows fewer connections than limits.max_sessions"
+        );
+    }
+    Intake::new(rand::random(), config.limits.opening_per_source, most)
+}
+
+fn bind(place: Place, options: AcceptOptions, metrics: AcceptMetrics) -> Result<DeviceListener, StartError> {
     let Place { key, address, kind } = place;
-    let listener = Listener::bind(address, options, Arc::new(AcceptCounters::default()))
-        .map_err(|source| StartError::Listen { key, address, source })?;
+    let listener = Listener::bind(address, options, metrics).map_err(|source| StartError::Listen {
+        key,
+        address,
+        source,
+    })?;
     Ok(DeviceListener { listener, kind })
 }
 

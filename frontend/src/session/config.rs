@@ -1,9 +1,9 @@
 //! What bounds a shard's sessions.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use holdfast_proto::throttle::Throttle;
+use holdfast_proto::throttle::{Source, Throttle};
 
 use super::unfinished::Unfinished;
 use super::window::WindowLimits;
@@ -53,21 +53,44 @@ pub struct ShardConfig {
     pub seed: u64,
 }
 
-/// How often one source may ask for a handshake, by the kind of channel; each is shared by all shards. `None`: as often as it
-/// likes. There is none for `wss`: TLS protects itself, and costs more before anything comes here.
+/// How often one source may ask for a handshake, by the kind of channel. `None`: as often as it likes. There is none for `wss`: TLS
+/// protects itself, and costs more before anything comes here.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    pub ws: Option<Arc<Throttle>>,
-    pub udp: Option<Arc<Throttle>>,
+    pub ws: Option<SourceLimit>,
+    pub udp: Option<SourceLimit>,
 }
 
 impl Sources {
-    pub fn of(&self, kind: ChannelKind) -> Option<&Throttle> {
+    pub fn of(&self, kind: ChannelKind) -> Option<&SourceLimit> {
         match kind {
-            ChannelKind::Ws => self.ws.as_deref(),
-            ChannelKind::Udp => self.udp.as_deref(),
+            ChannelKind::Ws => self.ws.as_ref(),
+            ChannelKind::Udp => self.udp.as_ref(),
             ChannelKind::Wss => None,
         }
+    }
+}
+
+/// A bound on attempts per source. Clones, one in each shard, share the counts and what they count time from.
+#[derive(Debug, Clone)]
+pub struct SourceLimit {
+    throttle: Arc<Throttle>,
+    born: Instant,
+}
+
+impl SourceLimit {
+    pub fn new(throttle: Throttle, born: Instant) -> Self {
+        Self {
+            throttle: Arc::new(throttle),
+            born,
+        }
+    }
+
+    /// Counts an attempt, or says how long the source is to stay away.
+    pub fn check(&self, now: Instant, source: &Source) -> Result<(), Duration> {
+        let since_start = now.saturating_duration_since(self.born).as_millis() as u64;
+        let checked = self.throttle.check(source, since_start);
+        checked.map_err(Duration::from_millis)
     }
 }
 

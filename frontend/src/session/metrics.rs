@@ -89,17 +89,7 @@ impl ShardMetrics {
             "Frames asked again because a backend that is there did not answer them, by command",
             self.repeated_frames.clone(),
         );
-        r.register(
-            "refused",
-            "Connections refused before they were online, by reason",
-            self.refused.clone(),
-        );
-        r.register("closed", "Sessions closed, by reason", self.closed.clone());
-        r.register(
-            "device_closes",
-            "Closes that devices sent, by the code that they gave",
-            self.device_closes.clone(),
-        );
+        self.register_ends(r);
         r.register(
             "moves",
             "Times a device's address changed while it was connected",
@@ -110,6 +100,24 @@ impl ShardMetrics {
             "replayed_requests",
             "Requests asked again after a backend was lost",
             self.replayed_requests.clone(),
+        );
+    }
+
+    fn register_ends(&self, r: &mut Registry) {
+        r.register(
+            "refused",
+            "Connections refused before they were online, by reason",
+            self.refused.clone(),
+        );
+        r.register(
+            "closed",
+            "Sessions closed, by reason; those that were refused, or whose channel failed, by a reason of their own",
+            self.closed.clone(),
+        );
+        r.register(
+            "device_closes",
+            "Closes that devices sent, by the code that they gave",
+            self.device_closes.clone(),
         );
     }
 

@@ -145,8 +145,6 @@ pub struct Shard {
     to_hub: Vec<ToHub>,
     live: u32,
     stopping: bool,
-    /// What the shared throttle counts time from.
-    born: Instant,
     rng: u64,
 }
 
@@ -155,6 +153,14 @@ struct Place {
     generation: u32,
     session: Option<Session>,
 }
+
+/// Sessions beyond the most that there may be, which are taken in only to be told when to come again.
+pub const MAX_TO_REFUSE: u32 = 64;
+
+/// Why connections are refused when there are as many sessions as there may be, as metrics say it.
+const SESSIONS_FULL: &str = "sessions_full";
+/// What ended a connection that never asked to be let in, as metrics say it: it was silent for too long, or gone before.
+const NEVER_ASKED: &str = "never_asked";
 
 /// Boxes kept for the next busy session instead of being freed.
 const MAX_SPARE: usize = 256;
@@ -181,18 +187,19 @@ impl Shard {
             to_hub: Vec::new(),
             live: 0,
             stopping: false,
-            born: now,
         }
     }
 
-    /// A connection was accepted. `None` when the shard is full or stopping: close it.
+    /// A connection was accepted. `None` when the shard is stopping, or so full that it cannot even be refused properly: close it.
     pub fn accept(&mut self, now: Instant, kind: ChannelKind, address: SocketAddr) -> Option<SessionKey> {
-        if self.stopping || self.live >= self.config.max_sessions {
-            let reason = if self.stopping {
-                "stopping"
-            } else {
-                "sessions_full"
-            };
+        // Who comes over datagrams is told without a session.
+        let to_refuse = if kind == ChannelKind::Udp {
+            0
+        } else {
+            MAX_TO_REFUSE
+        };
+        if self.stopping || self.live >= self.config.max_sessions.saturating_add(to_refuse) {
+            let reason = if self.stopping { "stopping" } else { SESSIONS_FULL };
             self.metrics.refused(reason);
             return None;
         }
@@ -318,6 +325,16 @@ impl Shard {
     /// Ends a session whose connection is gone or told to go. LOGOUT follows when a backend may know it.
     fn end(&mut self, now: Instant, key: SessionKey, reason: CloseReason) {
         let Some(session) = self.get(key) else { return };
+        let what = match session.state {
+            State::Accepted { .. } => NEVER_ASKED,
+            _ => reason.label(),
+        };
+        self.end_as(now, key, reason, what);
+    }
+
+    /// The same where LOGOUT's reason does not say what happened, as metrics count it.
+    fn end_as(&mut self, now: Instant, key: SessionKey, reason: CloseReason, what: &'static str) {
+        let Some(session) = self.get(key) else { return };
         if matches!(session.state, State::Closing(_)) {
             return;
         }
@@ -327,7 +344,7 @@ impl Shard {
         let owes_logout = session.state.on_closed(now, reason).unwrap_or(false);
         let (id, device) = (session.id, session.device.clone());
         self.set_waiting(self.waiting - u32::from(before_online));
-        self.metrics.closed(reason.label());
+        self.metrics.closed(what);
         self.drop_active(key.slot, reason);
         if let Some(place) = place {
             self.config.unfinished.leave(place);

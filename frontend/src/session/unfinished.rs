@@ -1,63 +1,44 @@
 //! How many handshakes have begun in a device's name and not finished, from one source, over all shards.
 
-use std::hash::Hasher;
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use holdfast_proto::DeviceId;
 use holdfast_proto::throttle::Source;
-use siphasher::sip::SipHasher13;
+
+use crate::tally::{Tally, TallyKey};
 
 /// Handshakes of one device, from one source, that may wait for their proof at a time. A device needs one, and a few more when its
 /// network fails while it connects; who replays a recorded first message gets no more than these, and takes none from the device
 /// unless it sits where the device does.
 pub const MAX_UNFINISHED: u8 = 4;
 
-/// Places in the table, one byte each. Devices that fall into one place share its limit: with 1,000 handshakes under way a device has a
-/// neighbour in its place about once in 65.
-const PLACES: usize = 1 << 16;
-
-/// A fixed table of counts, shared by the shards without a lock.
+/// The counts, exact and shared by the shards: there are at most as many as sessions that wait for their proof, and whoever fills his
+/// own place, or those of many sources, takes none of another's.
+#[derive(Debug)]
 pub struct Unfinished {
-    seed: u64,
-    counts: Box<[AtomicU8]>,
+    counts: Tally,
 }
 
 /// One unfinished handshake's place: give it back with [`Unfinished::leave`].
 #[derive(Debug, PartialEq, Eq)]
-pub struct UnfinishedPlace(u16);
+pub struct UnfinishedPlace(TallyKey);
 
 impl Unfinished {
-    /// `seed` keeps strangers from choosing devices that share a place with another.
-    pub fn new(seed: u64) -> Self {
+    /// `seed` is random and secret.
+    pub fn new(seed: u128) -> Self {
         Self {
-            seed,
-            counts: (0..PLACES).map(|_| AtomicU8::new(0)).collect(),
+            counts: Tally::new(seed),
         }
     }
 
     /// Counts one more for the device and source, unless it has [`MAX_UNFINISHED`].
     pub fn enter(&self, device: &DeviceId, source: Source) -> Option<UnfinishedPlace> {
-        let mut hasher = SipHasher13::new_with_keys(self.seed, !self.seed);
-        hasher.write(&source);
-        hasher.write(device.as_bytes());
-        let place = hasher.finish() as u16;
-        let room = |count: u8| (count < MAX_UNFINISHED).then(|| count + 1);
-        self.counts[usize::from(place)]
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
-            .ok()?;
-        Some(UnfinishedPlace(place))
+        let key = self.counts.key(&[&source, device.as_bytes()]);
+        let entered = self.counts.enter(key, MAX_UNFINISHED.into());
+        entered.then_some(UnfinishedPlace(key))
     }
 
     /// The handshake is finished, or will never be.
     pub fn leave(&self, place: UnfinishedPlace) {
-        let before = self.counts[usize::from(place.0)].fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(before > 0, "a place was left twice");
-    }
-}
-
-impl std::fmt::Debug for Unfinished {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Unfinished").finish_non_exhaustive()
+        self.counts.leave(place.0);
     }
 }
 
@@ -81,5 +62,28 @@ mod tests {
         unfinished.leave(places.pop().unwrap());
         assert!(unfinished.enter(&device, HERE).is_some());
         assert_eq!(unfinished.enter(&device, HERE), None);
+    }
+
+    /// One recorded credential, sent from a whole /48 of IPv6.
+    #[test]
+    fn no_number_of_other_sources_or_devices_takes_a_devices_places() {
+        let unfinished = Unfinished::new(7);
+        let stolen: DeviceId = "stolen".parse().unwrap();
+        let source = |n: u16| {
+            let mut source = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0];
+            source[6..].copy_from_slice(&n.to_be_bytes());
+            source
+        };
+        let taken: Vec<_> = (0..=u16::MAX)
+            .flat_map(|n| std::iter::repeat_n(n, MAX_UNFINISHED.into()))
+            .map(|n| unfinished.enter(&stolen, source(n)).unwrap())
+            .collect();
+        for n in 0..1_000 {
+            let device: DeviceId = format!("device-{n}").parse().unwrap();
+            assert!(unfinished.enter(&device, HERE).is_some(), "{n}");
+        }
+        assert!(unfinished.enter(&stolen, source(9)).is_none());
+        taken.into_iter().for_each(|place| unfinished.leave(place));
+        assert!(unfinished.enter(&stolen, source(9)).is_some());
     }
 }

@@ -3,9 +3,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use holdfast_frontend::exchange::ToShard;
-use holdfast_frontend::session::{SessionKey, ShardConfig, Sources, Unfinished};
+use holdfast_frontend::session::{SessionKey, ShardConfig, SourceLimit, Sources, Unfinished};
 use holdfast_proto::link::frames::bound;
 use holdfast_proto::link::{Command, Incoming, session_id};
 use holdfast_proto::throttle::{Throttle, source_of};
@@ -42,24 +43,21 @@ impl Origin {
 #[derive(Debug)]
 pub(super) struct Guards {
     unfinished: Arc<Unfinished>,
-    sources: Option<Arc<Throttle>>,
+    sources: Sources,
     /// Counts the same attempts, to tell what the shards must decide.
     twin: Option<Throttle>,
 }
 
 impl Guards {
-    /// `pairs` are those whose handshakes will be counted.
-    pub(super) fn new(rng: &mut Rng, pace: Option<(u64, u32)>, pairs: &[(DeviceId, Origin)]) -> Self {
+    pub(super) fn new(rng: &mut Rng, pace: Option<(u64, u32)>, born: Instant) -> Self {
         let seed = rng.uuid();
         let throttle = || pace.map(|(interval, burst)| Throttle::new(seed, SOURCE_SLOTS, interval, burst));
-        // Pairs that meet in a place of the table share its bound. Here none do, so that each count is known.
-        let mut unfinished = Unfinished::new(rng.next());
-        while shares_places(&unfinished, pairs, rng) {
-            unfinished = Unfinished::new(rng.next());
-        }
         Self {
-            unfinished: Arc::new(unfinished),
-            sources: throttle().map(Arc::new),
+            unfinished: Arc::new(Unfinished::new(rng.uuid())),
+            sources: Sources {
+                ws: throttle().map(|throttle| SourceLimit::new(throttle, born)),
+                udp: None,
+            },
             twin: throttle(),
         }
     }
@@ -67,10 +65,7 @@ impl Guards {
     pub(super) fn config(&self, config: ShardConfig) -> ShardConfig {
         ShardConfig {
             unfinished: self.unfinished.clone(),
-            sources: Sources {
-                ws: self.sources.clone(),
-                udp: None,
-            },
+            sources: self.sources.clone(),
             ..config
         }
     }
@@ -85,16 +80,6 @@ impl Guards {
         free.into_iter().for_each(|place| self.unfinished.leave(place));
         taken
     }
-}
-
-fn shares_places(unfinished: &Unfinished, pairs: &[(DeviceId, Origin)], rng: &mut Rng) -> bool {
-    let places = pairs
-        .iter()
-        .filter_map(|(device, origin)| unfinished.enter(device, source_of(origin.address(rng))));
-    let places: Vec<_> = places.collect();
-    let shares = (1..places.len()).any(|n| places[..n].contains(&places[n])) || places.len() < pairs.len();
-    places.into_iter().for_each(|place| unfinished.leave(place));
-    shares
 }
 
 impl World {
@@ -116,8 +101,8 @@ impl World {
     }
 
     pub(super) fn draw_guards(&mut self) -> Guards {
-        let pairs = self.named_pairs();
-        Guards::new(&mut self.rng, self.scenario.sources, &pairs)
+        let now = self.instant();
+        Guards::new(&mut self.rng, self.scenario.sources, now)
     }
 
     fn named_pairs(&self) -> Vec<(DeviceId, Origin)> {

@@ -1,7 +1,7 @@
 //! P7: nothing grows beyond its bound, and every account agrees with what it counts.
 
 use holdfast_frontend::link::MAX_ENDED;
-use holdfast_frontend::session::{MAX_CONTROLS, SessionUsage};
+use holdfast_frontend::session::{MAX_CONTROLS, MAX_TO_REFUSE, SessionUsage};
 use holdfast_proto::link::{Class, LaneUsage, MAX_UNACKNOWLEDGED};
 
 use super::Promise;
@@ -52,7 +52,7 @@ impl World {
             .filter_map(|conn| self.conns[conn.0].key);
         let sessions: Vec<SessionUsage> = conns.filter_map(|key| shard.core.session_usage(key)).collect();
         let about = |what: &str| Err(format!("shard {frontend}.{index}: {what}: {usage:?}"));
-        if usage.sessions > limits.max_sessions {
+        if usage.sessions > limits.max_sessions + MAX_TO_REFUSE {
             return about("too many sessions");
         }
         if usage.window_bytes

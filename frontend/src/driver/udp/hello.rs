@@ -86,7 +86,7 @@ impl Shard {
         };
         let Some(at) = udp.insert(attempt, session) else {
             udp.metrics.attempt("no_place");
-            return self.sessions.handle_closed(now, session, false);
+            return self.sessions.handle_broken(now, session, "no_place");
         };
         self.place(session, Place::Datagrams(at));
         let parameters = attempt.hello.parameters.encode();

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::{CloseCode, MessageKind, Sequence};
 
-use super::{Goodbye, Output, Refusal, Shard, Stalled};
+use super::{Goodbye, Output, Refusal, SESSIONS_FULL, Shard, Stalled};
 use crate::session::session::{Control, MAX_CONTROL_BYTES, SessionKey};
 use crate::session::state::{CloseReason, Delivery, State};
 
@@ -16,6 +16,8 @@ const UPDATE: &[u8] = b"@update";
 const PONG: &[u8] = b"@pong";
 /// No close code, or one that is not ours.
 const OTHER_CODE: &str = "other";
+/// What ended a session whose upgrade was refused: why is counted by itself.
+const REFUSED: &str = "refused";
 
 impl Shard {
     /// The device's upgrade request was read: its credential goes to a backend.
@@ -32,29 +34,34 @@ impl Shard {
                 Refusal::too_many_attempts("this address asks for too many handshakes", retry_after);
             return self.refuse(now, key, refusal, "source_throttled");
         }
+        if self.live > self.config.max_sessions {
+            let message = "too many devices are connected";
+            return self.refuse_overloaded(now, key, (message, SESSIONS_FULL));
+        }
         if full {
-            return self.refuse_overloaded(now, key);
+            let message = "too many devices are waiting to be admitted";
+            return self.refuse_overloaded(now, key, (message, "overloaded"));
         }
         self.deliver(now, key.slot);
     }
 
-    fn refuse_overloaded(&mut self, now: Instant, key: SessionKey) {
+    fn refuse_overloaded(&mut self, now: Instant, key: SessionKey, (message, reason): (&str, &'static str)) {
         let retry_after = Some(self.retry_hint());
         let refusal = Refusal {
             status: 503,
             code: "overloaded".into(),
-            message: "too many devices are waiting to be admitted".into(),
+            message: message.into(),
             retryable: true,
             retry_after,
         };
-        self.refuse(now, key, refusal, "overloaded");
+        self.refuse(now, key, refusal, reason);
     }
 
     /// Answers the upgrade with an error; the session is gone.
     pub(super) fn refuse(&mut self, now: Instant, key: SessionKey, refusal: Refusal, reason: &'static str) {
         self.metrics.refused(reason);
         self.outputs.push_back(Output::Refuse { key, refusal });
-        self.end(now, key, CloseReason::Closed(CloseCode::TryAgainLater));
+        self.end_as(now, key, CloseReason::Closed(CloseCode::TryAgainLater), REFUSED);
     }
 
     /// The channel itself has refused an upgrade that nobody else need judge. It closes the session too.
@@ -241,6 +248,11 @@ impl Shard {
         );
     }
 
+    /// Its channel cannot go on, and nothing more can be said on it. `what` is the word for it in metrics.
+    pub fn handle_broken(&mut self, now: Instant, key: SessionKey, what: &'static str) {
+        self.end_as(now, key, CloseReason::Lost, what);
+    }
+
     /// What a device said when it closed: on `ws` also that somebody disturbed what it was sent.
     pub fn handle_last_word(&self, code: Option<u16>) {
         let reason = code
@@ -251,6 +263,11 @@ impl Shard {
 
     /// Closes the session: the channel says goodbye.
     pub fn close(&mut self, now: Instant, key: SessionKey, code: CloseCode) {
+        self.close_as(now, key, code, code.label());
+    }
+
+    /// Like [`close`](Shard::close), where another word than the code's says what happened: metrics count it by that.
+    pub fn close_as(&mut self, now: Instant, key: SessionKey, code: CloseCode, what: &'static str) {
         let hint = matches!(
             code,
             CloseCode::GoingAway | CloseCode::TryAgainLater | CloseCode::BackendFailed
@@ -261,10 +278,16 @@ impl Shard {
             retry_after: hint,
             reconnect: code.may_reconnect(),
         };
-        self.close_with(now, key, code, goodbye);
+        self.close_with(now, key, (code, what), goodbye);
     }
 
-    pub(super) fn close_with(&mut self, now: Instant, key: SessionKey, code: CloseCode, goodbye: Goodbye) {
+    pub(super) fn close_with(
+        &mut self,
+        now: Instant,
+        key: SessionKey,
+        (code, what): (CloseCode, &'static str),
+        goodbye: Goodbye,
+    ) {
         let Some(session) = self.get(key) else { return };
         let greeted = match session.state {
             State::Closing(_) => return,
@@ -276,7 +299,7 @@ impl Shard {
             code,
             goodbye: greeted.then_some(goodbye),
         });
-        self.end(now, key, CloseReason::Closed(code));
+        self.end_as(now, key, CloseReason::Closed(code), what);
     }
 }
 

@@ -81,12 +81,12 @@ impl Shard {
             retryable: denied.retryable,
             retry_after: retry.or_else(|| (status == 503).then(|| self.retry_hint())),
         };
-        self.refuse(
-            now,
-            key,
-            refusal,
-            if status == 503 { "unavailable" } else { "denied" },
-        );
+        let reason = match status {
+            503 => "unavailable",
+            429 => "too_many_attempts",
+            _ => "denied",
+        };
+        self.refuse(now, key, refusal, reason);
     }
 
     fn refuse_unfinished(&mut self, now: Instant, key: SessionKey) {
@@ -137,7 +137,7 @@ impl Shard {
                     retry_after: hint,
                     reconnect: denied.reconnect,
                 };
-                self.close_with(now, key, code, goodbye);
+                self.close_with(now, key, (code, code.label()), goodbye);
             }
             None => {
                 self.metrics.malformed_frames.inc();

@@ -27,11 +27,10 @@ impl Shard {
 
     /// How long the source of a handshake is to stay away, if it had too many.
     pub(super) fn throttled(&mut self, now: Instant, key: SessionKey) -> Option<Duration> {
-        let since_start = now.saturating_duration_since(self.born).as_millis() as u64;
         let session = self.get(key).filter(|s| s.proven)?;
         let (source, kind) = (source_of(session.address.ip()), session.kind);
-        let wait_ms = self.config.sources.of(kind)?.check(&source, since_start).err()?;
-        Some(Duration::from_millis(wait_ms) + self.retry_hint())
+        let wait = self.config.sources.of(kind)?.check(now, &source).err()?;
+        Some(wait + self.retry_hint())
     }
 
     /// The device is at another address, and has shown that it is: whoever asks where it is hears of that one (P9).

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use holdfast_proto::CloseCode;
 
-use super::{Output, Shard};
+use super::{NEVER_ASKED, Output, Shard};
 use crate::session::ShardConfig;
 use crate::session::session::{Session, SessionKey};
 use crate::session::state::State;
@@ -99,7 +99,7 @@ impl Shard {
     fn on_deadline(&mut self, now: Instant, key: SessionKey) {
         let Some(session) = self.get(key) else { return };
         match &session.state {
-            State::Accepted { .. } => self.close(now, key, CloseCode::Protocol),
+            State::Accepted { .. } => self.close_as(now, key, CloseCode::Protocol, NEVER_ASKED),
             State::Binding(_) => {
                 if !self.repeat_lifecycle(now, key) {
                     self.refuse_unavailable(now, key);

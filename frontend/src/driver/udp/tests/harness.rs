@@ -22,7 +22,8 @@ use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
-use crate::channel::ScratchLimits;
+use crate::channel::Budgets;
+use crate::driver::Intake;
 use crate::driver::udp::{Admission, SocketBuffers, UdpMetrics, UdpSetup, bind_group};
 use crate::driver::{Shard, ShardSetup};
 use crate::exchange::{PeerId, ToHub, ToShard};
@@ -95,10 +96,8 @@ impl World {
             any: false,
         };
         change(&mut plan);
-        let buffers = SocketBuffers {
-            receive: 1 << 20,
-            send: 1 << 20,
-        };
+        let (receive, send) = (1 << 20, 1 << 20);
+        let buffers = SocketBuffers { receive, send };
         let ip = if plan.any { [0; 4] } else { [127, 0, 0, 1] };
         let socket = bind_group((ip, 0).into(), 1, buffers).unwrap().remove(0);
         let address = ([127, 0, 0, 1], socket.local_addr().unwrap().port()).into();
@@ -125,9 +124,10 @@ impl World {
         let shard = Shard::start(ShardSetup {
             config: plan.session,
             metrics: sessions.clone(),
-            scratch: ScratchLimits::default(),
+            max_message_bytes: 1 << 20,
             outbox_bytes: 1 << 20,
-            outbox_total_bytes: 1 << 20,
+            budgets: Budgets::alone(64 << 20, 1 << 20),
+            intake: Arc::new(Intake::new(1, 64, 64)),
             listeners: Vec::new(),
             udp: Some(udp),
             to_hub,

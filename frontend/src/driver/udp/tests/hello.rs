@@ -1,13 +1,13 @@
 //! Who is asked for what before there is a connection.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_proto::throttle::Throttle;
 use holdfast_proto::udp::datagram::{data_header, encode_reset};
 use holdfast_proto::udp::{ConnectionId, Datagram, ResetKey, parse};
 
 use super::harness::*;
+use crate::session::SourceLimit;
 
 fn challenge(answer: &[u8]) -> (u64, ConnectionId) {
     match parse(answer).unwrap() {
@@ -155,7 +155,8 @@ fn a_source_that_asks_too_often_must_show_that_it_is_there_and_then_is_throttled
     run(async {
         let mut world = World::with(|plan| {
             plan.burst = 1;
-            plan.session.sources.udp = Some(Arc::new(Throttle::new(1, 64, 60_000, 1)));
+            plan.session.sources.udp =
+                Some(SourceLimit::new(Throttle::new(1, 64, 60_000, 1), Instant::now()));
         })
         .await;
         let device = Stranger::new(&world).await;

@@ -1,7 +1,6 @@
 //! Devices that must prove that they hold their key, and those who only say so.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_proto::link::{Command, frames};
@@ -9,7 +8,7 @@ use holdfast_proto::throttle::Throttle;
 use holdfast_proto::{ChannelKind, CloseCode};
 
 use super::harness::*;
-use crate::session::{MAX_CONTROL_BYTES, MAX_UNFINISHED, Output, SessionKey};
+use crate::session::{MAX_CONTROL_BYTES, MAX_UNFINISHED, Output, SessionKey, SourceLimit};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -155,7 +154,8 @@ fn a_device_has_a_few_unfinished_handshakes_and_no_more() {
 
 #[test]
 fn a_source_that_asks_too_often_is_told_to_wait_and_tls_is_left_alone() {
-    let mut w = World::with(|config| config.sources.ws = Some(Arc::new(Throttle::new(1, 64, 1_000, 2))));
+    let limit = SourceLimit::new(Throttle::new(1, 64, 1_000, 2), Instant::now());
+    let mut w = World::with(|config| config.sources.ws = Some(limit));
     w.active(A);
     waiting(&mut w);
     waiting(&mut w);

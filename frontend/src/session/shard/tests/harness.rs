@@ -47,9 +47,13 @@ impl World {
     }
 
     pub(super) fn with(change: impl FnOnce(&mut ShardConfig)) -> Self {
+        Self::born(Instant::now(), change)
+    }
+
+    pub(super) fn born(now: Instant, change: impl FnOnce(&mut ShardConfig)) -> Self {
         let mut config = config();
         change(&mut config);
-        let (metrics, now) = (ShardMetrics::default(), Instant::now());
+        let metrics = ShardMetrics::default();
         Self {
             shard: Shard::new(config, metrics.clone(), now),
             metrics,
@@ -139,6 +143,18 @@ impl World {
 
     pub(super) fn lost(&mut self, key: SessionKey) {
         self.shard.handle_closed(self.now, key, false);
+        self.step();
+    }
+
+    /// Its channel failed, and the session is closed for that.
+    pub(super) fn fail(&mut self, key: SessionKey, code: CloseCode, what: &'static str) {
+        self.shard.close_as(self.now, key, code, what);
+        self.step();
+    }
+
+    /// Its channel failed, and nothing can be said on it.
+    pub(super) fn broken(&mut self, key: SessionKey, what: &'static str) {
+        self.shard.handle_broken(self.now, key, what);
         self.step();
     }
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::link::{Command, frames};
-use holdfast_proto::{CloseCode, MessageKind};
+use holdfast_proto::{ChannelKind, CloseCode, MessageKind};
 
 use super::harness::*;
 use crate::exchange::{ToHub, ToShard};
-use crate::session::Output;
+use crate::session::{MAX_TO_REFUSE, Output, ReasonLabel, ShardConfig};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -193,10 +193,92 @@ fn only_so_many_wait() {
 #[test]
 fn a_full_shard_takes_no_more() {
     let mut w = World::with(|c| c.max_sessions = 1);
-    let key = w.accept();
-    assert!(w.try_accept().is_none());
+    w.active(A);
+    let key = w.online("device-1");
+    let over: Vec<_> = (0..MAX_TO_REFUSE).map(|_| w.accept()).collect();
+    assert!(w.try_accept().is_none(), "not even to be refused");
+    for over in over {
+        w.upgrade(over);
+        let outputs = w.outputs();
+        let [Output::Refuse { refusal, .. }] = outputs.as_slice() else {
+            panic!("{outputs:?}")
+        };
+        assert_eq!((refusal.status, refusal.code.as_str()), (503, "overloaded"));
+        assert!(refusal.retry_after.is_some());
+    }
+    assert!(w.work().is_empty(), "no backend is asked about them");
+    let full = w.metrics.refused.get_or_create(&ReasonLabel {
+        reason: "sessions_full",
+    });
+    assert_eq!(full.get(), u64::from(MAX_TO_REFUSE) + 1);
+    drop(full);
+    assert!(
+        w.try_accept_on(ChannelKind::Udp).is_none(),
+        "datagrams are answered without a session"
+    );
+    let id = w.id(key);
     w.closed(key);
-    assert!(w.try_accept().is_some());
+    w.frame(A, logged_out(id));
+    w.work();
+    let next = w.accept();
+    w.upgrade(next);
+    assert!(w.outputs().is_empty());
+}
+
+fn closed_by(w: &World, reason: &'static str) -> u64 {
+    w.metrics.closed.get_or_create(&ReasonLabel { reason }).get()
+}
+
+#[test]
+fn metrics_say_what_ended_a_session_that_was_not_online() {
+    let mut w = World::attached();
+    let silent = w.accept();
+    w.pass(ShardConfig::default().accept_timeout + SECOND);
+    assert_eq!(w.close_code(silent), CloseCode::Protocol);
+    let probe = w.accept();
+    w.lost(probe);
+    let polite_probe = w.accept();
+    w.closed(polite_probe);
+    assert_eq!(closed_by(&w, "never_asked"), 3);
+    for (status, reason) in [
+        (401, "denied"),
+        (403, "denied"),
+        (429, "too_many_attempts"),
+        (503, "unavailable"),
+    ] {
+        let refused = |w: &World| w.metrics.refused.get_or_create(&ReasonLabel { reason }).get();
+        let (before, key) = (refused(&w), w.accept());
+        w.upgrade(key);
+        let id = w.id(key);
+        w.frame(A, denied(id, status, "no"));
+        assert_eq!(refused(&w), before + 1, "{status}");
+    }
+    assert_eq!(closed_by(&w, "refused"), 4);
+    let tls = w.accept();
+    w.fail(tls, CloseCode::Protocol, "tls");
+    assert_eq!(closed_by(&w, "tls"), 1);
+    for code in [
+        "protocol_error",
+        "try_again_later",
+        "connection_lost",
+        "closed_by_device",
+    ] {
+        assert_eq!(closed_by(&w, code), 0, "{code}");
+    }
+}
+
+/// LOGOUT says to services what they know; metrics say more.
+#[test]
+fn a_logouts_reason_is_the_close_codes_whatever_metrics_say() {
+    let mut w = World::attached();
+    let key = w.online("device-1");
+    w.fail(key, CloseCode::TryAgainLater, "capacity");
+    assert!(matches!(w.one(A), Command::Logout(l) if l.reason == "try_again_later"));
+    assert_eq!(w.close_code(key), CloseCode::TryAgainLater);
+    let key = w.online("device-2");
+    w.broken(key, "internal");
+    assert!(matches!(w.one(A), Command::Logout(l) if l.reason == "connection_lost"));
+    assert_eq!((closed_by(&w, "capacity"), closed_by(&w, "internal")), (1, 1));
 }
 
 #[test]

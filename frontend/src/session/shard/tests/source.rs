@@ -1,7 +1,7 @@
 //! Devices whose address may be another's, and devices that move.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use holdfast_proto::ChannelKind;
 use holdfast_proto::link::Command;
@@ -9,7 +9,7 @@ use holdfast_proto::throttle::Throttle;
 
 use super::harness::*;
 use crate::exchange::ToHub;
-use crate::session::Output;
+use crate::session::{Output, SourceLimit};
 
 fn there() -> SocketAddr {
     "198.51.100.3:77".parse().unwrap()
@@ -17,7 +17,7 @@ fn there() -> SocketAddr {
 
 #[test]
 fn what_is_done_in_the_name_of_an_address_is_not_held_against_it() {
-    let throttle = || Some(Arc::new(Throttle::new(1, 64, 60_000, 1)));
+    let throttle = || Some(SourceLimit::new(Throttle::new(1, 64, 60_000, 1), Instant::now()));
     let mut w = World::with(|config| {
         config.sources.ws = throttle();
         config.sources.udp = throttle();
@@ -37,6 +37,33 @@ fn what_is_done_in_the_name_of_an_address_is_not_held_against_it() {
     assert!(!proven(&mut w, ChannelKind::Udp));
     assert!(proven(&mut w, ChannelKind::Udp));
     assert!(!proven(&mut w, ChannelKind::Ws), "each kind has its own");
+}
+
+/// Shards do not begin at the same instant, and are not equally far in their turns.
+#[test]
+fn all_shards_count_a_sources_attempts_by_one_clock() {
+    let begin = Instant::now();
+    let limit = SourceLimit::new(Throttle::new(1, 64, 1_000, 2), begin);
+    let mut shards = [0, 5, 10].map(|late| {
+        let limit = limit.clone();
+        let mut w = World::born(begin + Duration::from_secs(late), |config| {
+            config.sources.ws = Some(limit)
+        });
+        w.now = begin + Duration::from_secs(20) - Duration::from_millis(3 * late);
+        w
+    });
+    let mut let_in = 0;
+    for n in 0..12 {
+        let w = &mut shards[n % 3];
+        let key = w.shard.accept(w.now, ChannelKind::Ws, there()).unwrap();
+        w.upgrade(key);
+        let refused = w
+            .outputs()
+            .pop()
+            .is_some_and(|o| matches!(o, Output::Refuse { .. }));
+        let_in += usize::from(!refused);
+    }
+    assert_eq!(let_in, 2);
 }
 
 #[test]
