@@ -1,31 +1,36 @@
 //! The tunnel's end here: backends on other machines come over TCP, prove that they hold the link key, and reach the local socket.
 //!
-//! A stranger gets no further than one message, which is verified before anything is spent on it. Whoever replays a recorded one
-//! costs one answer and then has nothing to prove itself with. How many try at a time and how often are bounded, per source and in all;
-//! tunnels that stand are not touched by any of that.
+//! A stranger gets no further than one message, which is verified before anything is spent on it; so is whoever says again what a
+//! backend said ([`fresh`]). How many try at a time and how often are bounded, per source and in all, and strangers cannot keep
+//! whoever has the key from getting a place ([`places`]); tunnels that stand are not touched by any of that.
 
-use std::collections::HashMap;
+mod fresh;
+mod places;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holdfast_proto::secure::DeviceKey;
 use holdfast_proto::throttle::{Source, Throttle, source_of};
-use holdfast_proto::tunnel::{self, TunnelError, TunnelKeys};
+use holdfast_proto::tunnel::{self, Caller, TunnelError, TunnelKeys};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use zeroize::Zeroizing;
 
+use self::fresh::{Fresh, Stale};
+pub use self::fresh::{MAX_CLOCK_SKEW, MAX_REMEMBERED};
+use self::places::{NoPlace, PlaceId, Places};
 use super::metrics::CauseLabel;
 
-/// Connections that may be proving themselves at a time, in all and from one source.
+/// Connections that may be proving themselves at a time, in all and from one source. One that is silent makes room for another.
 pub const MAX_HANDSHAKES: usize = 256;
 pub const MAX_HANDSHAKES_PER_SOURCE: usize = 4;
 /// How long that may take.
@@ -36,7 +41,9 @@ pub const MAX_TUNNELS: usize = 128;
 /// One source may try once a second in the long run, and so many times at once.
 const SOURCE_INTERVAL_MS: u64 = 1_000;
 const SOURCE_BURST: u32 = 30;
-const SOURCE_SLOTS: usize = 4096;
+/// 512 KiB. So many that strangers from many sources would have to come tens of thousands of times a second to use up those that
+/// backends' sources have: the listener takes no more connections than that anyway.
+const SOURCE_SLOTS: usize = 1 << 16;
 /// A backend's machine that vanished is noticed after this: until then it holds a tunnel, while its work is long with others.
 const VANISHED_AFTER: Duration = Duration::from_secs(10);
 /// Pause after the listening socket could not give a connection, which most often means that there are no descriptors.
@@ -70,8 +77,46 @@ impl TunnelMetrics {
         );
     }
 
-    fn refuse(&self, cause: &'static str) {
+    fn refuse(&self, refused: &Refused) {
+        let cause = refused.label();
         self.refused.get_or_create(&CauseLabel { cause }).inc();
+    }
+}
+
+/// Why a connection became no tunnel.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("its source has tried too often")]
+    Throttled,
+    #[error("as many as allowed are proving themselves, and all have shown the key")]
+    Busy,
+    #[error("it was silent while others came")]
+    Silent,
+    #[error("it took too long")]
+    Timeout,
+    #[error("{0}")]
+    Stale(#[from] Stale),
+    #[error("{0}")]
+    Peer(#[from] TunnelError),
+    #[error("as many tunnels stand as may")]
+    Full,
+    #[error("the link's socket: {0}")]
+    Link(io::Error),
+}
+
+impl Refused {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Busy => "busy",
+            Self::Silent => "silent",
+            Self::Timeout => "timeout",
+            Self::Stale(Stale::Clock) => "clock",
+            Self::Stale(Stale::Replayed) => "replayed",
+            Self::Peer(error) => error.label(),
+            Self::Full => "full",
+            Self::Link(_) => "link",
+        }
     }
 }
 
@@ -163,30 +208,53 @@ fn read_keys(path: &Path) -> io::Result<Arc<[DeviceKey]>> {
     }
 }
 
+/// How much the tunnel's listener takes on.
+#[derive(Debug, Clone, Copy)]
+pub struct TunnelLimits {
+    pub handshakes: usize,
+    pub handshakes_per_source: usize,
+    pub handshake_timeout: Duration,
+    pub tunnels: usize,
+}
+
+impl Default for TunnelLimits {
+    fn default() -> Self {
+        Self {
+            handshakes: MAX_HANDSHAKES,
+            handshakes_per_source: MAX_HANDSHAKES_PER_SOURCE,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            tunnels: MAX_TUNNELS,
+        }
+    }
+}
+
 /// The tunnel's listener, and what is behind it.
 pub struct Tunnel {
     keys: LinkKeys,
     /// The link's socket file.
     link: PathBuf,
     metrics: TunnelMetrics,
+    handshake_timeout: Duration,
     sources: Throttle,
     started: Instant,
-    handshakes: Semaphore,
+    places: Mutex<Places<Arc<Notify>>>,
+    fresh: Mutex<Fresh>,
     tunnels: Semaphore,
-    trying: Mutex<HashMap<Source, usize>>,
 }
 
 impl Tunnel {
-    pub fn new(keys: LinkKeys, link: PathBuf, metrics: TunnelMetrics) -> Arc<Self> {
+    pub fn new(keys: LinkKeys, link: PathBuf, metrics: TunnelMetrics, limits: TunnelLimits) -> Arc<Self> {
+        let places = Places::new(limits.handshakes, limits.handshakes_per_source);
         Arc::new(Self {
             keys,
             link,
             metrics,
+            handshake_timeout: limits.handshake_timeout,
             sources: Throttle::new(rand::random(), SOURCE_SLOTS, SOURCE_INTERVAL_MS, SOURCE_BURST),
             started: Instant::now(),
-            handshakes: Semaphore::new(MAX_HANDSHAKES),
-            tunnels: Semaphore::new(MAX_TUNNELS),
-            trying: Mutex::default(),
+            places: Mutex::new(places),
+            fresh: Mutex::default(),
+            tunnels: Semaphore::new(limits.tunnels),
         })
     }
 
@@ -206,19 +274,20 @@ impl Tunnel {
     }
 
     async fn handle(self: Arc<Self>, stream: TcpStream, address: SocketAddr) {
-        let Some((stream, keys)) = self.admit(stream, address).await else {
-            return;
-        };
-        let Ok(_place) = self.tunnels.try_acquire() else {
-            return self.metrics.refuse("full");
-        };
-        let local = match UnixStream::connect(&self.link).await {
-            Ok(local) => local,
-            Err(error) => {
-                tracing::warn!(%error, "the tunnel does not reach the link");
-                return self.metrics.refuse("link");
+        if let Err(refused) = self.carry(stream, address).await {
+            self.metrics.refuse(&refused);
+            match refused {
+                Refused::Link(_) => tracing::warn!(%refused, "a tunnel does not reach the link"),
+                _ => tracing::debug!(%address, %refused, "a tunnel was refused"),
             }
-        };
+        }
+    }
+
+    async fn carry(&self, mut stream: TcpStream, address: SocketAddr) -> Result<(), Refused> {
+        let proving = tokio::time::timeout(self.handshake_timeout, self.admit(&mut stream, address));
+        let keys = proving.await.unwrap_or(Err(Refused::Timeout))?;
+        let _place = self.tunnels.try_acquire().map_err(|_| Refused::Full)?;
+        let local = UnixStream::connect(&self.link).await.map_err(Refused::Link)?;
         self.metrics.accepted.inc();
         self.metrics.open.inc();
         let ended = tunnel::carry(stream, local, keys).await;
@@ -231,44 +300,36 @@ impl Tunnel {
                 tracing::warn!(%address, %error, "a tunnel was broken");
             }
         }
+        Ok(())
     }
 
     /// Finds out whether the peer holds the key.
-    async fn admit(&self, mut stream: TcpStream, address: SocketAddr) -> Option<(TcpStream, TunnelKeys)> {
+    async fn admit(&self, stream: &mut TcpStream, address: SocketAddr) -> Result<TunnelKeys, Refused> {
         let source = source_of(address.ip());
         let since_start = self.started.elapsed().as_millis() as u64;
-        if self.sources.check(&source, since_start).is_err() {
-            self.metrics.refuse("throttled");
-            return None;
-        }
-        let Some(_trying) = Trying::enter(&self.trying, source) else {
-            self.metrics.refuse("busy");
-            return None;
+        let tried = self.sources.check(&source, since_start);
+        tried.map_err(|_| Refused::Throttled)?;
+        let mut place = Place::enter(&self.places, source)?;
+        prepare(stream)?;
+        let claim = tokio::select! {
+            // What has come is looked at, whoever wants the place.
+            biased;
+            claim = tunnel::hear(stream) => claim?,
+            () = place.lost.notified() => return Err(Refused::Silent),
         };
-        let Ok(_handshake) = self.handshakes.try_acquire() else {
-            self.metrics.refuse("busy");
-            return None;
-        };
-        let keys = self.keys.current();
-        let accepted = async {
-            prepare(&stream)?;
-            tunnel::accept(&mut stream, &keys).await
-        };
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
-            Ok(Ok((backend, keys))) => {
-                tracing::info!(%address, backend = backend.as_str(), "a backend has come through the tunnel");
-                Some((stream, keys))
-            }
-            Ok(Err(error)) => {
-                self.metrics.refuse(error.label());
-                tracing::debug!(%address, %error, "a tunnel was refused");
-                None
-            }
-            Err(_) => {
-                self.metrics.refuse("timeout");
-                None
-            }
-        }
+        let caller = claim.verify(&self.keys.current())?;
+        self.check_fresh(&caller)?;
+        place.confirm()?;
+        let name = caller.name().clone();
+        let keys = caller.prove(stream).await?;
+        tracing::info!(%address, backend = name.as_str(), "a backend has come through the tunnel");
+        Ok(keys)
+    }
+
+    fn check_fresh(&self, caller: &Caller) -> Result<(), Stale> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.check(caller.ephemeral(), caller.timestamp_ms(), now.as_millis() as u64)
     }
 }
 
@@ -283,34 +344,52 @@ fn prepare(stream: &TcpStream) -> Result<(), TunnelError> {
     Ok(())
 }
 
-/// One source's place among those that are proving themselves.
-struct Trying<'a> {
-    all: &'a Mutex<HashMap<Source, usize>>,
+/// One connection's place among those that are proving themselves.
+struct Place<'a> {
+    all: &'a Mutex<Places<Arc<Notify>>>,
+    id: PlaceId,
     source: Source,
+    lost: Arc<Notify>,
 }
 
-impl<'a> Trying<'a> {
-    fn enter(all: &'a Mutex<HashMap<Source, usize>>, source: Source) -> Option<Self> {
-        let mut map = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = map.entry(source).or_default();
-        if *count >= MAX_HANDSHAKES_PER_SOURCE {
-            return None;
-        }
-        *count += 1;
-        Some(Self { all, source })
+impl<'a> Place<'a> {
+    fn enter(all: &'a Mutex<Places<Arc<Notify>>>, source: Source) -> Result<Self, Refused> {
+        let lost = Arc::new(Notify::new());
+        let entered = lock(all).enter(source, lost.clone());
+        let id = tell(entered)?;
+        Ok(Self {
+            all,
+            id,
+            source,
+            lost,
+        })
+    }
+
+    /// Nobody takes this place any more.
+    fn confirm(&mut self) -> Result<(), Refused> {
+        let confirmed = lock(self.all).confirm(self.id, self.source, self.lost.clone());
+        self.id = tell(confirmed)?;
+        Ok(())
     }
 }
 
-impl Drop for Trying<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut map = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = map.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                map.remove(&self.source);
-            }
-        }
+        lock(self.all).leave(self.id);
     }
+}
+
+fn lock(places: &Mutex<Places<Arc<Notify>>>) -> MutexGuard<'_, Places<Arc<Notify>>> {
+    places.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells whoever lost its place.
+fn tell(entered: Result<(PlaceId, Option<Arc<Notify>>), NoPlace>) -> Result<PlaceId, Refused> {
+    let (id, lost) = entered.map_err(|NoPlace| Refused::Busy)?;
+    if let Some(lost) = lost {
+        lost.notify_one();
+    }
+    Ok(id)
 }
 
 #[cfg(test)]
