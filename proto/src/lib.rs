@@ -12,6 +12,7 @@ pub mod descriptors;
 pub mod event;
 pub mod ids;
 pub mod link;
+pub mod recent;
 pub mod secure;
 pub mod share;
 pub mod throttle;

@@ -4,9 +4,9 @@
 //! any more. Whoever recorded what backends said can thus spend nothing of ours but the few hashes that verify it. Backends' clocks must
 //! be right for that, as they must for tokens and devices' clocks anyway.
 
-use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
+use holdfast_proto::recent::Recent;
 use holdfast_proto::tunnel::EPHEMERAL_BYTES;
 
 /// How far a backend's clock may be off ours: as much as a device's may be off a backend's, by default.
@@ -25,12 +25,17 @@ pub(super) enum Stale {
 }
 
 /// The messages of the last minutes.
-#[derive(Debug, Default)]
-pub(super) struct Fresh {
-    seen: HashSet<[u8; EPHEMERAL_BYTES]>,
-    /// In the order in which they came, each with the time until which it could be said again.
-    order: VecDeque<(u64, [u8; EPHEMERAL_BYTES])>,
+#[derive(Debug)]
+pub(super) struct Fresh(Recent<[u8; EPHEMERAL_BYTES]>);
+
+impl Default for Fresh {
+    fn default() -> Self {
+        // The message of a clock that is ahead of ours by the most that is allowed is near for twice that.
+        Self(Recent::new(MAX_REMEMBERED, 2 * SKEW_MS))
+    }
 }
+
+const SKEW_MS: u64 = MAX_CLOCK_SKEW.as_millis() as u64;
 
 impl Fresh {
     /// Takes a message that verified. `now_ms` is the wall clock's time.
@@ -40,28 +45,12 @@ impl Fresh {
         timestamp_ms: Option<u64>,
         now_ms: u64,
     ) -> Result<(), Stale> {
-        let skew = MAX_CLOCK_SKEW.as_millis() as u64;
-        if timestamp_ms.is_none_or(|at| at.abs_diff(now_ms) > skew) {
+        if timestamp_ms.is_none_or(|at| at.abs_diff(now_ms) > SKEW_MS) {
             return Err(Stale::Clock);
         }
-        while self.order.front().is_some_and(|(until, _)| *until < now_ms) {
-            self.forget_oldest();
-        }
-        if self.seen.contains(&ephemeral) {
-            return Err(Stale::Replayed);
-        }
-        if self.order.len() >= MAX_REMEMBERED {
-            self.forget_oldest();
-        }
-        self.seen.insert(ephemeral);
-        // A clock that is ahead of ours by the most that is allowed is near until then.
-        self.order.push_back((now_ms.saturating_add(2 * skew), ephemeral));
-        Ok(())
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((_, oldest)) = self.order.pop_front() {
-            self.seen.remove(&oldest);
+        match self.0.insert(ephemeral, now_ms) {
+            true => Ok(()),
+            false => Err(Stale::Replayed),
         }
     }
 }
@@ -71,7 +60,6 @@ mod tests {
     use super::*;
 
     const NOW: u64 = 1_800_000_000_000;
-    const SKEW: u64 = 120_000;
 
     fn message(n: u32) -> [u8; EPHEMERAL_BYTES] {
         let mut ephemeral = [0; EPHEMERAL_BYTES];
@@ -82,12 +70,12 @@ mod tests {
     #[test]
     fn clocks_may_be_off_by_as_much_as_allowed() {
         let mut fresh = Fresh::default();
-        for (n, at) in [NOW - SKEW, NOW + SKEW].into_iter().enumerate() {
+        for (n, at) in [NOW - SKEW_MS, NOW + SKEW_MS].into_iter().enumerate() {
             assert_eq!(fresh.check(message(n as u32), Some(at), NOW), Ok(()));
         }
         for at in [
-            Some(NOW - SKEW - 1),
-            Some(NOW + SKEW + 1),
+            Some(NOW - SKEW_MS - 1),
+            Some(NOW + SKEW_MS + 1),
             Some(0),
             Some(u64::MAX),
             None,
@@ -99,37 +87,15 @@ mod tests {
     #[test]
     fn a_message_is_taken_once_for_as_long_as_its_time_would_be_good() {
         let mut fresh = Fresh::default();
-        let ahead = Some(NOW + SKEW);
+        let ahead = Some(NOW + SKEW_MS);
         assert_eq!(fresh.check(message(1), ahead, NOW), Ok(()));
-        for now in [NOW, NOW + SKEW, NOW + 2 * SKEW] {
+        for now in [NOW, NOW + SKEW_MS, NOW + 2 * SKEW_MS] {
             assert_eq!(fresh.check(message(1), ahead, now), Err(Stale::Replayed));
             assert_eq!(fresh.check(message(now as u32), Some(now), now), Ok(()));
         }
         assert_eq!(
-            fresh.check(message(1), ahead, NOW + 2 * SKEW + 1),
+            fresh.check(message(1), ahead, NOW + 2 * SKEW_MS + 1),
             Err(Stale::Clock)
         );
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded_in_time_and_number() {
-        let mut fresh = Fresh::default();
-        for n in 0..MAX_REMEMBERED as u32 + 10 {
-            assert_eq!(fresh.check(message(n), Some(NOW), NOW), Ok(()));
-            assert!(fresh.seen.len() <= MAX_REMEMBERED && fresh.order.len() == fresh.seen.len());
-        }
-        // A replay makes nothing be forgotten.
-        for _ in 0..10 {
-            assert_eq!(fresh.check(message(10), Some(NOW), NOW), Err(Stale::Replayed));
-        }
-        assert_eq!(fresh.seen.len(), MAX_REMEMBERED);
-        assert_eq!(
-            fresh.check(message(9), Some(NOW), NOW),
-            Ok(()),
-            "forgotten for one on top"
-        );
-        let later = NOW + 2 * SKEW + 1;
-        assert_eq!(fresh.check(message(10), Some(later), later), Ok(()));
-        assert_eq!(fresh.seen.len(), 1);
     }
 }
