@@ -16,6 +16,7 @@
 
 use std::io;
 
+use bytes::BufMut as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split};
 
 use crate::DeviceId;
@@ -203,16 +204,17 @@ async fn seal_all(
     mut to: impl AsyncWrite + Unpin,
     mut sealer: Sealer,
 ) -> Result<(), TunnelError> {
-    let mut plain = vec![0; MAX_CHUNK_BYTES];
     let mut wire = Vec::with_capacity(LENGTH_BYTES + MAX_RECORD_BYTES);
     loop {
-        let n = from.read(&mut plain).await?;
+        // Read to where it is sealed and sent from.
+        wire.clear();
+        wire.extend_from_slice(&[0, 0, RecordKind::Binary as u8]);
+        let n = from.read_buf(&mut (&mut wire).limit(MAX_CHUNK_BYTES)).await?;
         if n == 0 {
             return Ok(());
         }
-        wire.clear();
-        wire.extend_from_slice(&((n + RECORD_OVERHEAD) as u16).to_be_bytes());
-        sealer.seal(RecordKind::Binary, false, &plain[..n], &mut wire)?;
+        wire[..LENGTH_BYTES].copy_from_slice(&((n + RECORD_OVERHEAD) as u16).to_be_bytes());
+        sealer.seal_in_place(&mut wire, LENGTH_BYTES)?;
         to.write_all(&wire).await?;
     }
 }
