@@ -18,6 +18,7 @@ pub mod share;
 pub mod throttle;
 pub mod tunnel;
 pub mod udp;
+pub mod watch;
 
 pub use channel::ChannelKind;
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use holdfast_proto::secure::DeviceKey;
 use holdfast_proto::throttle::{Source, Throttle, source_of};
 use holdfast_proto::tunnel::{self, Caller, TunnelError, TunnelKeys};
+use holdfast_proto::watch::{Look, POLL_INTERVAL, SETTLE_INTERVAL, Watch};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -54,6 +55,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct TunnelMetrics {
     pub open: Gauge,
     pub accepted: Counter,
+    /// Link keys that are good: 2 while one is being replaced.
+    pub keys: Gauge,
     /// Connections that did not become a tunnel, by cause.
     pub refused: Family<CauseLabel, Counter>,
     /// Tunnels that ended by something else than an end of the link, by cause.
@@ -65,6 +68,7 @@ impl TunnelMetrics {
         let r = registry.sub_registry_with_prefix("tunnel");
         r.register("open", "Backends connected through the tunnel", self.open.clone());
         r.register("accepted", "Tunnels made", self.accepted.clone());
+        r.register("keys", "Link keys in force", self.keys.clone());
         r.register(
             "refused",
             "Connections that became no tunnel",
@@ -128,14 +132,11 @@ pub struct LinkKeys {
 
 struct Loaded {
     keys: Arc<[DeviceKey]>,
-    changed: Option<SystemTime>,
-    looked: Instant,
+    watch: Watch,
 }
 
 /// Link keys that are good at a time: an old one and its successor.
 pub const MAX_LINK_KEYS: usize = 2;
-/// How often the file is looked at, at most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl LinkKeys {
     /// Reads the file: one or two lines of base64url, 32 bytes each.
@@ -143,10 +144,10 @@ impl LinkKeys {
     /// # Errors
     /// One line that says what is wrong, without the keys.
     pub fn load(path: &Path) -> io::Result<Self> {
+        let text = read_file(path)?;
         let loaded = Loaded {
-            keys: read_keys(path)?,
-            changed: changed(path),
-            looked: Instant::now(),
+            keys: parse_keys(&text)?,
+            watch: Watch::new(&text),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -156,21 +157,28 @@ impl LinkKeys {
 
     /// The keys as the file has them, or had them when it last could be used.
     fn current(&self) -> Arc<[DeviceKey]> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded.looked.elapsed() >= LOOK_INTERVAL {
-            loaded.looked = Instant::now();
-            self.look(&mut loaded);
-        }
-        loaded.keys.clone()
+        self.loaded().keys.clone()
     }
 
-    fn look(&self, loaded: &mut Loaded) {
-        let now = changed(&self.path);
-        if now == loaded.changed {
-            return;
+    /// Watches the file for as long as this is polled.
+    async fn watch(&self, metrics: &TunnelMetrics) {
+        loop {
+            metrics.keys.set(self.current().len() as i64);
+            let settling = self.look();
+            tokio::time::sleep(if settling { SETTLE_INTERVAL } else { POLL_INTERVAL }).await;
         }
-        loaded.changed = now;
-        match read_keys(&self.path) {
+    }
+
+    /// Looks at the file once, and says whether it must soon be looked at again. Reads in place: it is local and small.
+    fn look(&self) -> bool {
+        let read = read_file(&self.path);
+        let mut loaded = self.loaded();
+        let keys = match loaded.watch.look(read) {
+            Look::Unchanged => return false,
+            Look::Settling => return true,
+            Look::Changed(read) => read.and_then(|text| parse_keys(&text)),
+        };
+        match keys {
             Ok(keys) => {
                 tracing::info!(keys = keys.len(), "the link keys were read again");
                 loaded.keys = keys;
@@ -179,14 +187,15 @@ impl LinkKeys {
                 tracing::error!(%error, "the file of link keys cannot be used; the keys stay as they were");
             }
         }
+        false
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn changed(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|file| file.modified()).ok()
-}
-
-fn read_keys(path: &Path) -> io::Result<Arc<[DeviceKey]>> {
+fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
     /// A key has 43 characters; whatever is much longer is another file.
     const MAX_FILE_BYTES: u64 = 4096;
     let metadata = std::fs::metadata(path)?;
@@ -197,6 +206,10 @@ fn read_keys(path: &Path) -> io::Result<Arc<[DeviceKey]>> {
         return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));
     }
     let text = Zeroizing::new(std::fs::read_to_string(path)?);
+    Ok(text)
+}
+
+fn parse_keys(text: &str) -> io::Result<Arc<[DeviceKey]>> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let keys: Result<Vec<DeviceKey>, _> = lines.map(str::parse).collect();
     let keys = keys.map_err(|error| io::Error::other(format!("not a link key: {error}")))?;
@@ -260,6 +273,10 @@ impl Tunnel {
 
     /// Serves until the process ends. Needs a `LocalSet` or runtime of its own: connections are tasks.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        tokio::join!(self.accept_all(listener), self.keys.watch(&self.metrics));
+    }
+
+    async fn accept_all(self: &Arc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {

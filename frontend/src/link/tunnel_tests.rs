@@ -300,37 +300,88 @@ fn a_key_file_is_read_whole_or_refused_with_the_reason() {
     let keys = LinkKeys::load(&path).unwrap();
     assert_eq!(keys.current()[0].as_bytes(), &[3; 32]);
     std::fs::write(&path, "short").unwrap();
-    let error = read_keys(&path).unwrap_err().to_string();
+    let read = || read_file(&path).and_then(|text| parse_keys(&text)).unwrap_err();
+    let error = read().to_string();
     assert!(
         error.contains("not a link key") && !error.contains("short"),
         "{error}"
     );
     std::fs::write(&path, vec![b'x'; 5000]).unwrap();
-    assert!(read_keys(&path).unwrap_err().to_string().contains("longer than"));
+    assert!(read().to_string().contains("longer than"));
     let three = [key(1), key(2), key(3)].map(|key| key.to_text()).join("\n");
     std::fs::write(&path, three).unwrap();
-    let error = read_keys(&path).unwrap_err().to_string();
+    let error = read().to_string();
     assert!(error.contains("3 link keys; allowed are 1 to 2"), "{error}");
+}
+
+/// A key file whose time stamp never changes.
+struct KeyFile {
+    path: PathBuf,
+    keys: LinkKeys,
+    _directory: tempfile::TempDir,
+}
+
+impl KeyFile {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("link.key");
+        std::fs::write(&path, key(1).to_text()).unwrap();
+        set_time(&path);
+        Self {
+            keys: LinkKeys::load(&path).unwrap(),
+            path,
+            _directory: directory,
+        }
+    }
+
+    /// Writes, looks, and says whether to look again soon and what keys are good.
+    fn look(&self, text: &str) -> (bool, Vec<u8>) {
+        std::fs::write(&self.path, text).unwrap();
+        set_time(&self.path);
+        let settling = self.keys.look();
+        let firsts = self.keys.current().iter().map(|key| key.as_bytes()[0]).collect();
+        (settling, firsts)
+    }
+}
+
+fn set_time(path: &Path) {
+    let file = std::fs::File::options().append(true).open(path).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
 }
 
 #[test]
 fn a_key_is_replaced_while_the_old_one_is_good_and_a_bad_file_changes_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("link.key");
-    std::fs::write(&path, key(1).to_text()).unwrap();
-    let keys = LinkKeys::load(&path).unwrap();
-    let look = |text: String, seconds: u64| {
-        std::fs::write(&path, text).unwrap();
-        let file = std::fs::File::options().append(true).open(&path).unwrap();
-        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
-            .unwrap();
-        let mut loaded = keys.loaded.lock().unwrap();
-        keys.look(&mut loaded);
-        let first = loaded.keys.iter().map(|key| key.as_bytes()[0]);
-        first.collect::<Vec<_>>()
-    };
+    let file = KeyFile::new();
     let both = format!("{}\n{}\n", key(1).to_text(), key(2).to_text());
-    assert_eq!(look(both, 1), [1, 2]);
-    assert_eq!(look("nonsense".to_owned(), 2), [1, 2]);
-    assert_eq!(look(key(2).to_text().clone(), 3), [2]);
+    let change = |text: &str| [file.look(text), file.look(text)];
+    assert_eq!(change(&both), [(true, vec![1]), (false, vec![1, 2])]);
+    assert_eq!(change("nonsense"), [(true, vec![1, 2]), (false, vec![1, 2])]);
+    assert_eq!(change(&key(2).to_text()), [(true, vec![1, 2]), (false, vec![2])]);
+    assert_eq!(file.look(&key(2).to_text()), (false, vec![2]));
+}
+
+#[test]
+fn a_file_that_is_just_being_written_is_not_taken_half() {
+    let file = KeyFile::new();
+    let (first, both) = (
+        key(2).to_text(),
+        format!("{}\n{}\n", key(2).to_text(), key(1).to_text()),
+    );
+    assert_eq!(file.look(&first), (true, vec![1]));
+    assert_eq!(file.look(&both), (true, vec![1]));
+    assert_eq!(file.look(&both), (false, vec![2, 1]));
+}
+
+#[tokio::test]
+async fn the_listener_takes_a_new_key_when_the_file_has_it() {
+    let place = place().await;
+    while place.tunnel.metrics.keys.get() != 1 {
+        tokio::task::yield_now().await;
+    }
+    let both = format!("{}\n{}\n", key(2).to_text(), key(1).to_text());
+    std::fs::write(&place.tunnel.keys.path, both).unwrap();
+    while place.tunnel.metrics.keys.get() != 2 {
+        tokio::task::yield_now().await;
+    }
+    echoes(&mut place.backend().await).await;
 }
