@@ -206,7 +206,7 @@ async fn seal_all(
 ) -> Result<(), TunnelError> {
     let mut wire = Vec::with_capacity(LENGTH_BYTES + MAX_RECORD_BYTES);
     loop {
-        // Read to where it is sealed and sent from.
+        // Read to where it is sealed and sent from: no plain copy of the link's bytes, which have keys in them, is left behind.
         wire.clear();
         wire.extend_from_slice(&[0, 0, RecordKind::Binary as u8]);
         let n = from.read_buf(&mut (&mut wire).limit(MAX_CHUNK_BYTES)).await?;
