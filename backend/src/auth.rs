@@ -12,6 +12,7 @@ mod key_files;
 mod keys;
 mod master;
 mod principal;
+mod questions;
 
 use bytes::Bytes;
 use holdfast_proto::DeviceId;
@@ -27,8 +28,10 @@ pub use device_key::{DeviceAuthenticator, DeviceKeySettings, Inquiry};
 pub use jwt::{JwtAuthenticator, MAX_TOKEN_BYTES};
 pub use key_files::{KeyFiles, KeyMetrics};
 pub use keys::{MAX_TOKEN_KEYS, TokenKeys, key_id};
+pub(crate) use master::is_key_id;
 pub use master::{MAX_MASTER_KEYS, MasterKeys};
 pub use principal::{MAX_PRINCIPAL_BYTES, Principal, PrincipalError};
+pub use questions::QuestionSettings;
 
 /// What came to bring a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

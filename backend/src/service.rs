@@ -28,7 +28,7 @@ use crate::route::Route;
 pub use client::{ServiceClient, ServiceSettings};
 pub use idempotency::{MAX_IDEMPOTENCY_KEY_BYTES, idempotency_key};
 pub use key_endpoint::{
-    KeyEndpoint, KeyEndpointMetrics, KeyEndpointSettings, LookupError, MAX_KEY_ANSWER_BYTES,
+    KeyEndpoint, KeyEndpointMetrics, KeyEndpointSettings, KeyQuestion, LookupError, MAX_KEY_ANSWER_BYTES,
 };
 pub use memory::{ROUTE_SHARE, ReplyMemory, ReplyRoom, UNRESERVED_BYTES};
 pub use metrics::ServiceMetrics;

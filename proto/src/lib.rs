@@ -12,11 +12,13 @@ pub mod descriptors;
 pub mod event;
 pub mod ids;
 pub mod link;
+pub mod recent;
 pub mod secure;
 pub mod share;
 pub mod throttle;
 pub mod tunnel;
 pub mod udp;
+pub mod watch;
 
 pub use channel::ChannelKind;
 pub use codes::{CLOSED_BY_DEVICE, CONNECTION_LOST, CloseCode, ErrorCode};

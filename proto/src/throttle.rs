@@ -56,21 +56,32 @@ impl Throttle {
         let slot = self.slot(key);
         let mut until = slot.load(Ordering::Relaxed);
         loop {
-            let mut from = until.max(now_ms);
-            let furthest = self.tolerance_ms.saturating_add(self.interval_ms);
-            if from - now_ms > furthest.saturating_add(MAX_SKEW_MS) {
-                // Only a clock that went back puts a slot so far ahead; nobody shall wait for it to come again.
-                from = now_ms;
-            }
-            if from - now_ms > self.tolerance_ms {
-                return Err(from - now_ms - self.tolerance_ms);
-            }
-            let next = from.saturating_add(self.interval_ms);
+            let next = self.start(until, now_ms)?.saturating_add(self.interval_ms);
             match slot.compare_exchange_weak(until, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => until = seen,
             }
         }
+    }
+
+    /// What [`check`](Self::check) would say, without counting: for attempts that count only when it is known how they end.
+    pub fn would_allow(&self, key: &[u8], now_ms: u64) -> Result<(), u64> {
+        self.start(self.slot(key).load(Ordering::Relaxed), now_ms)
+            .map(drop)
+    }
+
+    /// From when an attempt in a slot counts, or after how many milliseconds one will be allowed.
+    fn start(&self, until: u64, now_ms: u64) -> Result<u64, u64> {
+        let mut from = until.max(now_ms);
+        let furthest = self.tolerance_ms.saturating_add(self.interval_ms);
+        if from - now_ms > furthest.saturating_add(MAX_SKEW_MS) {
+            // Only a clock that went back puts a slot so far ahead; nobody shall wait for it to come again.
+            from = now_ms;
+        }
+        if from - now_ms > self.tolerance_ms {
+            return Err(from - now_ms - self.tolerance_ms);
+        }
+        Ok(from)
     }
 
     fn slot(&self, key: &[u8]) -> &AtomicU64 {
@@ -100,6 +111,17 @@ mod tests {
             assert_eq!(throttle.check(b"a", 60_000), Ok(()));
         }
         assert_eq!(throttle.check(b"a", 60_000), Err(100));
+    }
+
+    #[test]
+    fn a_question_counts_nothing_and_is_answered_as_an_attempt_would_be() {
+        let throttle = Throttle::new(1, 64, 100, 2);
+        for _ in 0..2 {
+            assert!((0..10).all(|_| throttle.would_allow(b"a", 0).is_ok()));
+            assert_eq!(throttle.check(b"a", 0), Ok(()));
+        }
+        assert_eq!(throttle.would_allow(b"a", 40), Err(60));
+        assert_eq!(throttle.would_allow(b"a", 100), Ok(()));
     }
 
     #[test]

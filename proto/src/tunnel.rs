@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! backend                                   frontend
-//!   u16 length ‖ credential text    ─────►    verified before anything is spent on it
+//!   u16 length ‖ credential text    ─────►    verified, its time and novelty too, before anything is spent on it
 //!                                   ◄─────    u16 length ‖ message 2
 //!   u16 length ‖ record: ping       ─────►    whoever replays a credential cannot make this one
 //!   u16 length ‖ record: binary     ◄────►    u16 length ‖ record: binary …
@@ -16,6 +16,7 @@
 
 use std::io;
 
+use bytes::BufMut as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split};
 
 use crate::DeviceId;
@@ -95,40 +96,90 @@ where
     Ok(TunnelKeys { sealer, opener })
 }
 
-/// The frontend's end: returns when the other end has proved that it holds one of `keys`, with the name that it gave itself.
+/// The frontend's end, first step: waits for what the other end says of itself. Nothing is answered.
 ///
 /// # Errors
-/// It does not hold the key, or is something else. Nothing was answered to one whose first message does not verify.
-pub async fn accept<S>(stream: &mut S, keys: &[DeviceKey]) -> Result<(DeviceId, TunnelKeys), TunnelError>
+/// It is something else than a backend.
+pub async fn hear<S>(stream: &mut S) -> Result<Claim, TunnelError>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + Unpin,
 {
     let mut frame = Vec::new();
     read_frame(stream, &mut frame, 1..=MAX_CREDENTIAL_TEXT, "1 to 1024").await?;
-    let credential = Credential::parse(&frame)?;
-    let verified = verify(&credential, keys)?;
-    let (message2, keys) = verified.answer()?;
-    write_frame(stream, &message2).await?;
-    let (sealer, mut opener) = (Sealer::new(keys.to_device), Opener::new(keys.to_server));
-    let proof = RECORD_OVERHEAD + 1..=RECORD_OVERHEAD + 1;
-    read_frame(stream, &mut frame, proof, "18").await?;
-    let opened = opener.open(&mut frame)?;
-    if opened.kind != RecordKind::Control {
-        return Err(TunnelError::Content);
-    }
-    Ok((credential.identity.device, TunnelKeys { sealer, opener }))
+    Ok(Claim(Credential::parse(&frame)?))
 }
 
-fn verify(credential: &Credential, keys: &[DeviceKey]) -> Result<Verified, HandshakeError> {
-    let mut refused = HandshakeError::NotAuthentic;
-    for key in keys {
-        match Verified::verify(SecureChannel::Link, credential, key) {
-            Ok(verified) => return Ok(verified),
-            Err(error) => refused = error,
+/// What came first on a connection: a claim to be a backend, which is not verified.
+#[derive(Debug)]
+pub struct Claim(Credential);
+
+impl Claim {
+    /// The second step: whether this was made with one of `keys`. Costs a few hashes.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn verify(self, keys: &[DeviceKey]) -> Result<Caller, TunnelError> {
+        let mut refused = HandshakeError::NotAuthentic;
+        for key in keys {
+            match Verified::verify(SecureChannel::Link, &self.0, key) {
+                Ok(verified) => {
+                    let credential = self.0;
+                    return Ok(Caller { credential, verified });
+                }
+                Err(error) => refused = error,
+            }
         }
+        Err(refused.into())
     }
-    Err(refused)
 }
+
+/// Somebody who showed a message that was made with the key. It may be a replay, so the caller of this looks at its time and whether
+/// it came before, ahead of the third step.
+#[derive(Debug)]
+pub struct Caller {
+    credential: Credential,
+    verified: Verified,
+}
+
+impl Caller {
+    /// The name that the backend gave itself.
+    pub fn name(&self) -> &DeviceId {
+        &self.credential.identity.device
+    }
+
+    /// The backend's wall clock when it made the message.
+    pub fn timestamp_ms(&self) -> Option<u64> {
+        self.verified.timestamp_ms()
+    }
+
+    /// What no other message has: the ephemeral key in front of it. Whoever changes a bit of it has a message that does not verify.
+    pub fn ephemeral(&self) -> [u8; EPHEMERAL_BYTES] {
+        let ephemeral = self.credential.message1().first_chunk();
+        *ephemeral.expect("a verified message begins with its ephemeral key")
+    }
+
+    /// The third step: answers, which takes operations on the curve, and returns when the other end has proved that it holds the key.
+    ///
+    /// # Errors
+    /// It does not hold the key: it said again what a backend had said.
+    pub async fn prove<S>(self, stream: &mut S) -> Result<TunnelKeys, TunnelError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (message2, keys) = self.verified.answer()?;
+        write_frame(stream, &message2).await?;
+        let (sealer, mut opener) = (Sealer::new(keys.to_device), Opener::new(keys.to_server));
+        let (proof, mut frame) = (RECORD_OVERHEAD + 1..=RECORD_OVERHEAD + 1, Vec::new());
+        read_frame(stream, &mut frame, proof, "18").await?;
+        if opener.open(&mut frame)?.kind != RecordKind::Control {
+            return Err(TunnelError::Content);
+        }
+        Ok(TunnelKeys { sealer, opener })
+    }
+}
+
+/// X25519's, in front of message 1.
+pub const EPHEMERAL_BYTES: usize = 32;
 
 /// Carries bytes both ways until one end has no more, and ends both.
 ///
@@ -153,16 +204,17 @@ async fn seal_all(
     mut to: impl AsyncWrite + Unpin,
     mut sealer: Sealer,
 ) -> Result<(), TunnelError> {
-    let mut plain = vec![0; MAX_CHUNK_BYTES];
     let mut wire = Vec::with_capacity(LENGTH_BYTES + MAX_RECORD_BYTES);
     loop {
-        let n = from.read(&mut plain).await?;
+        // Read to where it is sealed and sent from: no plain copy of the link's bytes, which have keys in them, is left behind.
+        wire.clear();
+        wire.extend_from_slice(&[0, 0, RecordKind::Binary as u8]);
+        let n = from.read_buf(&mut (&mut wire).limit(MAX_CHUNK_BYTES)).await?;
         if n == 0 {
             return Ok(());
         }
-        wire.clear();
-        wire.extend_from_slice(&((n + RECORD_OVERHEAD) as u16).to_be_bytes());
-        sealer.seal(RecordKind::Binary, false, &plain[..n], &mut wire)?;
+        wire[..LENGTH_BYTES].copy_from_slice(&((n + RECORD_OVERHEAD) as u16).to_be_bytes());
+        sealer.seal_in_place(&mut wire, LENGTH_BYTES)?;
         to.write_all(&wire).await?;
     }
 }
@@ -247,6 +299,16 @@ mod tests {
         "backend-2".parse().unwrap()
     }
 
+    /// All of the frontend's steps.
+    async fn accept(
+        stream: &mut DuplexStream,
+        keys: &[DeviceKey],
+    ) -> Result<(DeviceId, TunnelKeys), TunnelError> {
+        let caller = hear(stream).await?.verify(keys)?;
+        let name = caller.name().clone();
+        Ok((name, caller.prove(stream).await?))
+    }
+
     /// Both ends of a tunnel whose local sides are returned.
     async fn tunnel() -> (DuplexStream, DuplexStream) {
         let (mut far, mut near) = duplex(PIPE);
@@ -303,6 +365,21 @@ mod tests {
         let error = accept(&mut near, &[key(3), key(1)]).await.unwrap_err();
         assert!(matches!(error, TunnelError::Record(_)), "{error}");
         replay.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_caller_says_when_it_called_and_each_call_is_told_from_all_others() {
+        let mut calls = Vec::new();
+        for now_ms in [0, 7] {
+            let (mut far, mut near) = duplex(PIPE);
+            let connecting = tokio::spawn(async move { connect(&mut far, &key(1), name(), now_ms).await });
+            let caller = hear(&mut near).await.unwrap().verify(&[key(1)]).unwrap();
+            assert_eq!((caller.name(), caller.timestamp_ms()), (&name(), Some(now_ms)));
+            calls.push(caller.ephemeral());
+            caller.prove(&mut near).await.unwrap();
+            connecting.await.unwrap().unwrap();
+        }
+        assert_ne!(calls[0], calls[1]);
     }
 
     #[tokio::test]

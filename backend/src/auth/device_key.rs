@@ -6,7 +6,8 @@
 //!
 //! A stranger must not find out which devices there are. Under a master key every name has a key, so a name that was never given out
 //! fails as a wrong key does. The operator's endpoint may know that there is no such device: then a decoy takes the key's place, and
-//! under key ids of the endpoint a wrong key is refused in the same words.
+//! under key ids of the endpoint a wrong key is refused in the same words. There nothing can be verified before the endpoint was asked;
+//! [`super::questions`] keeps strangers from using that up.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +21,10 @@ use holdfast_proto::secure::{
 use holdfast_proto::throttle::{Source, Throttle};
 use tracing::error;
 
-use super::{Challenge, Denied, DenyList, Grant, KeyAnswer, MasterKeys, Principal, Verdict};
+use super::questions::{NotAsked, Questions};
+use super::{
+    Challenge, Denied, DenyList, Grant, KeyAnswer, MasterKeys, Principal, QuestionSettings, Verdict,
+};
 use crate::config::DeviceKeysConfig;
 use crate::dispatch::Now;
 
@@ -32,8 +36,8 @@ const ATTEMPT_SLOTS: usize = 1 << 20;
 pub struct DeviceKeySettings {
     pub keys: Arc<ArcSwap<MasterKeys>>,
     pub denied: Arc<ArcSwap<DenyList>>,
-    /// Whether other key ids than those in `keys` can be asked for.
-    pub has_endpoint: bool,
+    /// What can be asked of an endpoint, if there is one, for other key ids than those in `keys`.
+    pub questions: Option<QuestionSettings>,
     pub max_clock_skew_ms: u64,
     pub require_timestamp: bool,
     /// One attempt of a device from one source each so many milliseconds in the long run.
@@ -54,7 +58,10 @@ impl DeviceKeySettings {
         Self {
             keys,
             denied,
-            has_endpoint: config.endpoint.is_some(),
+            questions: config.endpoint.is_some().then(|| QuestionSettings {
+                key_ids: config.endpoint_key_ids.clone(),
+                failures_per_minute: config.endpoint_failures_per_minute as u32,
+            }),
             max_clock_skew_ms: config.max_clock_skew.get().as_millis() as u64,
             require_timestamp: config.require_timestamp,
             attempt_interval_ms: 60_000 / config.attempts_per_minute as u64,
@@ -69,6 +76,7 @@ impl DeviceKeySettings {
 pub struct DeviceAuthenticator {
     settings: DeviceKeySettings,
     attempts: Throttle,
+    questions: Option<Questions>,
     /// Stands in for the key of a device that the endpoint does not know.
     decoy: DeviceKey,
 }
@@ -90,6 +98,19 @@ impl Inquiry {
     pub fn identity(&self) -> &Identity {
         &self.credential.identity
     }
+
+    /// Where the claim came from.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    fn verify(&self, key: &DeviceKey) -> Option<Verified> {
+        Verified::verify(self.channel, &self.credential, key).ok()
+    }
+
+    fn identity_bytes(&self) -> &[u8] {
+        self.credential.identity_bytes()
+    }
 }
 
 /// How a refused proof is called.
@@ -108,11 +129,13 @@ const UNKNOWN_KEY: Refusal = Refusal {
 };
 
 impl DeviceAuthenticator {
-    pub fn new(settings: DeviceKeySettings) -> Self {
+    pub fn new(mut settings: DeviceKeySettings) -> Self {
         let half = settings.seed[..16].iter();
         let seed = half.fold(0, |number, byte| number << 8 | u128::from(*byte));
         let interval = settings.attempt_interval_ms;
+        let questions = settings.questions.take();
         Self {
+            questions: questions.map(|questions| Questions::new(questions, seed, settings.started)),
             attempts: Throttle::new(seed, ATTEMPT_SLOTS, interval, settings.attempt_burst),
             decoy: DeviceKey::from_bytes(&settings.seed).expect("a key has as many bytes as the seed"),
             settings,
@@ -142,9 +165,11 @@ impl DeviceAuthenticator {
             source,
         };
         match self.settings.keys.load().device_key(claim.identity()) {
-            Some(key) => Verdict::Judged(self.judge(&claim, &key, &WRONG_KEY, now)),
-            None if self.settings.has_endpoint => Verdict::Ask(Box::new(claim)),
-            None => Verdict::Judged(Err(refused(&UNKNOWN_KEY))),
+            Some(key) => Verdict::Judged(match claim.verify(&key) {
+                Some(verified) => self.admit(&claim, verified, now),
+                None => Err(refused(&WRONG_KEY)),
+            }),
+            None => self.inquire(claim, now),
         }
     }
 
@@ -154,13 +179,39 @@ impl DeviceAuthenticator {
             let message = "the device's key cannot be looked up now";
             return Err(Denied::new(503, "unavailable", message));
         };
-        let key = known.as_ref().unwrap_or(&self.decoy);
-        self.judge(inquiry, key, &UNKNOWN_KEY, now)
+        let verified = inquiry.verify(known.as_ref().unwrap_or(&self.decoy));
+        // Nobody knows the decoy; whoever did would be refused all the same.
+        let Some(verified) = verified.filter(|_| known.is_some()) else {
+            if let Some(questions) = &self.questions {
+                questions.on_vain(inquiry.source, inquiry.identity_bytes(), now);
+            }
+            return Err(refused(&UNKNOWN_KEY));
+        };
+        let result = self.admit(inquiry, verified, now);
+        if let (Err(_), Some(questions)) = (&result, &self.questions) {
+            questions.on_failure(inquiry.source, now);
+        }
+        result
     }
 
-    fn judge(&self, claim: &Inquiry, key: &DeviceKey, refusal: &Refusal, now: Now) -> Result<Grant, Denied> {
-        let verified =
-            Verified::verify(claim.channel, &claim.credential, key).map_err(|_| refused(refusal))?;
+    /// What is to become of a claim under a key id that we have no master key for.
+    fn inquire(&self, claim: Inquiry, now: Now) -> Verdict {
+        let Some(questions) = &self.questions else {
+            return Verdict::Judged(Err(refused(&UNKNOWN_KEY)));
+        };
+        let identity = (claim.identity().key_id.as_str(), claim.identity_bytes());
+        match questions.permit(claim.source, identity, now) {
+            Ok(()) => Verdict::Ask(Box::new(claim)),
+            Err(NotAsked::KeyId) => Verdict::Judged(Err(refused(&UNKNOWN_KEY))),
+            Err(NotAsked::TooMany(wait_ms)) => {
+                let message = "too many attempts from this address came to nothing";
+                Verdict::Judged(Err(too_many(wait_ms, message)))
+            }
+        }
+    }
+
+    /// Goes on with a claim that was made with the device's key.
+    fn admit(&self, claim: &Inquiry, verified: Verified, now: Now) -> Result<Grant, Denied> {
         let identity = claim.identity();
         if self
             .settings
@@ -216,10 +267,14 @@ impl DeviceAuthenticator {
         let who = [&source, device.as_bytes().as_ref()].concat();
         self.attempts
             .check(&who, since.as_millis() as u64)
-            .map_err(|wait_ms| Denied {
-                retry_after_ms: Some(u32::try_from(wait_ms).unwrap_or(u32::MAX)),
-                ..Denied::new(429, "too_many_attempts", "this device connects too often")
-            })
+            .map_err(|wait_ms| too_many(wait_ms, "this device connects too often"))
+    }
+}
+
+fn too_many(wait_ms: u64, message: &str) -> Denied {
+    Denied {
+        retry_after_ms: Some(u32::try_from(wait_ms).unwrap_or(u32::MAX)),
+        ..Denied::new(429, "too_many_attempts", message)
     }
 }
 

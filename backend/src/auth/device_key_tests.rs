@@ -45,6 +45,16 @@ impl World {
         Self::with(channel, |_| {})
     }
 
+    /// With an endpoint that has the key ids `cloud` and `cloud2`.
+    fn with_endpoint(channel: SecureChannel) -> Self {
+        Self::with(channel, |settings| {
+            settings.questions = Some(QuestionSettings {
+                key_ids: Some(vec!["cloud".to_owned(), "cloud2".to_owned()]),
+                failures_per_minute: 6,
+            });
+        })
+    }
+
     fn with(channel: SecureChannel, change: impl FnOnce(&mut DeviceKeySettings)) -> Self {
         let start = Instant::now();
         let keys = Arc::new(ArcSwap::from_pointee(master_keys(&[("k1", 1), ("k2", 2)])));
@@ -52,7 +62,7 @@ impl World {
         let mut settings = DeviceKeySettings {
             keys: keys.clone(),
             denied: denied.clone(),
-            has_endpoint: false,
+            questions: None,
             max_clock_skew_ms: 120_000,
             require_timestamp: false,
             attempt_interval_ms: 6_000,
@@ -117,14 +127,22 @@ fn claim(
     master: &MasterKey,
     time: Option<u64>,
 ) -> (Initiator, Vec<u8>) {
-    let key = master.device_key(identity);
+    claim_with(channel, identity, &master.device_key(identity), time)
+}
+
+fn claim_with(
+    channel: SecureChannel,
+    identity: &Identity,
+    key: &DeviceKey,
+    time: Option<u64>,
+) -> (Initiator, Vec<u8>) {
     match channel {
         SecureChannel::Udp => {
-            let (device, credential) = Initiator::for_datagrams(&PARAMETERS, identity, &key, time).unwrap();
+            let (device, credential) = Initiator::for_datagrams(&PARAMETERS, identity, key, time).unwrap();
             (device, [&PARAMETERS[..], &credential].concat())
         }
         _ => {
-            let (device, credential) = Initiator::new(channel, identity, &key, time).unwrap();
+            let (device, credential) = Initiator::new(channel, identity, key, time).unwrap();
             (device, credential.into_bytes())
         }
     }
@@ -180,6 +198,11 @@ on_each_channel! {
     master_keys_change_while_it_runs,
     the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file,
     a_device_that_the_endpoint_does_not_know_looks_like_one_with_a_wrong_key,
+    key_ids_that_the_endpoint_does_not_have_are_not_asked_for,
+    a_source_asks_in_vain_so_often_and_others_go_on,
+    what_one_source_asked_in_vain_it_does_not_ask_again_at_once,
+    who_shows_the_key_takes_from_nobodys_questions_unless_it_is_refused,
+    a_proof_with_the_decoy_is_none,
 }
 
 fn a_device_with_its_key_is_admitted_and_both_have_the_same_keys(channel: SecureChannel) {
@@ -316,7 +339,7 @@ fn attempts_over_both_channels_are_counted_together() {
 #[test]
 fn the_endpoint_is_told_what_the_claim_was_made_for() {
     for channel in [SecureChannel::Ws, SecureChannel::Udp] {
-        let world = World::with(channel, |settings| settings.has_endpoint = true);
+        let world = World::with_endpoint(channel);
         let elsewhere = Identity {
             key_id: "cloud".into(),
             ..identity()
@@ -460,7 +483,7 @@ fn master_keys_change_while_it_runs(channel: SecureChannel) {
 }
 
 fn the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file(channel: SecureChannel) {
-    let world = World::with(channel, |settings| settings.has_endpoint = true);
+    let world = World::with_endpoint(channel);
     world.attempt(&identity(), 0).unwrap();
     let elsewhere = Identity {
         key_id: "cloud".into(),
@@ -483,7 +506,7 @@ fn the_endpoint_is_asked_for_key_ids_that_are_not_in_the_file(channel: SecureCha
 }
 
 fn a_device_that_the_endpoint_does_not_know_looks_like_one_with_a_wrong_key(channel: SecureChannel) {
-    let world = World::with(channel, |settings| settings.has_endpoint = true);
+    let world = World::with_endpoint(channel);
     let elsewhere = Identity {
         key_id: "cloud".into(),
         ..identity()
@@ -498,4 +521,108 @@ fn a_device_that_the_endpoint_does_not_know_looks_like_one_with_a_wrong_key(chan
     let unknown = expect(go_on(None), 401, "key_unknown");
     let wrong = expect(go_on(Some(master(6).device_key(&elsewhere))), 401, "key_unknown");
     assert_eq!(unknown, wrong);
+}
+
+fn cloud(device: &str) -> Identity {
+    Identity {
+        key_id: "cloud".into(),
+        device: device.parse().unwrap(),
+        ..identity()
+    }
+}
+
+impl World {
+    /// A device of the endpoint's says what it has, and the endpoint says what its key is. `None`: the endpoint was not asked.
+    fn over_endpoint(
+        &self,
+        source: Source,
+        device: &str,
+        (shown, known): (u8, u8),
+    ) -> Option<Result<Grant, Denied>> {
+        let identity = cloud(device);
+        let (_, credential) = claim(self.channel, &identity, &master(shown), Some(NOW_MS));
+        let verdict = self
+            .authenticator
+            .authenticate((self.channel, source), &credential, self.at(0));
+        match verdict {
+            Verdict::Ask(inquiry) => {
+                let key = Ok(Some(master(known).device_key(&identity)));
+                Some(self.authenticator.authenticate_with(&inquiry, key, self.at(0)))
+            }
+            Verdict::Judged(result) => {
+                let denied = expect(result, 429, "too_many_attempts");
+                assert!(denied.retryable() && denied.retry_after_ms.is_some());
+                None
+            }
+        }
+    }
+}
+
+fn key_ids_that_the_endpoint_does_not_have_are_not_asked_for(channel: SecureChannel) {
+    let world = World::with_endpoint(channel);
+    let elsewhere = Identity {
+        key_id: "cloud3".into(),
+        ..identity()
+    };
+    let (_, credential) = claim(channel, &elsewhere, &master(5), None);
+    expect(world.show(&credential, 0), 401, "key_unknown");
+}
+
+fn a_source_asks_in_vain_so_often_and_others_go_on(channel: SecureChannel) {
+    let world = World::with_endpoint(channel);
+    for n in 0..6 {
+        let wrong = world.over_endpoint(HERE, &format!("d{n}"), (5, 6)).unwrap();
+        expect(wrong, 401, "key_unknown");
+    }
+    assert!(world.over_endpoint(HERE, "d6", (5, 5)).is_none());
+    assert!(world.over_endpoint([9; 8], "d6", (5, 5)).unwrap().is_ok());
+    // What is under a master key needs no question.
+    world.attempt(&identity(), 0).unwrap();
+}
+
+fn what_one_source_asked_in_vain_it_does_not_ask_again_at_once(channel: SecureChannel) {
+    let world = World::with_endpoint(channel);
+    let inquiry = world.ask(&claim(channel, &cloud("tv"), &master(5), None).1);
+    let unknown = world
+        .authenticator
+        .authenticate_with(&inquiry, Ok(None), world.at(0));
+    expect(unknown, 401, "key_unknown");
+    assert!(world.over_endpoint(HERE, "tv", (5, 5)).is_none());
+    assert!(world.over_endpoint(HERE, "lamp", (5, 5)).unwrap().is_ok());
+    assert!(world.over_endpoint([9; 8], "tv", (5, 5)).unwrap().is_ok());
+    // When there was no answer, it was not in vain.
+    let inquiry = world.ask(&claim(channel, &cloud("fan"), &master(5), None).1);
+    let lost = world
+        .authenticator
+        .authenticate_with(&inquiry, Err(KeyUnavailable), world.at(0));
+    expect(lost, 503, "unavailable");
+    assert!(world.over_endpoint(HERE, "fan", (5, 5)).unwrap().is_ok());
+}
+
+fn who_shows_the_key_takes_from_nobodys_questions_unless_it_is_refused(channel: SecureChannel) {
+    let world = World::with_endpoint(channel);
+    for n in 0..100 {
+        world
+            .over_endpoint(HERE, &format!("d{n}"), (5, 5))
+            .unwrap()
+            .unwrap();
+    }
+    // Whoever says again what it recorded gets as far as a device may, and then has its failures.
+    let results: Vec<_> = (0..20)
+        .map_while(|_| world.over_endpoint(HERE, "d0", (5, 5)))
+        .map(|result| result.is_ok())
+        .collect();
+    assert_eq!(results, [[true; 4].as_slice(), &[false; 6]].concat());
+}
+
+fn a_proof_with_the_decoy_is_none(channel: SecureChannel) {
+    let world = World::with_endpoint(channel);
+    let decoy = DeviceKey::from_bytes(&[7; 32]).unwrap();
+    assert_eq!(&world.authenticator.decoy, &decoy, "what the test is about");
+    let (_, credential) = claim_with(channel, &cloud("tv"), &decoy, Some(NOW_MS));
+    let inquiry = world.ask(&credential);
+    let result = world
+        .authenticator
+        .authenticate_with(&inquiry, Ok(None), world.at(0));
+    expect(result, 401, "key_unknown");
 }

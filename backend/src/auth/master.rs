@@ -87,7 +87,7 @@ impl MasterKeys {
     }
 }
 
-fn is_key_id(id: &str) -> bool {
+pub(crate) fn is_key_id(id: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=MAX_KEY_ID_BYTES).contains(&id.len()) && id.bytes().all(allowed)
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::address::{http_address, is_loopback};
 use super::{Checker, ConfigError};
+use crate::auth::is_key_id;
 
 /// Without this section no device is admitted on `ws` and `udp`.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,6 +28,15 @@ pub struct DeviceKeysConfig {
     /// [`MAX_ENDPOINT_CONCURRENCY`], so that an endpoint that hangs leaves room for other devices' admission.
     #[serde(default = "default_endpoint_concurrency")]
     pub endpoint_concurrency: usize,
+    /// The key ids that the endpoint has; devices with others are refused without a question. Default none: it may have any. 1 to
+    /// 64, each 1 to 32 bytes of `[A-Za-z0-9._-]`.
+    #[serde(default)]
+    pub endpoint_key_ids: Option<Vec<String>>,
+    /// Questions for devices from one address (IPv6: one /64) that may come to nothing in a minute, and at once. Such an address also
+    /// has at most an eighth of `endpoint_concurrency`. Default 60; 1 to 60,000; 0: addresses are not told apart, for where all
+    /// devices come through one.
+    #[serde(default = "default_endpoint_failures_per_minute")]
+    pub endpoint_failures_per_minute: usize,
     /// How far a device's clock may be off. Default `"2m"`; 1 s to 1 day.
     #[serde(default = "default_max_clock_skew")]
     pub max_clock_skew: Interval,
@@ -47,6 +57,11 @@ pub struct DeviceKeysConfig {
 /// Half of the credentials that are checked at a time.
 pub const MAX_ENDPOINT_CONCURRENCY: usize = crate::dispatch::MAX_AUTHENTICATIONS / 2;
 
+/// Key ids that an endpoint may be said to have: each stands for a change of keys, of which few are good at a time.
+const MAX_ENDPOINT_KEY_IDS: usize = 64;
+/// The part of the endpoint's places that one source may have, as a divisor.
+const SOURCE_SHARE: usize = 8;
+
 impl DeviceKeysConfig {
     pub(super) fn check(&self, checker: &Checker<'_>) -> Result<(), ConfigError> {
         let some = self.master.is_some() || self.endpoint.is_some();
@@ -64,6 +79,17 @@ impl DeviceKeysConfig {
             1,
             MAX_ENDPOINT_CONCURRENCY,
         )?;
+        let failures = self.endpoint_failures_per_minute;
+        checker.number("device_keys.endpoint_failures_per_minute", failures, 0, 60_000)?;
+        let ids = self.endpoint_key_ids.as_ref();
+        checker.that(
+            ids.is_none_or(|ids| {
+                (1..=MAX_ENDPOINT_KEY_IDS).contains(&ids.len()) && ids.iter().all(|id| is_key_id(id))
+            }),
+            "device_keys.endpoint_key_ids",
+            &format!("{:?}", ids.unwrap_or(&Vec::new())),
+            &format!("1 to {MAX_ENDPOINT_KEY_IDS} key ids, each 1 to 32 of A-Z a-z 0-9 . _ -"),
+        )?;
         let skew = self.max_clock_skew;
         checker.interval("device_keys.max_clock_skew", skew, 1_000, 24 * 3_600_000)?;
         let rate = self.attempts_per_minute;
@@ -75,6 +101,14 @@ impl DeviceKeysConfig {
     pub(crate) fn endpoint(&self) -> Option<(Uri, HeaderValue)> {
         // It was checked when the configuration was read.
         http_address("endpoint", self.endpoint.as_deref()?).ok()
+    }
+
+    /// Questions under way for one source.
+    pub(crate) fn endpoint_concurrency_per_source(&self) -> usize {
+        match self.endpoint_failures_per_minute {
+            0 => self.endpoint_concurrency,
+            _ => (self.endpoint_concurrency / SOURCE_SHARE).max(1),
+        }
     }
 
     fn check_endpoint(&self, checker: &Checker<'_>) -> Result<(), ConfigError> {
@@ -99,6 +133,10 @@ fn default_endpoint_timeout() -> Interval {
 
 fn default_endpoint_concurrency() -> usize {
     64
+}
+
+fn default_endpoint_failures_per_minute() -> usize {
+    60
 }
 
 fn default_max_clock_skew() -> Interval {
@@ -136,8 +174,26 @@ mod tests {
         assert_eq!(keys.max_clock_skew, Interval::from_secs(120));
         assert_eq!((keys.attempts_per_minute, keys.attempts_burst), (10, 20));
         assert_eq!((keys.endpoint_concurrency, keys.require_timestamp), (64, false));
-        assert!(keys.endpoint.is_none() && keys.deny.is_none());
+        assert!(keys.endpoint.is_none() && keys.deny.is_none() && keys.endpoint_key_ids.is_none());
+        assert_eq!(
+            (
+                keys.endpoint_failures_per_minute,
+                keys.endpoint_concurrency_per_source()
+            ),
+            (60, 8)
+        );
         assert_eq!(MAX_ENDPOINT_CONCURRENCY, 512);
+    }
+
+    #[test]
+    fn a_source_has_an_eighth_of_the_places_unless_all_devices_have_one() {
+        let share = |section: &str| {
+            let keys = parse(&format!("master = \"m\"\n{section}")).unwrap();
+            keys.endpoint_concurrency_per_source()
+        };
+        assert_eq!(share("endpoint_concurrency = 512"), 64);
+        assert_eq!(share("endpoint_concurrency = 3"), 1);
+        assert_eq!(share("endpoint_failures_per_minute = 0"), 64);
     }
 
     #[test]
@@ -206,6 +262,21 @@ mod tests {
                 "endpoint_concurrency = 512",
                 "endpoint_concurrency = 513",
                 "1 to 512",
+            ),
+            (
+                "endpoint_failures_per_minute = 60000",
+                "endpoint_failures_per_minute = 60001",
+                "0 to 60000",
+            ),
+            (
+                "endpoint_key_ids = [\"A.z_0-9\"]",
+                "endpoint_key_ids = []",
+                "1 to 64 key ids",
+            ),
+            (
+                "endpoint_key_ids = [\"k1\", \"k2\"]",
+                "endpoint_key_ids = [\"k1\", \"k 2\"]",
+                "1 to 64 key ids",
             ),
         ] {
             parse(&format!("master = \"m\"\n{good}")).unwrap();

@@ -1,20 +1,12 @@
-//! A file that may change while we run.
-//!
-//! It is read once a second and compared by its hash: it is small, and a time stamp can miss a change. A change counts when two
-//! reads in a row agree, so that a file that is just being written is not taken half.
+//! A file that may change while we run: read once a second, and judged by [`holdfast_proto::watch`].
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use holdfast_proto::watch::Watch;
+pub(crate) use holdfast_proto::watch::{POLL_INTERVAL, SETTLE_INTERVAL};
 use zeroize::Zeroizing;
 
 use super::{ConfigError, secrets};
-
-/// Time between two looks at the file.
-pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Time after which a changed file is read again, to see whether it is complete.
-pub(crate) const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What one look at a watched file came to, for who acts on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,22 +23,11 @@ pub enum Poll {
 /// One watched file.
 pub(crate) struct WatchedFile {
     path: PathBuf,
-    /// The last content that was judged.
-    judged: Content,
-    /// A content seen once.
-    settling: Option<Content>,
+    watch: Watch,
 }
-
-/// The hash of a file's text; `None` when it cannot be read.
-type Content = Option<[u8; 32]>;
 
 /// What one look at the file showed.
-pub(crate) enum Look {
-    Unchanged,
-    Settling,
-    /// Another text, or that it cannot be read any more. Told once.
-    Changed(Result<Zeroizing<String>, ConfigError>),
-}
+pub(crate) type Look = holdfast_proto::watch::Look<ConfigError>;
 
 impl WatchedFile {
     /// Reads the file for the first time; now an error is an error.
@@ -54,8 +35,7 @@ impl WatchedFile {
         let text = Zeroizing::new(secrets::read_text(path)?);
         let watched = Self {
             path: path.to_owned(),
-            judged: Some(hash(&text)),
-            settling: None,
+            watch: Watch::new(&text),
         };
         Ok((watched, text))
     }
@@ -66,22 +46,7 @@ impl WatchedFile {
 
     /// Looks once. Reads the file in place: it is local and at most a mebibyte.
     pub(crate) fn look(&mut self) -> Look {
-        let read = secrets::read_text(&self.path).map(Zeroizing::new);
-        let content = read.as_ref().ok().map(|text| hash(text));
-        if content == self.judged {
-            self.settling = None;
-            return Look::Unchanged;
-        }
-        if self.settling != Some(content) {
-            self.settling = Some(content);
-            return Look::Settling;
-        }
-        self.settling = None;
-        self.judged = content;
-        Look::Changed(read)
+        self.watch
+            .look(secrets::read_text(&self.path).map(Zeroizing::new))
     }
-}
-
-fn hash(text: &str) -> [u8; 32] {
-    Sha256::digest(text.as_bytes()).into()
 }

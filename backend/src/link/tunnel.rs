@@ -196,7 +196,7 @@ impl Remote {
         let (stream, keys) = match connected {
             Ok(connected) => connected,
             Err(error) if !self.failed.swap(true, Ordering::Relaxed) => {
-                return warn!(frontend = %self.address, %error, "no tunnel to the frontend; is the link key the same?");
+                return warn!(frontend = %self.address, %error, "no tunnel to the frontend; is the link key the same, and are both clocks right?");
             }
             Err(error) => return debug!(frontend = %self.address, %error, "no tunnel to the frontend"),
         };
@@ -253,10 +253,10 @@ mod tests {
         let path = endpoints[1].strip_prefix("ipc://").unwrap().to_owned();
         let mut local = UnixStream::connect(&path).await.unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
-        let (name, keys) = tunnel::accept(&mut stream, &[DeviceKey::from_bytes(&[1; 32]).unwrap()])
-            .await
-            .unwrap();
-        assert_eq!(name.as_str(), "backend");
+        let claim = tunnel::hear(&mut stream).await.unwrap();
+        let caller = claim.verify(&[DeviceKey::from_bytes(&[1; 32]).unwrap()]).unwrap();
+        assert_eq!(caller.name().as_str(), "backend");
+        let keys = caller.prove(&mut stream).await.unwrap();
         let (here, mut there) = tokio::io::duplex(64);
         let carrying = tokio::spawn(tunnel::carry(stream, here, keys));
         local.write_all(b"greeting").await.unwrap();

@@ -230,6 +230,7 @@ impl DeviceKeys {
                 host,
                 timeout: keys.endpoint_timeout.get(),
                 concurrency: keys.endpoint_concurrency,
+                concurrency_per_source: keys.endpoint_concurrency_per_source(),
             };
             Arc::new(KeyEndpoint::new(settings, KeyEndpointMetrics::register(registry)))
         });

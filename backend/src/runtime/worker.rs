@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, LocalSet};
 
 use crate::auth::{Authenticator, Claimant, Denied, Grant, Inquiry, KeyUnavailable, Verdict};
 use crate::dispatch::{BindId, CallId, MAX_AUTHENTICATIONS, Now};
-use crate::service::{Called, KeyEndpoint, ServiceClient, ServiceRequest, ServiceSettings};
+use crate::service::{Called, KeyEndpoint, KeyQuestion, ServiceClient, ServiceRequest, ServiceSettings};
 
 /// How often each worker shows that it works.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -297,8 +297,12 @@ impl Desk {
     async fn ask(self, bind: BindId, inquiry: Box<Inquiry>) {
         let answer = match &self.key_endpoint {
             Some(endpoint) => {
-                let channel = inquiry.channel().label();
-                Box::pin(endpoint.look_up(&self.client, inquiry.identity(), channel)).await
+                let question = KeyQuestion {
+                    identity: inquiry.identity(),
+                    channel: inquiry.channel().label(),
+                    source: inquiry.source(),
+                };
+                Box::pin(endpoint.look_up(&self.client, question)).await
             }
             None => Ok(None),
         };

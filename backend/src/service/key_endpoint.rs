@@ -1,14 +1,17 @@
 //! Asking the operator's endpoint for a device's key.
 //!
 //! A question is a POST of the identity's fields as JSON, signed as calls to services are; the answer is `{"key": "<base64url>"}`, or
-//! 404 when there is no such device. Anything else is no answer. Questions are bounded in number: one that finds no place is not
-//! asked, so that an endpoint that hangs holds up nobody else.
+//! 404 when there is no such device. Anything else is no answer. Questions are bounded in number, in all and of one source: one that
+//! finds no place is not asked, so that an endpoint that hangs holds up nobody else, and no source takes all places.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::secure::{DeviceKey, Identity};
+use holdfast_proto::throttle::Source;
 use http::{HeaderValue, StatusCode, Uri};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -16,7 +19,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tracing::{error, info};
 use uuid::Uuid;
@@ -32,6 +35,8 @@ const KIND: &str = "Holdfast.DeviceKey";
 pub struct KeyEndpoint {
     settings: KeyEndpointSettings,
     places: Semaphore,
+    /// Places that each source has.
+    sources: Mutex<HashMap<Source, usize>>,
     /// Whether the last question came to nothing: the log says when that changes.
     failing: AtomicBool,
     metrics: KeyEndpointMetrics,
@@ -45,6 +50,18 @@ pub struct KeyEndpointSettings {
     pub timeout: Duration,
     /// Questions under way.
     pub concurrency: usize,
+    /// The same of one source.
+    pub concurrency_per_source: usize,
+}
+
+/// What an identity's key is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyQuestion<'a> {
+    pub identity: &'a Identity,
+    /// The kind of channel that the device came on.
+    pub channel: &'a str,
+    /// Where it came from.
+    pub source: Source,
 }
 
 /// Why there is no answer.
@@ -52,6 +69,8 @@ pub struct KeyEndpointSettings {
 pub enum LookupError {
     #[error("as many questions as allowed are under way")]
     Busy,
+    #[error("as many questions as allowed are under way for one source")]
+    SourceBusy,
     #[error("no complete answer within endpoint_timeout")]
     Timeout,
     #[error("{0}")]
@@ -66,6 +85,7 @@ impl LookupError {
     fn label(self) -> &'static str {
         match self {
             Self::Busy => "busy",
+            Self::SourceBusy => "source_busy",
             Self::Timeout => "timeout",
             Self::Failed(FailureDetail::ReplyTooLarge) | Self::BadAnswer => "bad_answer",
             Self::Failed(_) => "unreachable",
@@ -123,38 +143,48 @@ impl KeyEndpoint {
     pub fn new(settings: KeyEndpointSettings, metrics: KeyEndpointMetrics) -> Self {
         Self {
             places: Semaphore::new(settings.concurrency),
+            sources: Mutex::default(),
             settings,
             failing: AtomicBool::new(false),
             metrics,
         }
     }
 
-    /// The device's key, or `None` when the endpoint says that there is none. `channel`: the kind that the device came on.
+    /// The device's key, or `None` when the endpoint says that there is none.
     pub async fn look_up(
         &self,
         client: &ServiceClient,
-        identity: &Identity,
-        channel: &str,
+        question: KeyQuestion<'_>,
     ) -> Result<Option<DeviceKey>, LookupError> {
-        let answer = match self.places.try_acquire() {
-            Ok(_place) => {
+        let answer = match self.take_places(question.source) {
+            Ok(_places) => {
                 let _under_way = UnderWay::begin(&self.metrics.under_way);
-                timeout(self.settings.timeout, self.ask(client, identity, channel))
+                timeout(self.settings.timeout, self.ask(client, question))
                     .await
                     .unwrap_or(Err(LookupError::Timeout))
             }
-            Err(_) => Err(LookupError::Busy),
+            Err(error) => Err(error),
         };
         self.note(&answer);
         answer
     }
 
+    /// A place of the source's, and one of all.
+    fn take_places(&self, source: Source) -> Result<(SourcePlace<'_>, SemaphorePermit<'_>), LookupError> {
+        let limit = self.settings.concurrency_per_source;
+        let of_source = SourcePlace::take(&self.sources, source, limit).ok_or(LookupError::SourceBusy)?;
+        let place = self.places.try_acquire().map_err(|_| LookupError::Busy)?;
+        Ok((of_source, place))
+    }
+
     async fn ask(
         &self,
         client: &ServiceClient,
-        identity: &Identity,
-        channel: &str,
+        question: KeyQuestion<'_>,
     ) -> Result<Option<DeviceKey>, LookupError> {
+        let KeyQuestion {
+            identity, channel, ..
+        } = question;
         let fields = Fields {
             key_id: &identity.key_id,
             product: &identity.product,
@@ -191,6 +221,8 @@ impl KeyEndpoint {
             .get_or_create(&OutcomeLabels { outcome })
             .inc();
         match answer {
+            // That says nothing of the endpoint.
+            Err(LookupError::SourceBusy) => {}
             Ok(_) if self.failing.swap(false, Ordering::Relaxed) => info!("the key endpoint answers again"),
             Err(error) if !self.failing.swap(true, Ordering::Relaxed) => {
                 error!(%error, "the key endpoint gives no answer that can be used; devices are told to come back");
@@ -213,6 +245,35 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// One source's place among those under way.
+struct SourcePlace<'a> {
+    all: &'a Mutex<HashMap<Source, usize>>,
+    source: Source,
+}
+
+impl<'a> SourcePlace<'a> {
+    fn take(all: &'a Mutex<HashMap<Source, usize>>, source: Source, limit: usize) -> Option<Self> {
+        let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.get(&source).is_some_and(|count| *count >= limit) {
+            return None;
+        }
+        *counts.entry(source).or_default() += 1;
+        Some(Self { all, source })
+    }
+}
+
+impl Drop for SourcePlace<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.source);
+            }
+        }
     }
 }
 

@@ -36,6 +36,7 @@ fn setup(url: &str, timeout: Duration, concurrency: usize) -> Setup {
         host,
         timeout,
         concurrency,
+        concurrency_per_source: concurrency.div_ceil(2),
     };
     Setup {
         endpoint: Arc::new(KeyEndpoint::new(settings, metrics)),
@@ -46,7 +47,7 @@ fn setup(url: &str, timeout: Duration, concurrency: usize) -> Setup {
 impl Setup {
     async fn look_up(&self) -> Result<Option<DeviceKey>, LookupError> {
         let client = client_with(ReplyMemory::new(1 << 20));
-        self.endpoint.look_up(&client, &identity(), "ws").await
+        look_up(&self.endpoint, &client, [1; 8]).await
     }
 
     fn counts(&self, outcome: &str, number: usize) {
@@ -54,6 +55,19 @@ impl Setup {
         let text = render(&self.registry);
         assert!(text.contains(&line), "{text}");
     }
+}
+
+async fn look_up(
+    endpoint: &KeyEndpoint,
+    client: &ServiceClient,
+    source: Source,
+) -> Result<Option<DeviceKey>, LookupError> {
+    let question = KeyQuestion {
+        identity: &identity(),
+        channel: "ws",
+        source,
+    };
+    endpoint.look_up(client, question).await
 }
 
 fn identity() -> Identity {
@@ -185,7 +199,7 @@ async fn an_endpoint_that_is_not_there_or_hangs_is_given_up() {
 type Turnstile = Arc<(mpsc::UnboundedSender<()>, tokio::sync::Semaphore)>;
 
 #[tokio::test]
-async fn questions_under_way_are_bounded_and_their_places_come_back() {
+async fn questions_under_way_are_bounded_in_all_and_per_source_and_their_places_come_back() {
     async fn wait(State(turnstile): State<Turnstile>) -> String {
         turnstile.0.send(()).unwrap();
         turnstile.1.acquire().await.unwrap().forget();
@@ -198,22 +212,27 @@ async fn questions_under_way_are_bounded_and_their_places_come_back() {
         .with_state(turnstile.clone());
     let setup = setup(&serve(router).await, Duration::from_secs(20), 2);
     let client = client_with(ReplyMemory::new(1 << 20));
-    let ask = || {
+    let ask = |source: u8| {
         let (endpoint, client) = (setup.endpoint.clone(), client.clone());
-        tokio::spawn(async move { endpoint.look_up(&client, &identity(), "ws").await })
+        tokio::spawn(async move { look_up(&endpoint, &client, [source; 8]).await })
     };
-    let (first, second) = (ask(), ask());
+    let first = ask(1);
     coming.recv().await.unwrap();
+    assert_eq!(ask(1).await.unwrap(), Err(LookupError::SourceBusy));
+    assert!(!setup.endpoint.failing.load(Ordering::Relaxed));
+    let second = ask(2);
     coming.recv().await.unwrap();
-    assert_eq!(ask().await.unwrap(), Err(LookupError::Busy));
+    assert_eq!(ask(3).await.unwrap(), Err(LookupError::Busy));
     assert!(render(&setup.registry).contains("key_endpoint_questions_in_progress 2\n"));
     turnstile.1.add_permits(1);
     second.abort();
     assert!(second.await.is_err() | first.await.unwrap().is_ok());
     turnstile.1.add_permits(2);
-    for _ in 0..2 {
-        assert!(ask().await.unwrap().is_ok());
+    for source in [1, 2] {
+        assert!(ask(source).await.unwrap().is_ok());
     }
+    assert!(setup.endpoint.sources.lock().unwrap().is_empty());
     assert!(render(&setup.registry).contains("key_endpoint_questions_in_progress 0\n"));
     setup.counts("busy", 1);
+    setup.counts("source_busy", 1);
 }

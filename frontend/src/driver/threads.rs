@@ -25,7 +25,7 @@ use crate::config::{Config, LimitsConfig, TunnelConfig};
 use crate::epoch::DataDir;
 use crate::exchange::{ToHub, ToShard};
 use crate::link::edge::{self, LinkSetup, LinkSocket};
-use crate::link::tunnel::{LinkKeys, Tunnel, TunnelMetrics};
+use crate::link::tunnel::{LinkKeys, Tunnel, TunnelLimits, TunnelMetrics};
 use crate::link::{Hub, HubConfig, LinkMetrics, LinkStatus};
 use crate::session::{ShardConfig, ShardMetrics, SourceLimit, Sources, Unfinished};
 
@@ -451,7 +451,8 @@ fn start_tunnel(config: &Config, registry: &mut Registry) -> Result<(), StartErr
         match listening {
             Ok((runtime, listener)) => {
                 drop(started.send(Ok(())));
-                runtime.block_on(Tunnel::new(keys, link, metrics).serve(listener));
+                let tunnel = Tunnel::new(keys, link, metrics, TunnelLimits::default());
+                runtime.block_on(tunnel.serve(listener));
             }
             Err(error) => drop(started.send(Err(StartError::Thread(error)))),
         }

@@ -223,6 +223,19 @@ impl Node {
         kib * 1024
     }
 
+    /// CPU time in seconds, in steps of 10 ms (utime and stime of `/proc/PID/stat`, which Linux tells in hundredths).
+    pub fn cpu_seconds(&self) -> f64 {
+        let path = format!("/proc/{}/stat", self.pid.load(Ordering::SeqCst));
+        let stat = std::fs::read_to_string(path).expect("the process runs");
+        // Behind the name, which is in brackets, the state is field 3.
+        let (_, fields) = stat.rsplit_once(')').expect("the name ends");
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        ticks
+            .map(|n| n.parse::<f64>().expect("a number of ticks"))
+            .sum::<f64>()
+            / 100.0
+    }
+
     /// Everything that it logged, over all its lives.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

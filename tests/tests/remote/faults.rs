@@ -5,10 +5,9 @@ use holdfast_tests::service::{Log, Service};
 use holdfast_tests::traffic::{Plan, Traffic};
 use serde_json::json;
 
-use super::{ECHO, Place};
+use super::{ECHO, OPEN, Place};
 
 const FENCED: &str = "holdfast_link_fenced_total";
-const OPEN: &str = "holdfast_tunnel_open";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_backends_share_the_devices_and_take_over_from_each_other() {

@@ -1,7 +1,9 @@
 //! Backends on other machines: through the tunnel every promise holds as it does on the local socket, and nobody without the key
 //! gets through.
 
+mod cost;
 mod faults;
+mod keys;
 mod strangers;
 
 use std::net::SocketAddr;
@@ -14,6 +16,7 @@ use tempfile::TempDir;
 use toml::Value;
 
 const ECHO: (&str, &str) = ("Demo", "Echo");
+const OPEN: &str = "holdfast_tunnel_open";
 
 /// Where a gateway's tunnel listens, and its key.
 struct Place {
@@ -33,9 +36,15 @@ impl Place {
 
     /// Writes a link key and gives its path.
     fn write_key(&self, name: &str, byte: u8) -> String {
+        self.write_keys(name, &[byte])
+    }
+
+    /// The same with one key a line.
+    fn write_keys(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.directory.path().join(name);
-        let key = DeviceKey::from_bytes(&[byte; 32]).expect("32 bytes");
-        std::fs::write(&path, key.to_text()).expect("a file in our own directory");
+        let keys = bytes.iter().map(|byte| link_key(*byte).to_text());
+        let text = keys.collect::<Vec<_>>().join("\n");
+        std::fs::write(&path, text).expect("a file in our own directory");
         path.display().to_string()
     }
 
@@ -49,4 +58,8 @@ impl Place {
             .backend_set("frontends", frontends)
             .backend_set("link_key", key)
     }
+}
+
+fn link_key(byte: u8) -> DeviceKey {
+    DeviceKey::from_bytes(&[byte; 32]).expect("32 bytes")
 }

@@ -1,22 +1,24 @@
 //! Whoever comes to the tunnel's port without the key, and whoever sits between its ends.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use holdfast_tests::gateway::Gateway;
 use holdfast_tests::service::{Log, Service};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{ECHO, Place};
+use super::{ECHO, OPEN, Place};
 
-const REFUSED: &str = "holdfast_tunnel_refused_total";
+pub(super) const REFUSED: &str = "holdfast_tunnel_refused_total";
 const BROKEN: &str = "holdfast_tunnel_broken_total";
-const ACCEPTED: &str = "holdfast_tunnel_accepted_total";
+pub(super) const ACCEPTED: &str = "holdfast_tunnel_accepted_total";
 
-async fn is_served(gateway: &Gateway, id: &str) {
+pub(super) async fn is_served(gateway: &Gateway, id: &str) {
     let mut device = gateway.device(id).await;
     device.request(ECHO, "x", &json!({})).await;
     assert_eq!(device.next_reply().await.reply_to, "x");
@@ -67,6 +69,46 @@ async fn garbage_and_a_flood_reach_nothing_and_the_devices_are_served() {
         .await;
     assert_eq!(frontend.metric(ACCEPTED, &[]).await, 1.0, "the backend's own");
     assert_eq!(frontend.metric("holdfast_link_attached_total", &[]).await, 1.0);
+}
+
+/// A connection from one of some 16 million sources, none of which is a backend's.
+pub(super) async fn stranger(listen: SocketAddr, source: u32) -> TcpStream {
+    let [_, a, b, c] = source.to_be_bytes();
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let local = SocketAddr::from(([127, a.clamp(1, 254), b, c.clamp(1, 254)], 0));
+    socket.bind(local).expect("an address of this host");
+    socket.connect(listen).await.expect("the port is open")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backends_attach_while_silent_connections_from_everywhere_take_all_places() {
+    const PLACES: usize = 256;
+    let (service, place) = (Service::start().await, Place::new());
+    let mut gateway = place.gateway(&service, place.listen).start().await;
+    let listen = place.listen;
+    let flood = tokio::spawn(async move {
+        let mut silent = VecDeque::new();
+        for source in 0x0001_0101.. {
+            silent.push_back(stranger(listen, source).await);
+            if silent.len() > 2 * PLACES {
+                silent.pop_front();
+                // Some hundred a second renew all places in less than their time.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    let made_room = [("cause", "silent")];
+    let frontend = &gateway.frontends[0];
+    frontend.wait_for_series(REFUSED, &made_room, |n| n >= 1.0).await;
+    gateway.add_backend().await;
+    gateway.backends[0].kill9().await;
+    gateway.backends[0].restart().await;
+    is_served(&gateway, "d").await;
+    let frontend = &gateway.frontends[0];
+    frontend.wait_for_metric(OPEN, |n| n == 2.0).await;
+    assert_eq!(frontend.metric(ACCEPTED, &[]).await, 3.0);
+    flood.abort();
+    assert!(flood.await.is_err(), "it went on to the end");
 }
 
 /// Carries bytes between a backend and the frontend, and changes one when it is told to.
