@@ -17,6 +17,7 @@
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split};
+use zeroize::Zeroizing;
 
 use crate::DeviceId;
 use crate::secure::{
@@ -153,7 +154,8 @@ async fn seal_all(
     mut to: impl AsyncWrite + Unpin,
     mut sealer: Sealer,
 ) -> Result<(), TunnelError> {
-    let mut plain = vec![0; MAX_CHUNK_BYTES];
+    // The link's frames have keys in them.
+    let mut plain = Zeroizing::new(vec![0; MAX_CHUNK_BYTES]);
     let mut wire = Vec::with_capacity(LENGTH_BYTES + MAX_RECORD_BYTES);
     loop {
         let n = from.read(&mut plain).await?;
@@ -173,7 +175,7 @@ async fn open_all(
     mut opener: Opener,
 ) -> Result<(), TunnelError> {
     let mut from = BufReader::with_capacity(LENGTH_BYTES + MAX_RECORD_BYTES, from);
-    let mut record = Vec::with_capacity(MAX_RECORD_BYTES);
+    let mut record = Zeroizing::new(Vec::with_capacity(MAX_RECORD_BYTES));
     loop {
         match read_frame(
             &mut from,
