@@ -38,7 +38,7 @@ fn hash(key: &[u8], pad: u8, data: &[&[u8]]) -> Zeroizing<[u8; HASH_BYTES]> {
     for (byte, key) in block.iter_mut().zip(key) {
         *byte ^= key;
     }
-    let mut sha = Sha256::new_with_prefix(&*block);
+    let mut sha = Sha256::new_with_prefix(block.as_slice());
     for part in data {
         Digest::update(&mut sha, part);
     }

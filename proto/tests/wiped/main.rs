@@ -218,8 +218,7 @@ fn records_leave_no_key_behind_also_when_it_moved_on() {
     let keys = exchange(SecureChannel::Ws).keys;
     let (first, second) = (generations(&keys.to_server), generations(&keys.to_device));
     let ((), freed) = freed_by(|| {
-        let mut sealers = Vec::with_capacity(1);
-        sealers.push((Sealer::new(keys.to_server.clone()), Opener::new(keys.to_server)));
+        let mut sealers = vec![(Sealer::new(keys.to_server.clone()), Opener::new(keys.to_server))];
         sealers.push((Sealer::new(keys.to_device.clone()), Opener::new(keys.to_device)));
         for (sealer, opener) in &mut sealers {
             let mut record = Vec::with_capacity(100);
@@ -271,8 +270,7 @@ mod datagrams {
             own_credit: INITIAL_SERVER_CREDIT,
             reset_token: None,
         };
-        let mut table = Vec::with_capacity(1);
-        table.push(Connection::new(Side::Device, opening(keys.clone()), now));
+        let mut table = vec![Connection::new(Side::Device, opening(keys.clone()), now)];
         table.push(Connection::new(Side::Server, opening(keys), now));
         table.reserve_exact(100);
         let text = Bytes::from_static(b"hello");
