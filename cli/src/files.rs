@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use holdfast_proto::config::check_secret_file;
+use zeroize::Zeroizing;
 
 /// Who may read a file.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +63,18 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// The same of a file that holds a secret, as the gateway itself would take it.
+pub(crate) fn read_secret_if_there(path: &Path) -> Result<Option<Zeroizing<String>>> {
+    let checked = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        found => found.and_then(|file| check_secret_file(&file)),
+    };
+    if let Some(warning) = checked.with_context(|| format!("cannot use {}", path.display()))? {
+        say!("holdfast: warning: {}: {warning}", path.display());
+    }
+    Ok(read_if_there(path)?.map(Zeroizing::new))
 }
 
 /// Makes `path` a directory that only its owner may enter.

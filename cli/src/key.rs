@@ -7,8 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use holdfast_proto::secure::{DeviceKey, Identity, MasterKey};
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::args::{KeyArgs, KeyOf};
@@ -22,7 +21,7 @@ pub(crate) fn run(dir: &Path, args: &KeyArgs) -> Result<ExitCode> {
     };
     let (identity, key) = MasterKeys::open(&path)?.derive(&args.device, &args.of)?;
     let line = if args.json {
-        render(&identity, &key)
+        render(&identity, &key)?
     } else {
         Zeroizing::new(key.to_text())
     };
@@ -46,9 +45,8 @@ impl MasterKeys {
     /// No error quotes what stands in the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = files::read_if_there(path)?
+        let text = files::read_secret_if_there(path)?
             .ok_or_else(|| anyhow!("{shown} does not exist (`holdfast up` makes one under its --dir)"))?;
-        let text = Zeroizing::new(text);
         let file: File = toml::from_str(&text)
             .map_err(|_| anyhow!("{shown} is not a TOML file with a table [keys] of key ids and keys"))?;
         let mut keys = BTreeMap::new();
@@ -104,17 +102,33 @@ pub(crate) fn identity(device: &str, key_id: &str, of: &KeyOf) -> Result<Identit
     Ok(identity)
 }
 
-fn render(identity: &Identity, key: &DeviceKey) -> Zeroizing<String> {
+/// What a device must be told.
+#[derive(Serialize)]
+struct Shown<'a> {
+    device: &'a str,
+    product: &'a str,
+    class: &'a str,
+    key_id: &'a str,
+    key_version: u32,
+    key: &'a str,
+}
+
+/// More than the longest identity and a key take, so that the text does not grow and leave a key where it was.
+const SHOWN_BYTES: usize = 1024;
+
+fn render(identity: &Identity, key: &DeviceKey) -> Result<Zeroizing<String>> {
     let key = Zeroizing::new(key.to_text());
-    let object = json!({
-        "device": identity.device.as_str(),
-        "product": identity.product,
-        "class": identity.class,
-        "key_id": identity.key_id,
-        "key_version": identity.key_version,
-        "key": *key,
-    });
-    Zeroizing::new(object.to_string())
+    let shown = Shown {
+        device: identity.device.as_str(),
+        product: &identity.product,
+        class: &identity.class,
+        key_id: &identity.key_id,
+        key_version: identity.key_version,
+        key: &key,
+    };
+    let mut json = Zeroizing::new(Vec::with_capacity(SHOWN_BYTES));
+    serde_json::to_writer(&mut *json, &shown)?;
+    Ok(Zeroizing::new(String::from_utf8(std::mem::take(&mut *json))?))
 }
 
 #[cfg(test)]
@@ -164,12 +178,41 @@ mod tests {
         };
         assert_eq!(identity, wanted);
         assert_eq!(key, MasterKey::from_bytes(&[2; 32]).unwrap().device_key(&wanted));
-        let shown: serde_json::Value = serde_json::from_str(&render(&identity, &key)).unwrap();
+        let shown: serde_json::Value = serde_json::from_str(&render(&identity, &key).unwrap()).unwrap();
         assert_eq!(shown["key"], key.to_text());
         assert_eq!(
             (&shown["key_id"], &shown["key_version"]),
             (&"k2".into(), &9.into())
         );
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.toml");
+        std::fs::write(&path, format!("[keys]\nk1 = \"{}\"\n", master(1))).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o646)).unwrap();
+        let error = MasterKeys::open(&path).err().unwrap();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("master.toml: it holds a secret and has mode 0646"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_longest_identity_is_shown_without_growing() {
+        let longest = Identity {
+            key_id: "k".repeat(32),
+            product: "p".repeat(64),
+            class: "c".repeat(64),
+            device: "d".repeat(128).parse().unwrap(),
+            key_version: u32::MAX,
+        };
+        longest.check().unwrap();
+        let key = MasterKey::from_bytes(&[2; 32]).unwrap().device_key(&longest);
+        assert_eq!(render(&longest, &key).unwrap().capacity(), SHOWN_BYTES);
     }
 
     #[test]

@@ -1,6 +1,9 @@
-//! Configuration values that parse into valid types, with errors that say what is allowed.
+//! Configuration values that parse into valid types, with errors that say what is allowed; and who may use files with secrets.
 
 use std::fmt;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error};
@@ -47,9 +50,61 @@ impl<'de> Deserialize<'de> for Interval {
     }
 }
 
+/// Judges who may use a file that holds a secret; gives a warning to log with the file's path.
+///
+/// The group may: so systemd and containers hand files to a service. That others can read it is only warned of, since containers mount
+/// secrets so (Docker with mode 0444, Kubernetes with 0644), where there is nobody else to read them.
+///
+/// # Errors
+/// Others can write it. Nobody mounts secrets so, and who writes it puts in a key that he knows.
+pub fn check_secret_file(file: &Metadata) -> io::Result<Option<String>> {
+    const READ: u32 = 0o004;
+    const WRITE: u32 = 0o002;
+    let mode = file.permissions().mode() & 0o7777;
+    if mode & WRITE != 0 {
+        return Err(io::Error::other(format!(
+            "it holds a secret and has mode {mode:04o}: others can write it; chmod 600 or 640 it"
+        )));
+    }
+    let warning = || {
+        format!(
+            "this file holds a secret and has mode {mode:04o}: everybody can read it; chmod 600 or 640 it"
+        )
+    };
+    Ok((mode & READ != 0).then(warning))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_that_others_can_write_is_refused_and_one_that_they_can_read_is_warned_of() {
+        let path = std::env::temp_dir().join(format!("holdfast-secret-{}", std::process::id()));
+        std::fs::write(&path, "secret").unwrap();
+        let judge = |mode| {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            check_secret_file(&std::fs::metadata(&path).unwrap()).map_err(|error| error.to_string())
+        };
+        for mode in [0o400, 0o600, 0o440, 0o640, 0o660, 0o700] {
+            assert_eq!(judge(mode), Ok(None), "{mode:o}");
+        }
+        for mode in [0o444, 0o604, 0o644, 0o755] {
+            let warning = judge(mode).unwrap().unwrap();
+            assert!(
+                warning.contains(&format!("mode {mode:04o}: everybody can read it; chmod")),
+                "{warning}"
+            );
+        }
+        for mode in [0o602, 0o606, 0o666, 0o777] {
+            let error = judge(mode).unwrap_err();
+            assert!(
+                error.contains(&format!("mode {mode:04o}: others can write it; chmod")),
+                "{error}"
+            );
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
 
     fn parse(text: &str) -> Result<Interval, serde_json::Error> {
         serde_json::from_str(&format!("{text:?}"))

@@ -12,6 +12,7 @@ mod assemble;
 mod control;
 mod credential;
 mod handshake;
+mod hkdf;
 mod identity;
 mod keys;
 mod records;

@@ -18,6 +18,7 @@ use std::io;
 
 use bytes::BufMut as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split};
+use zeroize::Zeroizing;
 
 use crate::DeviceId;
 use crate::secure::{
@@ -225,7 +226,7 @@ async fn open_all(
     mut opener: Opener,
 ) -> Result<(), TunnelError> {
     let mut from = BufReader::with_capacity(LENGTH_BYTES + MAX_RECORD_BYTES, from);
-    let mut record = Vec::with_capacity(MAX_RECORD_BYTES);
+    let mut record = Zeroizing::new(Vec::with_capacity(MAX_RECORD_BYTES));
     loop {
         match read_frame(
             &mut from,

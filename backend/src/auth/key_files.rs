@@ -158,7 +158,7 @@ impl<T: Contents> KeyFile<T> {
     fn open(path: Option<&Path>, metrics: &KeyMetrics) -> Result<Self, ConfigError> {
         let (mut file, mut contents) = (None, T::default());
         if let Some(path) = path {
-            warn_of_readers::<T>(path);
+            check::<T>(path)?;
             let (watched, text) = WatchedFile::open(path)?;
             contents = T::parse(path, &text)?;
             file = Some(watched);
@@ -182,8 +182,8 @@ impl<T: Contents> KeyFile<T> {
             Look::Settling => return Poll::Settling,
             Look::Changed(read) => read,
         };
-        warn_of_readers::<T>(file.path());
-        match read.and_then(|text| T::parse(file.path(), &text)) {
+        let checked = read.and_then(|text| check::<T>(file.path()).map(|()| text));
+        match checked.and_then(|text| T::parse(file.path(), &text)) {
             Ok(contents) => {
                 let count = contents.count();
                 info!(count, "{} reloaded", T::WHAT);
@@ -201,10 +201,11 @@ impl<T: Contents> KeyFile<T> {
     }
 }
 
-fn warn_of_readers<T: Contents>(path: &Path) {
+fn check<T: Contents>(path: &Path) -> Result<(), ConfigError> {
     if T::IS_SECRET {
-        secrets::warn_if_world_readable(path);
+        secrets::check_secret(path)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Reading the small files that the configuration names: bounded, with a warning where others may read a secret.
+//! Reading the small files that the configuration names: bounded, and those with secrets only if others cannot change them.
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use holdfast_proto::config::check_secret_file;
 use tracing::warn;
 
 use super::ConfigError;
@@ -33,26 +33,30 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// Reads a file that holds a secret; logs a warning when any user of the machine may read it.
+/// Reads a file that holds a secret, as [`check_secret`] allows.
 pub fn read_secret(path: &Path) -> Result<String, ConfigError> {
-    warn_if_world_readable(path);
+    check_secret(path)?;
     read_text(path)
 }
 
-/// Logs a warning when any user of the machine may read a file that holds a secret.
-pub(crate) fn warn_if_world_readable(path: &Path) {
-    if is_world_readable(path) {
-        warn!(path = %path.display(), "this file holds a secret and everybody can read it; chmod 600 it");
+/// Refuses a file that holds a secret if others can write it, and logs a warning if they can read it.
+pub(crate) fn check_secret(path: &Path) -> Result<(), ConfigError> {
+    let warning = std::fs::metadata(path)
+        .and_then(|file| check_secret_file(&file))
+        .map_err(|error| ConfigError::Read {
+            path: path.to_owned(),
+            error,
+        })?;
+    if let Some(warning) = warning {
+        warn!(path = %path.display(), "{warning}");
     }
-}
-
-fn is_world_readable(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn files_are_read_within_the_bound() {
@@ -71,13 +75,19 @@ mod tests {
     }
 
     #[test]
-    fn permissions_for_everybody_are_noticed() {
+    fn a_secret_that_others_can_write_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         std::fs::write(&path, "text").unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        assert!(!is_world_readable(&path));
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(is_world_readable(&path));
+        for mode in [0o600, 0o640, 0o444] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(read_secret(&path).unwrap(), "text", "{mode:o}");
+        }
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o646)).unwrap();
+        let error = read_secret(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("/secret: it holds a secret and has mode 0646"),
+            "{error}"
+        );
     }
 }

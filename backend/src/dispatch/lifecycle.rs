@@ -303,8 +303,8 @@ fn wrong_channel(id: SessionId) -> BindStep {
 fn admitted(grant: Grant) -> Admitted {
     let challenge = grant.challenge.map(|challenge| Challenge {
         message: challenge.message,
-        to_server: Bytes::copy_from_slice(challenge.keys.to_server.as_bytes()),
-        to_device: Bytes::copy_from_slice(challenge.keys.to_device.as_bytes()),
+        to_server: challenge.keys.to_server.into_bytes(),
+        to_device: challenge.keys.to_device.into_bytes(),
     });
     Admitted {
         device: grant.device.as_bytes().clone(),

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tracing::{error, info};
 use uuid::Uuid;
+use zeroize::Zeroize;
 
 use super::FailureDetail;
 use super::client::{Question, ServiceClient};
@@ -204,7 +205,11 @@ impl KeyEndpoint {
             max_answer_bytes: MAX_KEY_ANSWER_BYTES,
         };
         match client.ask(question).await.map_err(LookupError::Failed)? {
-            (StatusCode::OK, body) => read_key(&body).map(Some),
+            (StatusCode::OK, body) => {
+                let key = read_key(&body);
+                wipe(body);
+                key.map(Some)
+            }
             (StatusCode::NOT_FOUND, _) => Ok(None),
             (other, _) => Err(LookupError::Status(other.as_u16())),
         }
@@ -280,6 +285,13 @@ impl Drop for SourcePlace<'_> {
 fn read_key(body: &Bytes) -> Result<DeviceKey, LookupError> {
     let answer: Answer<'_> = serde_json::from_slice(body).map_err(|_| LookupError::BadAnswer)?;
     answer.key.parse().map_err(|_| LookupError::BadAnswer)
+}
+
+/// If nobody else has a handle on it. An answer that came in one piece lies in the HTTP client's buffer, which is not ours.
+fn wipe(body: Bytes) {
+    if let Ok(mut body) = body.try_into_mut() {
+        body.as_mut().zeroize();
+    }
 }
 
 #[cfg(test)]

@@ -124,9 +124,8 @@ fn one_key(device: &str, key: &str, of: &KeyOf) -> Result<(holdfast_client::Iden
 }
 
 fn read_key(path: &Path) -> Result<Zeroizing<String>> {
-    let text = files::read_if_there(path)?;
-    let text = text.ok_or_else(|| anyhow!("{} does not exist", path.display()))?;
-    Ok(Zeroizing::new(text))
+    let text = files::read_secret_if_there(path)?;
+    text.ok_or_else(|| anyhow!("{} does not exist", path.display()))
 }
 
 fn url(args: &DeviceArgs, up: Option<&String>) -> Result<String> {

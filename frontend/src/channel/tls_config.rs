@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use holdfast_proto::config::check_secret_file;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::NoServerSessionStorage;
@@ -33,12 +34,12 @@ const TICKETS: usize = 1;
 /// (rotated by rustls, valid for at most 12 hours), so resumption takes no memory per device.
 ///
 /// # Errors
-/// A file cannot be read or has no such item, or the key is not the certificate's.
+/// A file cannot be read or has no such item, others can write the key's, or the key is not the certificate's.
 pub fn load_server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsConfigError> {
     let chain = load_chain(certificate)?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsConfigError::Key {
+    let private = load_key(key).map_err(|reason| TlsConfigError::Key {
         path: key.into(),
-        reason: explain(&error, "private key"),
+        reason,
     })?;
     let pair = |reason| TlsConfigError::Pair {
         certificate: certificate.into(),
@@ -56,6 +57,14 @@ pub fn load_server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerCo
     config.ticketer = ring::Ticketer::new().map_err(pair)?;
     config.send_tls13_tickets = TICKETS;
     Ok(Arc::new(config))
+}
+
+fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let checked = std::fs::metadata(path).and_then(|file| check_secret_file(&file));
+    if let Some(warning) = checked.map_err(|error| error.to_string())? {
+        tracing::warn!(path = %path.display(), "{warning}");
+    }
+    PrivateKeyDer::from_pem_file(path).map_err(|error| explain(&error, "private key"))
 }
 
 fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
@@ -110,6 +119,20 @@ mod tests {
         let config = load_server_config(&files.certificate, &files.key).unwrap();
         assert_eq!(config.max_early_data_size, 0);
         assert_eq!(config.alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+
+    #[test]
+    fn a_key_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let files = files();
+        fs::set_permissions(&files.key, PermissionsExt::from_mode(0o606)).unwrap();
+        let error = load_server_config(&files.certificate, &files.key).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("key.pem: it holds a secret and has mode 0606"),
+            "{error}"
+        );
     }
 
     #[test]

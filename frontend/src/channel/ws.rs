@@ -38,7 +38,7 @@ pub struct RecordLayer {
     records: Option<Box<Records>>,
 }
 
-/// Both directions: 100 bytes while idle.
+/// Both directions: 112 bytes while idle, with their keys.
 #[derive(Debug)]
 struct Records {
     sealer: Sealer,

@@ -476,7 +476,7 @@ fn an_idle_channel_stays_small() {
         size_of::<Records>()
     );
     assert!(size_of::<WsChannel>() <= 64);
-    assert!(size_of::<Records>() <= 96);
+    assert!(size_of::<Records>() <= 48);
 }
 
 /// What a request of 128 bytes and its like cost on the wire, beside `wss`.

@@ -9,11 +9,11 @@ mod places;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use holdfast_proto::config::check_secret_file;
 use holdfast_proto::secure::DeviceKey;
 use holdfast_proto::throttle::{Source, Throttle, source_of};
 use holdfast_proto::tunnel::{self, Caller, TunnelError, TunnelKeys};
@@ -199,8 +199,8 @@ fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
     /// A key has 43 characters; whatever is much longer is another file.
     const MAX_FILE_BYTES: u64 = 4096;
     let metadata = std::fs::metadata(path)?;
-    if metadata.permissions().mode() & 0o004 != 0 {
-        tracing::warn!(path = %path.display(), "this file holds a secret and everybody can read it; chmod 600 it");
+    if let Some(warning) = check_secret_file(&metadata)? {
+        tracing::warn!(path = %path.display(), "{warning}");
     }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));

@@ -1,11 +1,14 @@
 //! Batches as bytes. Written and read by hand at the outer level only, so that each frame's encoded length, which is what
 //! credits count, is the same number at both ends whatever fields the other end does not know.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint};
 
-use super::frames::{Frame, Header};
+use zeroize::Zeroizing;
+
+use super::Command;
+use super::frames::{Frame, Header, bound};
 
 /// Frames in one batch, at most: what one turn of a link thread moves.
 pub const MAX_BATCH_FRAMES: usize = 64;
@@ -23,21 +26,32 @@ pub(crate) fn encode_batch<'a>(
     let header_len = header.encoded_len();
     let total: usize =
         frames.clone().map(|(_, len)| delimited_len(len)).sum::<usize>() + delimited_len(header_len);
-    let mut out = BytesMut::with_capacity(total);
+    let mut out = Vec::with_capacity(total);
     encode_key(HEADER_FIELD, WireType::LengthDelimited, &mut out);
     encode_varint(header_len as u64, &mut out);
     header.encode_raw(&mut out);
-    for (frame, len) in frames {
+    for (frame, len) in frames.clone() {
         encode_key(FRAME_FIELD, WireType::LengthDelimited, &mut out);
         encode_varint(len as u64, &mut out);
         frame.encode_raw(&mut out);
     }
     debug_assert_eq!(out.len(), total);
-    out.freeze()
+    if frames.into_iter().any(|(frame, _)| holds_keys(frame)) {
+        return Bytes::from_owner(Zeroizing::new(out));
+    }
+    out.into()
+}
+
+/// Whether a frame's bytes must not be left behind.
+fn holds_keys(frame: &Frame) -> bool {
+    let Some(Command::Bound(bound)) = &frame.command else {
+        return false;
+    };
+    matches!(&bound.result, Some(bound::Result::Admitted(admitted)) if admitted.challenge.is_some())
 }
 
 /// A batch of one frame outside any lane, for an end that has no lane (yet, or any more): `REFUSED` and `FENCED`.
-pub fn encode_notice(from: super::Epoch, to: super::Epoch, command: super::Command) -> Bytes {
+pub fn encode_notice(from: super::Epoch, to: super::Epoch, command: Command) -> Bytes {
     let header = Header {
         from: Some(from.into()),
         to: Some(to.into()),
@@ -51,8 +65,7 @@ pub fn encode_notice(from: super::Epoch, to: super::Epoch, command: super::Comma
 }
 
 /// The command of a notice to `local`, whatever epoch it comes from; `None` for every other batch.
-pub fn read_notice(local: super::Epoch, header: &Header, frames: &[(Frame, u32)]) -> Option<super::Command> {
-    use super::Command;
+pub fn read_notice(local: super::Epoch, header: &Header, frames: &[(Frame, u32)]) -> Option<Command> {
     if header.first_frame != 0 || header.to.map(super::Epoch::from) != Some(local) {
         return None;
     }
@@ -118,7 +131,7 @@ fn malformed(_what: &'static str) -> prost::DecodeError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frames::{Reply, frame::Command};
+    use super::super::frames::Reply;
     use super::*;
     use proptest::prelude::*;
 

@@ -7,7 +7,9 @@ use snow::{Builder, HandshakeState};
 use zeroize::Zeroizing;
 
 use super::wiped::Wiped;
-use super::{Credential, DeviceKey, Identity, IdentityError, PARAMETER_BYTES, SecureChannel, TrafficKey};
+use super::{
+    Credential, DeviceKey, Identity, IdentityError, KEY_BYTES, PARAMETER_BYTES, SecureChannel, TrafficKey,
+};
 
 /// The Noise protocol's name.
 pub const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
@@ -159,8 +161,9 @@ enum Side {
     Server,
 }
 
-/// `snow`'s state, overwritten when dropped: the device key and the chaining key are in it.
-struct Noise(HandshakeState);
+/// `snow`'s state, overwritten when dropped: the device key and the chaining key are in it. Boxed, so that it leaves no copies where it
+/// was moved from.
+struct Noise(Box<HandshakeState>);
 
 impl Noise {
     fn start(prologue: &[u8], key: &DeviceKey, side: Side) -> Result<Self, HandshakeError> {
@@ -183,7 +186,7 @@ impl Noise {
             Side::Device => builder.build_initiator(),
             Side::Server => builder.build_responder(),
         };
-        state.map(Self).map_err(failed)
+        state.map(|state| Self(Box::new(state))).map_err(failed)
     }
 
     /// The next message, which fills the front of the buffer.
@@ -218,16 +221,23 @@ impl Noise {
 impl Drop for Noise {
     fn drop(&mut self) {
         if let Ok(blank) = blank() {
-            self.0 = blank;
+            *self.0 = blank;
             // So that the write above is not taken for one that nobody needs.
             std::hint::black_box(&self.0);
         }
     }
 }
 
-/// A state that knows no secret.
+/// A state that knows no secret. All places for psks are filled: an empty one would leave the bytes that were there where they are, and
+/// bring with it what happened to lie on the stack.
 fn blank() -> Result<HandshakeState, snow::Error> {
-    Builder::with_resolver(PATTERN.parse()?, Box::new(Wiped)).build_responder()
+    /// As many as `snow` has.
+    const PSKS: u8 = 10;
+    let mut builder = Builder::with_resolver(PATTERN.parse()?, Box::new(Wiped));
+    for location in 0..PSKS {
+        builder = builder.psk(location, &[0; KEY_BYTES])?;
+    }
+    builder.build_responder()
 }
 
 impl std::fmt::Debug for Noise {

@@ -5,7 +5,7 @@
 
 use aes_gcm::aead::{AeadInPlace, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 use super::TrafficKey;
 use crate::codes::CloseCode;
@@ -267,11 +267,11 @@ pub(crate) fn nonce(counter: u64) -> Nonce<aes_gcm::aead::consts::U12> {
 
 /// Noise revision 34, section 4.2, REKEY.
 pub(crate) fn rekey(cipher: &Aes256Gcm) -> TrafficKey {
-    let mut next = Zeroizing::new([0; 32]);
+    let mut next = TrafficKey::blank();
     cipher
-        .encrypt_in_place_detached(&nonce(REKEY_COUNTER), &[], &mut *next)
+        .encrypt_in_place_detached(&nonce(REKEY_COUNTER), &[], next.as_mut_bytes())
         .expect("32 bytes are below AES-GCM's limit");
-    TrafficKey::from_bytes(&*next).expect("there are 32")
+    next
 }
 
 #[cfg(test)]

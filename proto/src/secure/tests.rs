@@ -411,7 +411,7 @@ mod records {
 
     #[test]
     fn a_direction_is_a_key_and_a_counter() {
-        assert_eq!((size_of::<Sealer>(), size_of::<Opener>()), (40, 40));
+        assert_eq!((size_of::<Sealer>(), size_of::<Opener>()), (16, 16));
         assert_eq!(
             format!("{:?}", pair().0),
             "Sealer(Direction { key: TrafficKey(..), counter: 0 })"

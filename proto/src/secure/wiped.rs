@@ -1,9 +1,11 @@
-//! `snow`'s two stores of secret keys, made to wipe themselves: the ephemeral private key, on which forward secrecy hangs, and the
-//! handshake's AES keys. The curve and the cipher are those that `snow` itself would take.
+//! What `snow` computes with secrets, made to wipe itself: the ephemeral private key, on which forward secrecy hangs, the handshake's
+//! AES keys, and what is hashed on the way to the next key. All of it is what `snow` itself would take.
 
 use aes_gcm::aead::{AeadInPlace, KeyInit};
 use aes_gcm::{Aes256Gcm, Tag};
 use curve25519_dalek::MontgomeryPoint;
+use sha2::digest::FixedOutputReset;
+use sha2::{Digest, Sha256};
 use snow::Error;
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
@@ -11,9 +13,10 @@ use snow::types::{Cipher, Dh, Hash, Random};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::KEY_BYTES;
+use super::hkdf::{BLOCK_BYTES, HASH_BYTES, hkdf, hmac};
 use super::records::{TAG_BYTES, nonce};
 
-/// The default resolver for hashing and randomness, our own for keys.
+/// The default resolver for randomness, our own for the rest.
 pub(super) struct Wiped;
 
 impl CryptoResolver for Wiped {
@@ -22,7 +25,7 @@ impl CryptoResolver for Wiped {
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
-        DefaultResolver.resolve_hash(choice)
+        matches!(choice, HashChoice::SHA256).then(|| Box::<Hasher>::default() as Box<dyn Hash>)
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
@@ -124,6 +127,61 @@ impl Cipher for AesGcm {
     }
 }
 
+/// SHA-256, and HMAC and HKDF (Noise revision 34, section 4.3) with it. `out` may always be longer than a hash: the rest is not ours.
+#[derive(Default)]
+struct Hasher(Sha256);
+
+impl Hash for Hasher {
+    fn name(&self) -> &'static str {
+        "SHA256"
+    }
+
+    fn block_len(&self) -> usize {
+        BLOCK_BYTES
+    }
+
+    fn hash_len(&self) -> usize {
+        HASH_BYTES
+    }
+
+    fn reset(&mut self) {
+        self.0 = Sha256::default();
+    }
+
+    fn input(&mut self, data: &[u8]) {
+        Digest::update(&mut self.0, data);
+    }
+
+    fn result(&mut self, out: &mut [u8]) {
+        FixedOutputReset::finalize_into_reset(&mut self.0, front(out).into());
+    }
+
+    fn hmac(&mut self, key: &[u8], data: &[u8], out: &mut [u8]) {
+        *front(out) = *hmac(key, &[data]);
+    }
+
+    fn hkdf(
+        &mut self,
+        chaining_key: &[u8],
+        secret: &[u8],
+        outputs: usize,
+        out1: &mut [u8],
+        out2: &mut [u8],
+        out3: &mut [u8],
+    ) {
+        // An output that is not asked for may be empty.
+        match outputs {
+            1 => hkdf(chaining_key, secret, &[], [front(out1)]),
+            2 => hkdf(chaining_key, secret, &[], [front(out1), front(out2)]),
+            _ => hkdf(chaining_key, secret, &[], [front(out1), front(out2), front(out3)]),
+        }
+    }
+}
+
+fn front(out: &mut [u8]) -> &mut [u8; HASH_BYTES] {
+    out.first_chunk_mut().expect("snow gives room for a hash")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +220,22 @@ mod tests {
             prop_assert_eq!(&back[..plain.len()], &plain);
             one[length - 1] ^= 1;
             prop_assert_eq!(ours.decrypt(n, &other, &one[..length], &mut back), Err(Error::Decrypt));
+        }
+
+        #[test]
+        fn what_is_hashed_is_what_snow_hashes(key: [u8; 32], data in prop::collection::vec(any::<u8>(), 0..200), outputs in 1..=3usize) {
+            let run = |resolver: &dyn CryptoResolver| {
+                let mut hash = resolver.resolve_hash(&HashChoice::SHA256).unwrap();
+                let mut out = [[0; 64]; 5];
+                let [digest, mac, one, two, three] = &mut out;
+                hash.input(&key);
+                hash.input(&data);
+                hash.result(digest);
+                hash.hmac(&key, &data, mac);
+                hash.hkdf(&key, &data, outputs, one, two, three);
+                (out, hash.name(), hash.block_len(), hash.hash_len())
+            };
+            prop_assert_eq!(run(&Wiped), run(&DefaultResolver));
         }
     }
 

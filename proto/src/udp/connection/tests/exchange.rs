@@ -5,7 +5,7 @@ use std::time::Duration;
 
 #[test]
 fn an_idle_connection_is_small() {
-    assert_eq!(size_of::<Connection>(), 256);
+    assert_eq!(size_of::<Connection>(), 208);
     assert!(size_of::<crate::udp::connection::Busy>() <= 512);
 }
 
