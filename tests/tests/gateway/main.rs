@@ -6,6 +6,7 @@ mod admission;
 mod bounds;
 mod errors;
 mod heartbeat;
+mod keys;
 mod limits;
 mod presence;
 mod push;
