@@ -23,6 +23,12 @@ impl End {
             may_reconnect: true,
         }
     }
+
+    /// However it ended: what the server had said before still holds.
+    pub(super) fn heed(&mut self, goodbye: Goodbye) {
+        self.may_reconnect &= goodbye.reconnect;
+        self.hint = self.hint.or(goodbye.retry_after);
+    }
 }
 
 /// What a close frame and the `@goodbye` before it mean together.
@@ -43,7 +49,8 @@ pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodby
 /// When a connection or an attempt was last lost without the server's word.
 ///
 /// Its server may not know that it was, and its login may come through late and replace the session that came after it: then
-/// `replaced` is not about a rival, and the device comes back.
+/// `replaced` is not about a rival, and the device comes back. As often as that happens: several attempts may have been lost, and
+/// each may come through. Two rivals that both lost a connection replace each other for this minute at most.
 #[derive(Debug, Default)]
 pub(crate) struct LastLoss(Option<Instant>);
 
@@ -51,14 +58,11 @@ pub(crate) struct LastLoss(Option<Instant>);
 const LATE: Duration = Duration::from_secs(60);
 
 impl LastLoss {
-    /// Notes how a connection ended, and corrects what follows from it. A loss excuses one replacement.
+    /// Notes how a connection ended, and corrects what follows from it.
     pub(crate) fn judge(&mut self, end: &mut End, now: Instant) {
         match end.error {
             Error::ClosedByServer { code, .. } if code == CloseCode::Replaced as u16 => {
-                let late = self
-                    .0
-                    .take()
-                    .is_some_and(|at| now.saturating_duration_since(at) < LATE);
+                let late = self.0.is_some_and(|at| now.saturating_duration_since(at) < LATE);
                 end.may_reconnect |= late;
             }
             Error::ClosedByServer { code, .. } if code != ABNORMAL_CLOSURE => {}
@@ -85,10 +89,31 @@ mod tests {
         };
         assert!(!replaced(0, &mut last));
         last.judge(&mut End::broken(Error::Connect("lost".into())), start);
-        assert!(replaced(59, &mut last));
-        assert!(!replaced(59, &mut last), "one loss, one replacement");
-        last.judge(&mut End::broken(Error::Connect("lost".into())), start);
+        assert!(replaced(1, &mut last));
+        assert!(
+            replaced(59, &mut last),
+            "more than one attempt may have been lost"
+        );
         assert!(!replaced(60, &mut last));
+    }
+
+    #[test]
+    fn a_goodbye_holds_however_the_connection_ends() {
+        let goodbye = |reconnect| Goodbye {
+            code: "x".into(),
+            retry_after: Some(Duration::from_secs(3)),
+            reconnect,
+        };
+        for reconnect in [true, false] {
+            let mut end = End::broken(Error::HeartbeatTimeout);
+            end.heed(goodbye(reconnect));
+            assert_eq!(end.may_reconnect, reconnect);
+            assert_eq!(end.hint, Some(Duration::from_secs(3)));
+            assert_eq!(end.error, Error::HeartbeatTimeout);
+        }
+        let mut end = closed_by_server(4000, String::new(), None);
+        end.heed(goodbye(true));
+        assert!(!end.may_reconnect);
     }
 
     #[test]

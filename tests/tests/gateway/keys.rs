@@ -136,7 +136,12 @@ async fn master_keys_rotate_under_connected_devices(over: Over) {
     let master = setup.gateway.path("keys/master.toml");
     let good = DeviceKeys::master_toml(&[k1, k2]);
     let half = &good[..good.len() - 20];
-    for bad in [Some(half), Some("[keys]\nk2 = \"short\"\n"), Some("[keys]\n"), None] {
+    for bad in [
+        Some(half),
+        Some("[keys]\nk2 = \"short\"\n"),
+        Some("[keys]\n"),
+        None,
+    ] {
         setup
             .judged("master", REFUSED, || match bad {
                 Some(text) => fs::write(&master, text).unwrap(),
@@ -168,9 +173,7 @@ async fn a_denied_device_stays_until_it_is_closed(over: Over) {
         let path = setup.deny.clone();
         move || fs::write(path, text).unwrap()
     };
-    setup
-        .judged("deny", RELOADS, deny("stolen <= 1\nother\n"))
-        .await;
+    setup.judged("deny", RELOADS, deny("stolen <= 1\nother\n")).await;
     // What is denied is to come in, and nobody is thrown out by a file.
     for (device, id) in [(&mut stolen, "stolen"), (&mut honest, "honest")] {
         setup.serves(device, id).await;
@@ -178,13 +181,21 @@ async fn a_denied_device_stays_until_it_is_closed(over: Over) {
     let closed = gateway.api(Method::DELETE, "/v1/devices/stolen", None).await;
     assert_eq!(closed.status, 204);
     assert_eq!(stolen.until_closed().await.1, 4001);
-    let problem = setup.dial(k1, "stolen").refusal().await.expect_problem(403, "denied");
+    let problem = setup
+        .dial(k1, "stolen")
+        .refusal()
+        .await
+        .expect_problem(403, "denied");
     assert_eq!(problem["retryable"], false, "{problem}");
     assert_eq!(setup.outcomes("denied").await, 1.0);
 
     // A line that cannot be read lets nobody back in and locks nobody out.
     setup.judged("deny", REFUSED, deny("honest\nsto len\n")).await;
-    setup.dial(k1, "stolen").refusal().await.expect_problem(403, "denied");
+    setup
+        .dial(k1, "stolen")
+        .refusal()
+        .await
+        .expect_problem(403, "denied");
     setup.serves(&mut honest, "honest").await;
     let mut honest = setup.gets_in(k1, "honest").await;
 
