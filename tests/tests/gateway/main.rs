@@ -10,5 +10,6 @@ mod keys;
 mod limits;
 mod presence;
 mod push;
+mod rekeying;
 mod requests;
 mod services;
