@@ -19,3 +19,4 @@ mod udp_replay;
 mod udp_strangers;
 mod upgrades;
 mod victim;
+mod ws_flood;
