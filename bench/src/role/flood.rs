@@ -168,7 +168,7 @@ impl Upgrades {
             now.attempts += 1;
             match status {
                 Ok(Ok(101)) => now.challenged += 1,
-                Ok(Ok(400..=403)) => now.refused += 1,
+                Ok(Ok(400..=405)) => now.refused += 1,
                 Ok(Ok(_)) => now.put_off += 1,
                 // Hung up on, which counts as an attempt alone.
                 Ok(Err(_)) | Err(_) => {}

@@ -52,10 +52,15 @@ impl Victim {
         loss.expect("the connection ends").expect("the device lives")
     }
 
-    /// Whether it has ended for good.
+    /// After a loss: whether that was the last word, or it comes online again.
     pub(crate) async fn stays_away(&self) -> bool {
-        let online = timeout(PATIENCE, self.device.wait_online()).await;
-        online.expect("it comes online or ends").is_err()
+        // The state itself may still be that of before the loss.
+        let (counters, mut states) = (self.device.counters(), self.device.watch_state());
+        let before = counters.connects();
+        let over = |state: &State| matches!(state, State::Closed(_));
+        let settled = states.wait_for(|state| over(state) || counters.connects() > before);
+        let state = timeout(PATIENCE, settled).await.expect("it comes online or ends");
+        over(&state.expect("the device lives"))
     }
 
     /// Whether no connection of its has ended so far.

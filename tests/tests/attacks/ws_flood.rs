@@ -75,7 +75,7 @@ async fn flood(server: SocketAddr, requests: Vec<Arc<[u8]>>, stop: Arc<AtomicBoo
                     tally.challenged += 1;
                     held.push(stream);
                 }
-                400..=403 => tally.refused += 1,
+                400..=405 => tally.refused += 1,
                 429 | 503 => tally.turned_away += 1,
                 _ => tally.hung_up_on += 1,
             }

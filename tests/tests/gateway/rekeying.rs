@@ -180,7 +180,7 @@ async fn a_connection_outlives_the_keys_of_both_its_directions() {
     assert_eq!(device.to_device.counter, REKEY_RECORDS - 1);
     device.ping(1).await;
     println!("{REKEY_RECORDS} records each way took {:?}", begun.elapsed());
-    let mut old = device.to_device.clone();
+    let old = device.to_device.clone();
     device.say("@ping").await;
     device.stream.flush().await.unwrap();
     let record = device.record().await;
