@@ -67,10 +67,12 @@ pub(crate) enum Scenario {
     Core,
     /// Very many idle sessions on udp: memory, heartbeats, a push to all
     Idle,
+    /// What bound sessions notice of strangers who try to get in over ws and udp, and what each attempt costs
+    Flood,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Memory,
         Self::Connect,
         Self::Latency,
@@ -80,6 +82,7 @@ impl Scenario {
         Self::Wire,
         Self::Core,
         Self::Idle,
+        Self::Flood,
     ];
 }
 
@@ -116,6 +119,8 @@ pub(crate) struct Size {
     /// Sessions in `idle`, and how long their heartbeats are watched: longer than the time between two.
     pub(crate) idle_sessions: u32,
     pub(crate) idle_watch: Duration,
+    /// How long each window of `flood` lasts.
+    pub(crate) flood_seconds: u32,
 }
 
 impl Size {
@@ -135,6 +140,7 @@ impl Size {
             packets: 300_000,
             idle_sessions: 100_000,
             idle_watch: Duration::from_secs(50),
+            flood_seconds: 10,
         };
         let quick = Self {
             rounds: 1,
@@ -149,6 +155,7 @@ impl Size {
             packets: 50_000,
             idle_sessions: 2_000,
             idle_watch: Duration::from_secs(25),
+            flood_seconds: 2,
             ..full
         };
         let size = if args.quick { quick } else { full };

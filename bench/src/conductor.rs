@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command as Process};
 
 use crate::process::Cpu;
-use crate::protocol::{Answer, Command, Outcome, Role, Run, Traffic};
+use crate::protocol::{Answer, Command, Flooded, Outcome, Role, Run, Traffic};
 
 /// One process. Dropping it kills it.
 pub(crate) struct Worker {
@@ -75,6 +75,14 @@ impl Worker {
     pub(crate) async fn run_both(&mut self, run: Run) -> Result<(Outcome, Outcome)> {
         match self.ask(&Command::Run(run)).await? {
             Answer::Both(device, direct) => Ok((device, direct)),
+            other => bail!("the {} answered {other:?}", self.name),
+        }
+    }
+
+    /// What came of a flood's run.
+    pub(crate) async fn flood(&mut self, run: Run) -> Result<Flooded> {
+        match self.ask(&Command::Run(run)).await? {
+            Answer::Flooded(flooded) => Ok(flooded),
             other => bail!("the {} answered {other:?}", self.name),
         }
     }

@@ -134,6 +134,11 @@ impl Gateway {
         }
     }
 
+    /// What device keys are made from.
+    pub(crate) fn master_key(&self) -> [u8; 32] {
+        self.master_key
+    }
+
     /// The CA, for baselines that use the same certificate.
     pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.pem")

@@ -29,6 +29,8 @@ pub(crate) enum Role {
     Devices(Devices),
     /// A bare HTTP client that makes one kind of call.
     Poster(Poster),
+    /// Strangers who try to get in.
+    Flood(Flood),
     /// One device and one bare HTTP client, in turns.
     Latency { device: Endpoint, direct: Poster },
 }
@@ -69,6 +71,15 @@ pub(crate) struct Devices {
     pub(crate) endpoint: Endpoint,
     /// Number of the first device; its source addresses follow from it, too.
     pub(crate) first: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Flood {
+    pub(crate) address: SocketAddr,
+    /// HELLOs over udp, else upgrades over ws.
+    pub(crate) datagrams: bool,
+    /// What the credentials are made with: a key that is not the gateway's forges them, its own makes of them what somebody recorded.
+    pub(crate) master_key: [u8; 32],
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -129,6 +140,7 @@ pub(crate) enum Answer {
     Both(Outcome, Outcome),
     Pushes(u64),
     Traffic(Traffic),
+    Flooded(Flooded),
     Failed(String),
 }
 
@@ -139,6 +151,19 @@ pub(crate) struct Outcome {
     pub(crate) seconds: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+}
+
+/// What came of strangers' attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Flooded {
+    pub(crate) seconds: f64,
+    pub(crate) attempts: u64,
+    /// Answered with a challenge.
+    pub(crate) challenged: u64,
+    /// Refused for the credential.
+    pub(crate) refused: u64,
+    /// Told to come again: too many attempts, no room, or on udp with a cookie.
+    pub(crate) put_off: u64,
 }
 
 /// What went over sockets, seen from the devices.

@@ -8,6 +8,7 @@ mod devices;
 mod dial;
 mod echo;
 mod exchange;
+mod flood;
 mod latency;
 mod line;
 mod load;
@@ -58,6 +59,7 @@ async fn be() -> Result<()> {
         } => sinks::serve(address, datagrams, first, commands).await,
         Role::Devices(devices) => devices::serve(devices, commands).await,
         Role::Poster(poster) => poster::serve(&poster, commands).await,
+        Role::Flood(flood) => flood::serve(&flood, commands).await,
         Role::Latency { device, direct } => latency::serve(device, &direct, commands).await,
     }
 }

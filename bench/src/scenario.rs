@@ -5,6 +5,7 @@ mod core;
 mod cpu;
 mod fanout;
 mod fleet;
+mod flood;
 mod idle;
 mod latency;
 mod memory;
@@ -38,6 +39,7 @@ pub(crate) async fn run(args: &Args) -> Result<Report> {
             Scenario::Fanout => tables.push(fanout::run(&size, bin_dir).await?),
             Scenario::Wire => tables.push(wire::run(&size, bin_dir).await?),
             Scenario::Core => tables.push(core::run(&size).await?),
+            Scenario::Flood => tables.push(Box::pin(flood::run(&size, bin_dir)).await?),
             Scenario::Idle => tables.push(idle::run(&size, bin_dir).await?),
         }
     }

@@ -97,7 +97,7 @@ impl<'a> Connection<'a> {
         };
         let mut online = None;
         let hello = Encoded::Text(message::hello(&self.settings.instance));
-        let end = match self.send(hello) {
+        let mut end = match self.send(hello) {
             Err(end) => end,
             Ok(()) => {
                 poll_fn(|cx| {
@@ -108,6 +108,9 @@ impl<'a> Connection<'a> {
                 .await
             }
         };
+        if let Some(goodbye) = self.link.goodbye.take() {
+            end.heed(goodbye);
+        }
         let will_reconnect = end.may_reconnect && self.settings.reconnect;
         self.settle(will_reconnect);
         (end, online.map_or(Duration::ZERO, |since| since.elapsed()))
@@ -158,10 +161,12 @@ impl<'a> Connection<'a> {
 
     /// The end when the socket is gone: as announced, if it was.
     fn broken(&mut self, what: &str) -> End {
-        match (&self.link.phase, self.link.goodbye.take()) {
-            (Phase::Ending(end), _) => end.clone(),
-            (_, Some(goodbye)) => closed_by_server(ABNORMAL_CLOSURE, String::new(), Some(goodbye)),
-            (_, None) => End::broken(Error::Connect(format!("the connection broke: {what}"))),
+        if let Phase::Ending(end) = &self.link.phase {
+            return end.clone();
+        }
+        match self.link.goodbye.take() {
+            Some(goodbye) => closed_by_server(ABNORMAL_CLOSURE, String::new(), Some(goodbye)),
+            None => End::broken(Error::Connect(format!("the connection broke: {what}"))),
         }
     }
 

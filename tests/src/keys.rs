@@ -110,19 +110,31 @@ impl TokenKey {
     }
 }
 
-/// The master key of a gateway's devices on `ws`, and what comes of it.
-pub struct DeviceKeys(MasterKey);
+/// A master key of a gateway's devices on `ws` and `udp`, and what comes of it.
+pub struct DeviceKeys {
+    id: String,
+    master: MasterKey,
+}
 
 impl DeviceKeys {
+    /// The one that a gateway has from its start.
     pub fn generate() -> Self {
+        Self::generate_as("k1")
+    }
+
+    /// One under another key id.
+    pub fn generate_as(id: &str) -> Self {
         let bytes: [u8; KEY_BYTES] = rand::random();
-        Self(MasterKey::from_bytes(&bytes).expect("the right length"))
+        Self {
+            id: id.to_owned(),
+            master: MasterKey::from_bytes(&bytes).expect("the right length"),
+        }
     }
 
     /// Who `device` says it is.
     pub fn identity(&self, device: &str) -> Identity {
         Identity {
-            key_id: KEY_ID.to_owned(),
+            key_id: self.id.clone(),
             product: "speaker".to_owned(),
             class: "test".to_owned(),
             device: device.parse().expect("a device id"),
@@ -131,16 +143,15 @@ impl DeviceKeys {
     }
 
     pub fn device_key(&self, identity: &Identity) -> DeviceKey {
-        self.0.device_key(identity)
+        self.master.device_key(identity)
     }
 
-    /// The backend's file of master keys.
-    pub(crate) fn master_toml(&self) -> String {
-        format!("[keys]\n{KEY_ID} = \"{}\"\n", self.0.to_text())
+    /// A backend's file of these master keys.
+    pub fn master_toml(keys: &[&Self]) -> String {
+        let line = |keys: &&Self| format!("{} = \"{}\"\n", keys.id, keys.master.to_text());
+        format!("[keys]\n{}", keys.iter().map(line).collect::<String>())
     }
 }
-
-const KEY_ID: &str = "k1";
 
 /// Seconds since 1970.
 pub fn now() -> u64 {

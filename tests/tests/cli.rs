@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
 
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -211,6 +212,62 @@ fn a_bad_token_and_an_unknown_route_are_told_in_one_line() {
     let nowhere = up.run(&["device", "--count", "1", "--event", "Nowhere.At {}"]);
     let text = String::from_utf8_lossy(&nowhere.stdout).into_owned();
     assert!(text.contains("no_route"), "{text}");
+}
+
+#[test]
+fn a_device_gets_in_over_ws_and_udp_with_the_key_that_is_printed_and_with_no_other() {
+    let up = Up::start();
+    let json = up.json();
+    let master = json["master_key"].as_str().unwrap();
+    let key_file = |device: &str| {
+        let printed = up.run(&["key", device, "--product", "lamp", "--master", master]);
+        assert_success(&printed);
+        let file = up.dir.path().join(format!("{device}.key"));
+        std::fs::write(&file, &printed.stdout).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        file.display().to_string()
+    };
+    let (key, others) = (key_file("lamp-1"), key_file("lamp-2"));
+    let shown = up.run(&["key", "lamp-1", "--product", "lamp", "--json"]);
+    assert_success(&shown);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let key_id = shown["key_id"].as_str().unwrap();
+    for channel in ["ws", "udp"] {
+        let url = json[channel].as_str().unwrap();
+        assert!(url.starts_with(&format!("{channel}://")), "{url}");
+        let echoes = |key: &str, key_id: &str, more: &[&str]| {
+            let with = ["--url", url, "--key-file", key, "--key-id", key_id];
+            let lamp = ["device", "--device", "lamp-1", "--count", "20", "--rate", "200"];
+            up.run(&[&lamp[..], &with, more].concat())
+        };
+        let product = ["--product", "lamp"];
+        let by_default = up.run(&["device", "--channel", channel, "--count", "20", "--rate", "200"]);
+        for output in [echoes(&key, key_id, &product), by_default] {
+            assert_success(&output);
+            let line = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(line.contains("replies 20"), "{channel}: {line}");
+        }
+        for (what, output, code) in [
+            (
+                "another's key",
+                echoes(&others, key_id, &product),
+                "handshake_failed",
+            ),
+            ("another product", echoes(&key, key_id, &[]), "handshake_failed"),
+            ("another key id", echoes(&key, "k9", &product), "key_unknown"),
+        ] {
+            let line = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(
+                (output.status.code(), line.lines().count()),
+                (Some(1), 1),
+                "{channel}: {line}"
+            );
+            assert!(
+                line.starts_with("holdfast: ") && line.contains(code),
+                "{channel}, {what}: {line}"
+            );
+        }
+    }
 }
 
 #[test]

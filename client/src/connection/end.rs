@@ -13,6 +13,8 @@ pub(crate) struct End {
     pub(crate) error: Error,
     pub(crate) hint: Option<Duration>,
     pub(crate) may_reconnect: bool,
+    /// By a close, or by `@goodbye` alone: who sits between may let that through and then cut or spoil the connection.
+    replaced: bool,
 }
 
 impl End {
@@ -21,23 +23,35 @@ impl End {
             error,
             hint: None,
             may_reconnect: true,
+            replaced: false,
         }
+    }
+
+    /// However it ended: what the server had said before still holds.
+    pub(super) fn heed(&mut self, goodbye: Goodbye) {
+        self.may_reconnect &= goodbye.reconnect;
+        self.hint = self.hint.or(goodbye.retry_after);
+        self.replaced |= goodbye.code == CloseCode::Replaced.label();
     }
 }
 
 /// What a close frame and the `@goodbye` before it mean together.
 pub(super) fn closed_by_server(code: u16, reason: String, goodbye: Option<Goodbye>) -> End {
     let by_code = CloseCode::from_u16(code).is_none_or(CloseCode::may_reconnect);
-    let (may, hint, word) = match goodbye {
-        Some(goodbye) => (goodbye.reconnect, goodbye.retry_after, goodbye.code),
-        None => (true, None, String::new()),
+    let reason = match &goodbye {
+        Some(goodbye) if reason.is_empty() => goodbye.code.clone(),
+        _ => reason,
     };
-    let reason = if reason.is_empty() { word } else { reason };
-    End {
+    let mut end = End {
         error: Error::ClosedByServer { code, reason },
-        hint,
-        may_reconnect: may && by_code,
+        hint: None,
+        may_reconnect: by_code,
+        replaced: code == CloseCode::Replaced as u16,
+    };
+    if let Some(goodbye) = goodbye {
+        end.heed(goodbye);
     }
+    end
 }
 
 /// When a connection or an attempt was last lost without the server's word.
@@ -50,22 +64,17 @@ pub(crate) struct LastLoss(Option<Instant>);
 impl LastLoss {
     /// Notes how a connection ended, and corrects what follows from it.
     pub(crate) fn judge(&mut self, end: &mut End, now: Instant) {
-        match &end.error {
-            Error::ClosedByServer { code, reason } if is_replaced(*code, reason) => {
-                let recent = |at: Instant| now.saturating_duration_since(at) < LATEST_LOGIN;
-                end.may_reconnect |= self.0.is_some_and(recent);
-            }
-            Error::ClosedByServer { code, .. } if *code != ABNORMAL_CLOSURE => {}
+        if end.replaced {
+            let recent = |at: Instant| now.saturating_duration_since(at) < LATEST_LOGIN;
+            end.may_reconnect |= self.0.is_some_and(recent);
+            return;
+        }
+        match end.error {
+            Error::ClosedByServer { code, .. } if code != ABNORMAL_CLOSURE => {}
             Error::Refused(_) | Error::Config(_) | Error::Closed => {}
             _ => self.0 = Some(now),
         }
     }
-}
-
-/// By its close, or by `@goodbye` alone: who sits between may let that through and then cut the connection.
-fn is_replaced(code: u16, reason: &str) -> bool {
-    let replaced = CloseCode::Replaced;
-    code == replaced as u16 || (code == ABNORMAL_CLOSURE && reason == replaced.label())
 }
 
 /// RFC 6455 section 7.4.1: no close frame at all.
@@ -75,13 +84,22 @@ pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 mod tests {
     use super::*;
 
-    fn replaced(code: u16) -> End {
-        let goodbye = Goodbye {
+    /// The close; the goodbye with the close cut off; the goodbye, and then the connection spoilt.
+    fn replaced() -> [End; 4] {
+        let goodbye = || Goodbye {
             code: "replaced".into(),
             retry_after: None,
             reconnect: false,
         };
-        closed_by_server(code, String::new(), Some(goodbye))
+        let mut spoilt = End::broken(Error::HeartbeatTimeout);
+        spoilt.heed(goodbye());
+        let by = |code, goodbye| closed_by_server(code, String::new(), goodbye);
+        [
+            by(4000, None),
+            by(4000, Some(goodbye())),
+            by(ABNORMAL_CLOSURE, Some(goodbye())),
+            spoilt,
+        ]
     }
 
     #[test]
@@ -92,20 +110,38 @@ mod tests {
             last.judge(&mut end, at(seconds));
             end.may_reconnect
         };
-        // The close, or the goodbye with the close cut off.
-        for code in [4000, ABNORMAL_CLOSURE] {
+        for end in replaced() {
             let mut last = LastLoss::default();
-            assert!(!may_reconnect(&mut last, replaced(code), 1), "{code}");
+            assert!(!may_reconnect(&mut last, end.clone(), 1), "{end:?}");
             last.judge(&mut End::broken(Error::Connect("lost".into())), at(400));
             // Several logins may have been held back: each replacement is excused, and none prolongs the time.
             for seconds in [401, 500, 699] {
-                assert!(may_reconnect(&mut last, replaced(code), seconds), "{code}");
+                assert!(may_reconnect(&mut last, end.clone(), seconds), "{end:?}");
             }
-            assert!(!may_reconnect(&mut last, replaced(code), 700), "{code}");
+            assert!(!may_reconnect(&mut last, end.clone(), 700), "{end:?}");
         }
         let mut last = LastLoss(Some(start));
         let operator = closed_by_server(4001, String::new(), None);
         assert!(!may_reconnect(&mut last, operator, 1), "that is no replacement");
+    }
+
+    #[test]
+    fn a_goodbye_holds_however_the_connection_ends() {
+        let goodbye = |reconnect| Goodbye {
+            code: "x".into(),
+            retry_after: Some(Duration::from_secs(3)),
+            reconnect,
+        };
+        for reconnect in [true, false] {
+            let mut end = End::broken(Error::HeartbeatTimeout);
+            end.heed(goodbye(reconnect));
+            assert_eq!(end.may_reconnect, reconnect);
+            assert_eq!(end.hint, Some(Duration::from_secs(3)));
+            assert_eq!(end.error, Error::HeartbeatTimeout);
+        }
+        let mut end = closed_by_server(4000, String::new(), None);
+        end.heed(goodbye(true));
+        assert!(!end.may_reconnect);
     }
 
     #[test]

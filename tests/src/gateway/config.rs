@@ -88,7 +88,7 @@ impl Layout {
         self.write("key.pem", &certificates.key_pem);
         self.write("token_keys.pem", &tokens.public_pem());
         fs::create_dir_all(self.dir.join("keys")).expect("a directory in our own directory");
-        self.write(MASTER_KEYS, &keys.master_toml());
+        self.write(MASTER_KEYS, &DeviceKeys::master_toml(&[keys]));
         self.write_key("signing.key", signing_key);
         let keys = format!(
             "[[key]]\nid = \"ops\"\nsecret = \"{API_KEY}\"\nscopes = [\"push\", \"read\", \"admin\"]\n\n\

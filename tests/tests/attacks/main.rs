@@ -4,7 +4,9 @@
 
 mod downgrade;
 mod flood;
+mod held_back;
 mod middle;
+mod moments;
 mod replay;
 mod stranger;
 mod strangers;
@@ -15,4 +17,6 @@ mod udp_forged;
 mod udp_liars;
 mod udp_replay;
 mod udp_strangers;
+mod upgrades;
 mod victim;
+mod ws_flood;

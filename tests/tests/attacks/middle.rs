@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_tests::wire::write_frame;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// Which way something went.
@@ -27,6 +28,9 @@ pub(crate) struct Frame {
 /// What goes on in the place of a frame; `n` counts this way's frames of the connection from 0.
 pub(crate) type Tamper = Box<dyn FnMut(Way, usize, Frame) -> Vec<Frame> + Send>;
 
+/// What goes on in the place of a head: the upgrade's request, or its answer.
+pub(crate) type Heads = Box<dyn FnMut(Way, Vec<u8>) -> Vec<u8> + Send>;
+
 /// What came by on one connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Recording {
@@ -42,13 +46,72 @@ pub(crate) struct Middle {
     task: JoinHandle<()>,
 }
 
+/// What is done to a connection.
+struct Deeds {
+    heads: Heads,
+    frames: Tamper,
+}
+
+impl Deeds {
+    fn none() -> Self {
+        Self {
+            heads: Box::new(|_, head| head),
+            frames: Box::new(|_, _, frame| vec![frame]),
+        }
+    }
+}
+
+impl Frame {
+    /// No frame: the wire is cut here, both ways.
+    pub(crate) fn cut() -> Self {
+        Self {
+            first: CUT,
+            payload: Vec::new(),
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.first == CUT
+    }
+
+    pub(crate) fn opcode(&self) -> u8 {
+        self.first & 0x0f
+    }
+}
+
+/// No frame begins so: all reserved bits, and no opcode.
+const CUT: u8 = 0x70;
+
 impl Middle {
     /// Stands before `server`. The first connection is tampered with, those after it only watched.
-    pub(crate) async fn before(server: SocketAddr, tamper: Tamper) -> Self {
+    pub(crate) async fn before(server: SocketAddr, frames: Tamper) -> Self {
+        Self::start(
+            server,
+            Deeds {
+                frames,
+                ..Deeds::none()
+            },
+        )
+        .await
+    }
+
+    /// The same with the heads of the upgrade.
+    pub(crate) async fn before_heads(server: SocketAddr, heads: Heads) -> Self {
+        Self::start(
+            server,
+            Deeds {
+                heads,
+                ..Deeds::none()
+            },
+        )
+        .await
+    }
+
+    async fn start(server: SocketAddr, deeds: Deeds) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let recordings = Arc::new(Mutex::new(Vec::new()));
-        let task = tokio::spawn(accept(listener, server, tamper, recordings.clone()));
+        let task = tokio::spawn(accept(listener, server, deeds, recordings.clone()));
         Self {
             address,
             recordings,
@@ -58,7 +121,7 @@ impl Middle {
 
     /// One who only listens.
     pub(crate) async fn listening(server: SocketAddr) -> Self {
-        Self::before(server, Box::new(|_, _, frame| vec![frame])).await
+        Self::start(server, Deeds::none()).await
     }
 
     pub(crate) fn recording(&self, connection: usize) -> Recording {
@@ -75,10 +138,10 @@ impl Drop for Middle {
 async fn accept(
     listener: TcpListener,
     server: SocketAddr,
-    tamper: Tamper,
+    deeds: Deeds,
     recordings: Arc<Mutex<Vec<Recording>>>,
 ) {
-    let mut tamper = Some(tamper);
+    let mut deeds = Some(deeds);
     // Connections end with their ends.
     while let Ok((device, _)) = listener.accept().await {
         let index = {
@@ -89,11 +152,8 @@ async fn accept(
         let between = Between {
             recordings: recordings.clone(),
             index,
-            tamper: Mutex::new(
-                tamper
-                    .take()
-                    .unwrap_or_else(|| Box::new(|_, _, frame| vec![frame])),
-            ),
+            deeds: Mutex::new(deeds.take().unwrap_or_else(Deeds::none)),
+            cut: Notify::new(),
         };
         tokio::spawn(async move {
             let Ok(server) = TcpStream::connect(server).await else {
@@ -108,7 +168,8 @@ async fn accept(
 struct Between {
     recordings: Arc<Mutex<Vec<Recording>>>,
     index: usize,
-    tamper: Mutex<Tamper>,
+    deeds: Mutex<Deeds>,
+    cut: Notify,
 }
 
 impl Between {
@@ -117,42 +178,61 @@ impl Between {
             return;
         };
         self.note(|recording| recording.request.clone_from(&request));
+        let request = self.pass_head(Way::ToServer, request);
         if server.write_all(&request).await.is_err() {
             return;
         }
-        let Some(answer) = read_head(&mut server).await else {
+        let Some(true_answer) = read_head(&mut server).await else {
             return;
         };
+        let answer = self.pass_head(Way::ToDevice, true_answer.clone());
+        if !answer.starts_with(b"HTTP/1.1 101 ") {
+            // A true refusal goes through to its end, in one piece.
+            let mut refusal = answer;
+            if refusal == true_answer {
+                server.read_to_end(&mut refusal).await.ok();
+            }
+            device.write_all(&refusal).await.ok();
+            return;
+        }
         if device.write_all(&answer).await.is_err() {
             return;
         }
-        if !answer.starts_with(b"HTTP/1.1 101 ") {
-            // A refusal goes through to its end.
-            tokio::io::copy(&mut server, &mut device).await.ok();
-            return;
+        let (from_device, to_device) = device.split();
+        let (from_server, to_server) = server.split();
+        let both = async {
+            tokio::join!(
+                self.carry(Way::ToServer, from_device, to_server),
+                self.carry(Way::ToDevice, from_server, to_device)
+            )
+        };
+        tokio::select! {
+            _ = both => {}
+            () = self.cut.notified() => {}
         }
-        let (mut from_device, mut to_device) = device.split();
-        let (mut from_server, mut to_server) = server.split();
-        tokio::join!(
-            async {
-                let mut n = 0;
-                while let Some(frame) = read_frame(&mut from_device).await {
-                    for frame in self.pass(Way::ToServer, &mut n, frame) {
-                        write_frame(&mut to_server, frame.first, true, &frame.payload).await;
-                    }
+    }
+
+    async fn carry(
+        &self,
+        way: Way,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin + Send,
+    ) {
+        let mut n = 0;
+        while let Some(frame) = read_frame(&mut from).await {
+            for frame in self.pass(way, &mut n, frame) {
+                if frame.is_cut() {
+                    self.cut.notify_one();
+                    return std::future::pending().await;
                 }
-                to_server.shutdown().await.ok();
-            },
-            async {
-                let mut n = 0;
-                while let Some(frame) = read_frame(&mut from_server).await {
-                    for frame in self.pass(Way::ToDevice, &mut n, frame) {
-                        write_frame(&mut to_device, frame.first, false, &frame.payload).await;
-                    }
-                }
-                to_device.shutdown().await.ok();
+                write_frame(&mut to, frame.first, way == Way::ToServer, &frame.payload).await;
             }
-        );
+        }
+        to.shutdown().await.ok();
+    }
+
+    fn pass_head(&self, way: Way, head: Vec<u8>) -> Vec<u8> {
+        (lock(&self.deeds).heads)(way, head)
     }
 
     fn pass(&self, way: Way, n: &mut usize, frame: Frame) -> Vec<Frame> {
@@ -161,7 +241,7 @@ impl Between {
             Way::ToDevice => recording.to_device.push(frame.clone()),
         });
         *n += 1;
-        lock(&self.tamper)(way, *n - 1, frame)
+        (lock(&self.deeds).frames)(way, *n - 1, frame)
     }
 
     fn note(&self, what: impl FnOnce(&mut Recording)) {

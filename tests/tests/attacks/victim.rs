@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use holdfast_client::{Device, Error, Reply, Request, State};
+use holdfast_client::{Device, Error, PendingReply, Reply, Request, State};
 use holdfast_tests::gateway::Gateway;
 use serde_json::json;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -52,25 +52,47 @@ impl Victim {
         loss.expect("the connection ends").expect("the device lives")
     }
 
+    /// After a loss: whether that was the last word, or it comes online again.
+    pub(crate) async fn stays_away(&self) -> bool {
+        // The state itself may still be that of before the loss.
+        let (counters, mut states) = (self.device.counters(), self.device.watch_state());
+        let before = counters.connects();
+        let over = |state: &State| matches!(state, State::Closed(_));
+        let settled = states.wait_for(|state| over(state) || counters.connects() > before);
+        let state = timeout(PATIENCE, settled).await.expect("it comes online or ends");
+        over(&state.expect("the device lives"))
+    }
+
     /// Whether no connection of its has ended so far.
     pub(crate) fn undisturbed(&mut self) -> bool {
         self.losses.try_recv().is_err()
     }
 
     /// Sends requests at once; the results come later.
-    pub(crate) fn ask(&self, ids: &[&str]) -> Vec<holdfast_client::PendingReply> {
+    pub(crate) fn ask(&self, ids: &[&str]) -> Vec<PendingReply> {
         let send = |id: &&str| self.device.send(request(id)).expect("room for a request");
         ids.iter().map(send).collect()
     }
 
+    /// The same with one of so many bytes.
+    pub(crate) fn ask_long(&self, id: &str, bytes: usize) -> PendingReply {
+        let payload = to_raw_value(&"x".repeat(bytes)).expect("JSON");
+        let request = Request::json("Demo", "Echo", payload).with_id(id);
+        self.device.send(request).expect("room for a request")
+    }
+
     /// A request and its reply: everything is as it was.
     pub(crate) async fn works(&self) -> Reply {
-        let reply = self.device.call(request("works")).await;
-        reply.expect("a reply")
+        let reply = self.device.call(request("works")).await.expect("a reply");
+        assert_eq!(reply.payload, request_payload("works").get());
+        reply
     }
 }
 
 fn request(id: &str) -> Request {
-    let payload = to_raw_value(&json!({ "id": id })).expect("JSON");
-    Request::json("Demo", "Echo", payload).with_id(id)
+    Request::json("Demo", "Echo", request_payload(id)).with_id(id)
+}
+
+fn request_payload(id: &str) -> Box<RawValue> {
+    to_raw_value(&json!({ "id": id })).expect("JSON")
 }
