@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use holdfast_backend::auth::{DenyList, DeviceAuthenticator, DeviceKeySettings, MasterKeys, Verdict};
+use holdfast_backend::auth::{
+    DenyList, DeviceAuthenticator, DeviceKeySettings, MasterKeys, QuestionSettings, Verdict,
+};
 use holdfast_backend::dispatch::{BindStep, Lifecycle, Now};
 use holdfast_backend::link::LinkIndex;
 use holdfast_proto::link::frames::{Bind, Channel};
@@ -56,7 +58,10 @@ fn authenticator(text: &str, started: Instant) -> DeviceAuthenticator {
     DeviceAuthenticator::new(DeviceKeySettings {
         keys: Arc::new(ArcSwap::from_pointee(keys)),
         denied: Arc::new(ArcSwap::from_pointee(DenyList::default())),
-        has_endpoint: true,
+        questions: Some(QuestionSettings {
+            key_ids: None,
+            failures_per_minute: 0,
+        }),
         max_clock_skew_ms: 120_000,
         require_timestamp: false,
         attempt_interval_ms: 6_000,

@@ -233,9 +233,8 @@ impl<'a> Connection<'a> {
     fn check_wishes(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         if self.closing.poll(cx).is_ready() {
             let end = End {
-                error: Error::Closed,
-                hint: None,
                 may_reconnect: false,
+                ..End::broken(Error::Closed)
             };
             self.begin_close(CloseCode::Normal, end);
         }

@@ -181,9 +181,9 @@ fn failed_dial(error: Error, credentials: &Credentials) -> End {
         _ => (None, true),
     };
     End {
-        error,
         hint,
         may_reconnect,
+        ..End::broken(error)
     }
 }
 

@@ -175,6 +175,25 @@ impl Default for TimesConfig {
 }
 
 impl TimesConfig {
+    fn check(&self) -> Result<(), Fault> {
+        if self.close_after <= self.ping_after {
+            let allowed = format!("longer than times.ping_after ({})", self.ping_after);
+            return Err(("times.close_after", self.close_after.to_string(), allowed));
+        }
+        let admission = self.longest_admission();
+        if admission > LATEST_LOGIN {
+            return Err((
+                "times",
+                format!("up to {} s until a device is online", admission.as_secs()),
+                format!(
+                    "accept + 4 * (wait + backend) + the longer of hello and challenge at most {} s",
+                    LATEST_LOGIN.as_secs()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// From the connection to the login, if BIND and LOGIN each wait for a backend, lose it when its answer is due, and find a second
     /// one in the same way.
     fn longest_admission(&self) -> Duration {
@@ -302,21 +321,7 @@ impl Config {
             usize::MAX,
         )?;
         within("backends.max", backends.max, 1, 64)?;
-        if times.close_after <= times.ping_after {
-            let allowed = format!("longer than times.ping_after ({})", times.ping_after);
-            return Err(("times.close_after", times.close_after.to_string(), allowed));
-        }
-        let admission = times.longest_admission();
-        if admission > LATEST_LOGIN {
-            return Err((
-                "times",
-                format!("up to {} s until a device is online", admission.as_secs()),
-                format!(
-                    "accept + 4 * (wait + backend) + the longer of hello and challenge at most {} s",
-                    LATEST_LOGIN.as_secs()
-                ),
-            ));
-        }
+        times.check()?;
         if backends.timeout.get() < 2 * backends.heartbeat.get() {
             let allowed = format!("at least twice backends.heartbeat ({})", backends.heartbeat);
             return Err(("backends.timeout", backends.timeout.to_string(), allowed));

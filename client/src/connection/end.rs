@@ -14,11 +14,11 @@ pub(crate) struct End {
     pub(crate) hint: Option<Duration>,
     pub(crate) may_reconnect: bool,
     /// By a close, or by `@goodbye` alone: who sits between may let that through and then cut or spoil the connection.
-    replaced: bool,
+    pub(crate) replaced: bool,
 }
 
 impl End {
-    pub(super) fn broken(error: Error) -> Self {
+    pub(crate) fn broken(error: Error) -> Self {
         Self {
             error,
             hint: None,
