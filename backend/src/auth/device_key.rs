@@ -107,10 +107,6 @@ impl Inquiry {
     fn verify(&self, key: &DeviceKey) -> Option<Verified> {
         Verified::verify(self.channel, &self.credential, key).ok()
     }
-
-    fn identity_bytes(&self) -> &[u8] {
-        self.credential.identity_bytes()
-    }
 }
 
 /// How a refused proof is called.
@@ -183,13 +179,14 @@ impl DeviceAuthenticator {
         // Nobody knows the decoy; whoever did would be refused all the same.
         let Some(verified) = verified.filter(|_| known.is_some()) else {
             if let Some(questions) = &self.questions {
-                questions.on_vain(inquiry.source, inquiry.identity_bytes(), now);
+                questions.on_vain(inquiry.source, now);
             }
             return Err(refused(&UNKNOWN_KEY));
         };
         let result = self.admit(inquiry, verified, now);
+        // Also when the key fits: what was recorded once could else be said again and again.
         if let (Err(_), Some(questions)) = (&result, &self.questions) {
-            questions.on_failure(inquiry.source, now);
+            questions.on_vain(inquiry.source, now);
         }
         result
     }
@@ -199,8 +196,7 @@ impl DeviceAuthenticator {
         let Some(questions) = &self.questions else {
             return Verdict::Judged(Err(refused(&UNKNOWN_KEY)));
         };
-        let identity = (claim.identity().key_id.as_str(), claim.identity_bytes());
-        match questions.permit(claim.source, identity, now) {
+        match questions.permit(claim.source, &claim.identity().key_id, now) {
             Ok(()) => Verdict::Ask(Box::new(claim)),
             Err(NotAsked::KeyId) => Verdict::Judged(Err(refused(&UNKNOWN_KEY))),
             Err(NotAsked::TooMany(wait_ms)) => {

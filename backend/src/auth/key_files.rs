@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{DenyList, MasterKeys};
 use crate::config::watch::{Look, POLL_INTERVAL, Poll, SETTLE_INTERVAL, WatchedFile};
@@ -177,7 +177,7 @@ impl<T: Contents> KeyFile<T> {
         let Some(file) = &mut self.file else {
             return Poll::Unchanged;
         };
-        let read = match file.look() {
+        let read = match file.look(|path| judge::<T>(path).map(drop)) {
             Look::Unchanged => return Poll::Unchanged,
             Look::Settling => return Poll::Settling,
             Look::Changed(read) => read,
@@ -202,10 +202,18 @@ impl<T: Contents> KeyFile<T> {
 }
 
 fn check<T: Contents>(path: &Path) -> Result<(), ConfigError> {
-    if T::IS_SECRET {
-        secrets::check_secret(path)?;
+    if let Some(warning) = judge::<T>(path)? {
+        warn!(path = %path.display(), "{warning}");
     }
     Ok(())
+}
+
+/// Whether the file may be used; with what is to be warned of.
+fn judge<T: Contents>(path: &Path) -> Result<Option<String>, ConfigError> {
+    match T::IS_SECRET {
+        true => secrets::judge_secret(path),
+        false => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +303,27 @@ mod tests {
             [Poll::Settling, Poll::Applied]
         );
         assert!(denied.load().is_empty() && s.counts("device_key_entries{file=\"deny\"} 0"));
+    }
+
+    #[test]
+    fn keys_that_others_can_write_are_refused_until_they_cannot() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mut s = Setup::new();
+        let path = s.dir.path().join("master.toml");
+        let allow = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        // With the same text, and with another one.
+        for (ids, applied) in [(&["k1"][..], 1), (&["k1", "k2"], 2)] {
+            allow(0o666);
+            s.write("master.toml", &master_file(ids));
+            let looks: Vec<_> = (0..3).map(|_| s.files.poll_master()).collect();
+            assert_eq!(looks, [Poll::Settling, Poll::Refused, Poll::Unchanged]);
+            allow(0o600);
+            assert_eq!(
+                [s.files.poll_master(), s.files.poll_master()],
+                [Poll::Settling, Poll::Applied]
+            );
+            assert_eq!(s.files.keys().load().len(), applied);
+        }
     }
 
     #[test]

@@ -40,17 +40,21 @@ pub fn read_secret(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// Refuses a file that holds a secret if others can write it, and logs a warning if they can read it.
-pub(crate) fn check_secret(path: &Path) -> Result<(), ConfigError> {
-    let warning = std::fs::metadata(path)
+fn check_secret(path: &Path) -> Result<(), ConfigError> {
+    if let Some(warning) = judge_secret(path)? {
+        warn!(path = %path.display(), "{warning}");
+    }
+    Ok(())
+}
+
+/// The same, with the warning for the caller to log.
+pub(crate) fn judge_secret(path: &Path) -> Result<Option<String>, ConfigError> {
+    std::fs::metadata(path)
         .and_then(|file| check_secret_file(&file))
         .map_err(|error| ConfigError::Read {
             path: path.to_owned(),
             error,
-        })?;
-    if let Some(warning) = warning {
-        warn!(path = %path.display(), "{warning}");
-    }
-    Ok(())
+        })
 }
 
 #[cfg(test)]

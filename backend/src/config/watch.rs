@@ -44,9 +44,10 @@ impl WatchedFile {
         &self.path
     }
 
-    /// Looks once. Reads the file in place: it is local and at most a mebibyte.
-    pub(crate) fn look(&mut self) -> Look {
-        self.watch
-            .look(secrets::read_text(&self.path).map(Zeroizing::new))
+    /// Looks once. Reads the file in place: it is local and at most a mebibyte. One that `allows` refuses counts as one that cannot be
+    /// read: when it is allowed again, that is a change, whatever it says.
+    pub(crate) fn look(&mut self, allows: impl FnOnce(&Path) -> Result<(), ConfigError>) -> Look {
+        let read = allows(&self.path).and_then(|()| secrets::read_text(&self.path));
+        self.watch.look(read.map(Zeroizing::new))
     }
 }

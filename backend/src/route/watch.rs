@@ -86,7 +86,7 @@ impl RouteWatcher {
 
     /// Looks once.
     pub fn poll_once(&mut self) -> Poll {
-        match self.file.look() {
+        match self.file.look(|_| Ok(())) {
             Look::Unchanged => Poll::Unchanged,
             Look::Settling => Poll::Settling,
             Look::Changed(read) => self.apply(read.and_then(|text| parse(self.file.path(), &text))),

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
@@ -16,9 +15,7 @@ use tokio::net::TcpStream;
 use super::intake::Permit;
 use super::marks::Marks;
 use super::shard::{LINGER, Shard};
-use crate::channel::{
-    AnyStream, Budget, Channel, ChannelError, ChannelEvent, Charge, Outbox, OverBudget, StreamChannel,
-};
+use crate::channel::{AnyStream, Channel, ChannelError, ChannelEvent, Outbox, StreamChannel};
 use crate::session::SessionKey;
 
 /// A connection's place in its shard.
@@ -49,29 +46,10 @@ pub(super) struct Connection {
     pub(super) outbox: Outbox,
     pub(super) marks: Marks,
     /// A message for which the window had no room; nothing is read until it has.
-    pub(super) stalled: Option<Box<Held>>,
+    pub(super) stalled: Option<Box<(MessageKind, Bytes)>>,
     pub(super) waker: Option<Waker>,
     pub(super) stage: Stage,
     pub(super) permit: Permit,
-}
-
-/// A message between channel and session, charged to the shard's input.
-pub(super) struct Held {
-    pub(super) kind: MessageKind,
-    pub(super) payload: Bytes,
-    /// Held for its `Drop`.
-    _charge: Charge,
-}
-
-impl Held {
-    fn new((kind, payload): (MessageKind, Bytes), budget: &Arc<Budget>) -> Result<Self, OverBudget> {
-        let charge = Charge::new(budget, payload.len() + size_of::<Self>())?;
-        Ok(Self {
-            kind,
-            payload,
-            _charge: charge,
-        })
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,8 +233,10 @@ impl Shard {
                     let stalled = self.tell_session(now, key, event).err();
                     if over {
                         self.linger(now, id);
-                    } else if let Some(message) = stalled {
-                        result = self.hold(id, *message);
+                    } else if stalled.is_some() {
+                        if let Some(connection) = self.connections.get_mut(id.index()) {
+                            connection.stalled = stalled;
+                        }
                         break;
                     }
                 }
@@ -270,14 +250,6 @@ impl Shard {
         if let Err(error) = result {
             self.on_channel_error(now, id, &error);
         }
-    }
-
-    fn hold(&mut self, id: ConnectionId, message: (MessageKind, Bytes)) -> Result<(), ChannelError> {
-        let held = Held::new(message, self.scratch.budget())?;
-        if let Some(connection) = self.connections.get_mut(id.index()) {
-            connection.stalled = Some(Box::new(held));
-        }
-        Ok(())
     }
 
     fn on_channel_error(&mut self, now: Instant, id: ConnectionId, error: &ChannelError) {

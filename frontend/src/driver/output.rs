@@ -248,16 +248,13 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(id.index()) else {
             return;
         };
-        let Some(mut held) = connection.stalled.take() else {
+        let Some(stalled) = connection.stalled.take() else {
             return;
         };
-        let payload = std::mem::take(&mut held.payload);
-        match self.sessions.handle_message(now, key, held.kind, payload) {
+        let (kind, payload) = *stalled;
+        match self.sessions.handle_message(now, key, kind, payload) {
             Ok(()) => self.go_on(now, id, Ok(())),
-            Err(Stalled(payload)) => {
-                held.payload = payload;
-                connection.stalled = Some(held);
-            }
+            Err(Stalled(payload)) => connection.stalled = Some(Box::new((kind, payload))),
         }
     }
 }

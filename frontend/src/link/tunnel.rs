@@ -144,7 +144,8 @@ impl LinkKeys {
     /// # Errors
     /// One line that says what is wrong, without the keys.
     pub fn load(path: &Path) -> io::Result<Self> {
-        let text = read_file(path)?;
+        let (text, warning) = read_file(path)?;
+        warn_of(path, warning);
         let loaded = Loaded {
             keys: parse_keys(&text)?,
             watch: Watch::new(&text),
@@ -171,13 +172,17 @@ impl LinkKeys {
 
     /// Looks at the file once, and says whether it must soon be looked at again. Reads in place: it is local and small.
     fn look(&self) -> bool {
-        let read = read_file(&self.path);
+        let (read, warning) = match read_file(&self.path) {
+            Ok((text, warning)) => (Ok(text), warning),
+            Err(error) => (Err(error), None),
+        };
         let mut loaded = self.loaded();
         let keys = match loaded.watch.look(read) {
             Look::Unchanged => return false,
             Look::Settling => return true,
             Look::Changed(read) => read.and_then(|text| parse_keys(&text)),
         };
+        warn_of(&self.path, warning);
         match keys {
             Ok(keys) => {
                 tracing::info!(keys = keys.len(), "the link keys were read again");
@@ -195,18 +200,23 @@ impl LinkKeys {
     }
 }
 
-fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
+/// The text, and what is to be warned of.
+fn read_file(path: &Path) -> io::Result<(Zeroizing<String>, Option<String>)> {
     /// A key has 43 characters; whatever is much longer is another file.
     const MAX_FILE_BYTES: u64 = 4096;
     let metadata = std::fs::metadata(path)?;
-    if let Some(warning) = check_secret_file(&metadata)? {
-        tracing::warn!(path = %path.display(), "{warning}");
-    }
+    let warning = check_secret_file(&metadata)?;
     if metadata.len() > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));
     }
     let text = Zeroizing::new(std::fs::read_to_string(path)?);
-    Ok(text)
+    Ok((text, warning))
+}
+
+fn warn_of(path: &Path, warning: Option<String>) {
+    if let Some(warning) = warning {
+        tracing::warn!(path = %path.display(), "{warning}");
+    }
 }
 
 fn parse_keys(text: &str) -> io::Result<Arc<[DeviceKey]>> {

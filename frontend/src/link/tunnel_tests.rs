@@ -300,7 +300,11 @@ fn a_key_file_is_read_whole_or_refused_with_the_reason() {
     let keys = LinkKeys::load(&path).unwrap();
     assert_eq!(keys.current()[0].as_bytes(), &[3; 32]);
     std::fs::write(&path, "short").unwrap();
-    let read = || read_file(&path).and_then(|text| parse_keys(&text)).unwrap_err();
+    let read = || {
+        read_file(&path)
+            .and_then(|(text, _)| parse_keys(&text))
+            .unwrap_err()
+    };
     let error = read().to_string();
     assert!(
         error.contains("not a link key") && !error.contains("short"),

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 
 use holdfast_tests::gateway::{Gateway, Route};
 use holdfast_tests::service::Service;
-use holdfast_tests::{Over, over_each_web_socket};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -32,49 +31,6 @@ async fn promising_service(bytes: usize) -> (SocketAddr, mpsc::UnboundedReceiver
         }
     });
     (address, told)
-}
-
-over_each_web_socket! {
-    messages_that_find_no_room_in_their_windows_are_bounded_together,
-}
-
-/// Each session may have one message waiting before its window; over all there is a limit, beyond which the newest are told to come back.
-async fn messages_that_find_no_room_in_their_windows_are_bounded_together(over: Over) {
-    let service = Service::start().await;
-    let gateway = Gateway::builder(&service)
-        .over(over)
-        .frontend_set("shards", 1)
-        .frontend_set("limits.input_total_bytes", 4 * MIB as i64)
-        .start()
-        .await;
-    // Three quarters of the limit are for those who have been let in: each takes a good quarter of that.
-    let padding = "x".repeat(900_000);
-    let mut devices = Vec::new();
-    for n in 0..3 {
-        let mut device = gateway.device(&format!("d{n}")).await;
-        for id in ["held", "waits"] {
-            let payload = json!({"hold": true, "padding": &padding});
-            device.request(ECHO, id, &payload).await;
-        }
-        gateway.frontends[0]
-            .wait_for_metric("holdfast_frontend_window_stalls_total", |stalls| {
-                stalls >= f64::from(n + 1)
-            })
-            .await;
-        devices.push(device);
-    }
-    let mut one_too_many = gateway.device("too-many").await;
-    for id in ["held", "waits"] {
-        let payload = json!({"hold": true, "padding": &padding});
-        one_too_many.request(ECHO, id, &payload).await;
-    }
-    assert_eq!(one_too_many.until_closed().await.1, 1013);
-    service.release();
-    for mut device in devices {
-        for id in ["held", "waits"] {
-            assert_eq!(device.next_reply().await.reply_to, id);
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use holdfast_proto::tunnel::EPHEMERAL_BYTES;
 
 /// How far a backend's clock may be off ours: as much as a device's may be off a backend's, by default.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(120);
-/// Messages that are remembered: 320 KiB at most. Only who has the key makes new ones, and backends make about one a second while they
+/// Messages that are remembered: some 420 KiB at most. Only who has the key makes new ones, and backends make about one a second while they
 /// get no tunnel. The oldest is forgotten for one that finds no room; saying it again would then cost us one answer.
 pub const MAX_REMEMBERED: usize = 4096;
 
