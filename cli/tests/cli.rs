@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -210,6 +211,7 @@ fn a_device_key_is_derived_from_the_master_key() {
     let master = BASE64_URL_SAFE_NO_PAD.encode([7; 32]);
     let file = dir.path().join("keys/master.toml");
     std::fs::write(&file, format!("[keys]\nk1 = \"{master}\"\n")).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
 
     let key_of = |args: &[&str]| {
         let output = holdfast(dir.path(), &[&["key"], args].concat());
@@ -260,7 +262,7 @@ fn a_process_that_fails_at_start_ends_up_and_shows_its_log() {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("fails");
     std::fs::write(&script, "#!/bin/sh\necho the reason >&2\nexit 2\n").unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let script = script.to_str().unwrap();
     // Below the ports that the system gives to outgoing connections.
     let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();

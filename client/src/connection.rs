@@ -46,6 +46,8 @@ struct Link {
     timer: Pin<Box<Sleep>>,
     goodbye: Option<Goodbye>,
     unflushed: bool,
+    /// The network took no more when it was last asked to.
+    blocked: bool,
     /// The server's close frame came: once ours is flushed there is nothing more to wait for.
     closed_by_peer: bool,
 }
@@ -77,6 +79,7 @@ impl<'a> Connection<'a> {
             timer: Box::pin(tokio::time::sleep(settings.connect_timeout)),
             goodbye: None,
             unflushed: false,
+            blocked: false,
             closed_by_peer: false,
         };
         Self {
@@ -90,7 +93,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Runs to the end. Also gives how long the device was online.
-    pub(crate) async fn run(mut self) -> (End, Duration) {
+    pub(crate) async fn run(mut self, last_loss: &mut LastLoss) -> (End, Duration) {
         let since = |phase: &Phase| match phase {
             Phase::Online { since, .. } => Some(*since),
             _ => None,
@@ -111,6 +114,8 @@ impl<'a> Connection<'a> {
         if let Some(goodbye) = self.link.goodbye.take() {
             end.heed(goodbye);
         }
+        // Whether requests are kept hangs on it.
+        last_loss.judge(&mut end, Instant::now());
         let will_reconnect = end.may_reconnect && self.settings.reconnect;
         self.settle(will_reconnect);
         (end, online.map_or(Duration::ZERO, |since| since.elapsed()))
@@ -280,7 +285,7 @@ impl<'a> Connection<'a> {
     /// Whether the server may have stopped reading because its window for us is full, or it cannot have what we say soon because the
     /// network takes no more of what is before it.
     fn is_stalled(&self) -> bool {
-        if self.link.unflushed {
+        if self.link.blocked {
             return true;
         }
         let load = self.link.in_flight.awaited();
@@ -296,7 +301,9 @@ impl<'a> Connection<'a> {
         if !self.link.unflushed && !self.channel.wants_flush() {
             return Ok(());
         }
-        match self.channel.poll_flush(cx) {
+        let flushed = self.channel.poll_flush(cx);
+        self.link.blocked = flushed.is_pending();
+        match flushed {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(())) => {
                 self.link.unflushed = false;

@@ -120,8 +120,7 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         let mut last_loss = LastLoss::default();
         let error = loop {
-            let (mut end, online_for) = self.connect_once().await;
-            last_loss.judge(&mut end, Instant::now());
+            let (end, online_for) = self.connect_once(&mut last_loss).await;
             tracing::debug!(error = %end.error, ?online_for, "disconnected");
             if matches!(end.error, Error::Disturbed(_)) {
                 Counters::add(&self.observer.counters.disturbed);
@@ -140,7 +139,7 @@ impl Driver {
         self.observer.set(State::Closed(error));
     }
 
-    async fn connect_once(&mut self) -> (End, Duration) {
+    async fn connect_once(&mut self, last_loss: &mut LastLoss) -> (End, Duration) {
         self.observer.set(State::Connecting);
         let dialled = tokio::select! {
             biased;
@@ -156,9 +155,13 @@ impl Driver {
                     &mut self.closing,
                     channel,
                 );
-                connection.run().await
+                connection.run(last_loss).await
             }
-            Err(error) => (failed_dial(error, &self.settings.credentials), Duration::ZERO),
+            Err(error) => {
+                let mut end = failed_dial(error, &self.settings.credentials);
+                last_loss.judge(&mut end, Instant::now());
+                (end, Duration::ZERO)
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! When to send `@ping`, and when to give the connection up. Pure: time comes in as `now`.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// The clocks of one connection.
@@ -9,8 +10,8 @@ pub(crate) struct Heartbeat {
     last_heard: Instant,
     last_sent: Instant,
     last_ping: Instant,
-    /// When the first `@ping` went out that was not answered yet.
-    asked: Option<Instant>,
+    /// When each `@ping` went out that was not answered yet; at most one for each interval until one is given up.
+    asked: VecDeque<Instant>,
     /// When [`Heartbeat::poll`] last asked to be called again.
     promised: Instant,
 }
@@ -31,7 +32,7 @@ impl Heartbeat {
             last_heard: now,
             last_sent: now,
             last_ping: now,
-            asked: None,
+            asked: VecDeque::new(),
             promised: now + interval,
         }
     }
@@ -46,13 +47,13 @@ impl Heartbeat {
 
     /// `@ping` was sent, which the server answers in the order of what it says.
     pub(crate) fn handle_asked(&mut self, now: Instant) {
-        self.asked.get_or_insert(now);
+        self.asked.push_back(now);
     }
 
-    /// The answer came. Who holds the server's messages back, and lets one through at times, holds it back as well: what is heard proves
+    /// An answer came, to the first that had none. Who holds the server's messages back, and lets one through at times, holds it back as well: what is heard proves
     /// that the server lived when it said it, the answer that it lives now.
     pub(crate) fn handle_answered(&mut self) {
-        self.asked = None;
+        self.asked.pop_front();
     }
 
     /// `stalled`: the server's window is full, so it may have stopped reading us, and answers no ping; or what we send is slow to go
@@ -63,15 +64,20 @@ impl Heartbeat {
     pub(crate) fn poll(&mut self, now: Instant, stalled: bool) -> Beat {
         if now.saturating_duration_since(self.promised) > self.interval / 2 {
             self.last_heard = now;
-            self.asked = self.asked.map(|_| now);
+            self.asked.iter_mut().for_each(|asked| *asked = now);
         }
         let halves = if stalled {
             DEAD_AFTER_HALVES_STALLED
         } else {
             DEAD_AFTER_HALVES
         };
-        let fresh = self.asked.unwrap_or(self.last_heard).min(self.last_heard);
-        let dead_at = fresh + self.interval * halves / 2;
+        let silent = self.last_heard + self.interval * halves / 2;
+        // The answer may stand behind much that the server has to say, over a slow network.
+        let late = self
+            .asked
+            .front()
+            .map(|at| *at + self.interval * DEAD_AFTER_HALVES_STALLED / 2);
+        let dead_at = late.map_or(silent, |late| late.min(silent));
         if now >= dead_at {
             return Beat::Dead;
         }
@@ -155,28 +161,35 @@ mod tests {
         assert_eq!(pings, 4);
     }
 
-    #[test]
-    fn a_server_whose_messages_are_held_back_is_given_up_although_some_come() {
+    /// The server's messages come, but each answer so long after its ping; gives the second at which it is given up.
+    fn lag(lag: u64) -> Option<u64> {
         let start = Instant::now();
         let mut beat = Heartbeat::new(30 * SECOND, start);
-        let mut died = None;
-        for second in 1..=200 {
-            let now = start + second * SECOND;
+        let mut answers = VecDeque::new();
+        for second in 1..=2000 {
+            let now = start + second as u32 * SECOND;
             beat.handle_heard(now);
-            match beat.poll(now, false) {
-                Beat::SendPing => beat.handle_asked(now),
-                Beat::Dead => {
-                    died = Some(second);
-                    break;
-                }
-                Beat::Wait { .. } => {}
-            }
-            // The first ping's answer comes, the second's does not.
-            if second == 31 {
+            if answers.front() == Some(&second) {
+                answers.pop_front();
                 beat.handle_answered();
             }
+            match beat.poll(now, false) {
+                Beat::SendPing => {
+                    beat.handle_asked(now);
+                    answers.push_back(second + lag);
+                }
+                Beat::Dead => return Some(second),
+                Beat::Wait { .. } => {}
+            }
         }
-        assert_eq!(died, Some(60 + 75));
+        None
+    }
+
+    #[test]
+    fn a_server_whose_messages_are_held_back_is_given_up_although_some_come() {
+        assert_eq!(lag(1), None);
+        assert_eq!(lag(299), None, "a slow network, or much to say");
+        assert_eq!(lag(301), Some(30 + 300), "answers that come later and later");
     }
 
     #[test]

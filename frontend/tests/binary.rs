@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -31,7 +32,9 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         fs::write(directory.path().join("cert.pem"), made.cert.pem()).unwrap();
-        fs::write(directory.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let key = directory.path().join("key.pem");
+        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         let certificate = made.cert.der().clone();
         Self {
             directory,
@@ -308,7 +311,7 @@ fn connections_leave_descriptors_to_the_link_and_to_the_admin_listener() {
     let config = place.valid(
         "one",
         "127.0.0.1:0",
-        "[limits]\nopening_per_source = 0\n[times]\naccept = \"10m\"",
+        "[limits]\nopening_per_source = 0\n[times]\naccept = \"3m\"",
     );
     let mut limited = Command::new("sh");
     limited.args(["-c", &format!("ulimit -n {FILES} && exec \"$0\" \"$@\"")]);

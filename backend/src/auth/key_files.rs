@@ -307,10 +307,11 @@ mod tests {
 
     #[test]
     fn keys_that_others_can_write_are_refused_until_they_cannot() {
+        use std::fs::Permissions;
         use std::os::unix::fs::PermissionsExt as _;
         let mut s = Setup::new();
         let path = s.dir.path().join("master.toml");
-        let allow = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let allow = |mode| std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
         // With the same text, and with another one.
         for (ids, applied) in [(&["k1"][..], 1), (&["k1", "k2"], 2)] {
             allow(0o666);

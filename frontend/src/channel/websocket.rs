@@ -10,7 +10,7 @@ use super::{Challenge, Channel, ChannelEvent, ChannelKind, MessageKind, StreamCh
 
 use bytes::Bytes;
 
-/// What may wait of a connection that has not asked to be let in: the head of its request, and a record of TLS. A handshake's message
+/// What may wait of a connection that has not been let in: the head of its request, and a record of TLS. A handshake's message
 /// may be cut into many records, which all have to wait for its end; a device's first one is far shorter.
 const MAX_UNASKED_BYTES: usize = upgrade::MAX_HEAD_BYTES + MAX_RECORD_BYTES;
 
@@ -368,7 +368,8 @@ impl<L: Layer> WebSocket<L> {
     /// What is left of this turn's input.
     fn keep(&self, scratch: &mut Scratch) -> Result<Option<Box<Parked>>, ChannelError> {
         let size = scratch.cipher.len() + scratch.plain.len();
-        if self.is_handshaking() && size > MAX_UNASKED_BYTES {
+        // Nor may one say much whose request is not answered yet: WebSocket clients wait for the answer.
+        if !self.is_open() && size > MAX_UNASKED_BYTES {
             return Err(PeerFault::TooFarAhead.into());
         }
         Parked::take(scratch, self.is_open())

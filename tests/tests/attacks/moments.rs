@@ -350,7 +350,7 @@ fn strike_heartbeat(way: Way, deed: Deed, foreign: Frame) -> Tamper {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ping_or_pong_that_is_struck_costs_the_connection() {
     for way in [Way::ToDevice, Way::ToServer] {
-        let mut scene = Scene::set(&[("times.ping_after", "1s"), ("times.close_after", "20s")]).await;
+        let mut scene = Scene::set(&[("times.ping_after", "2s"), ("times.close_after", "40s")]).await;
         for deed in DEEDS {
             let reason = match deed {
                 Deed::Cut => "connection_lost",
