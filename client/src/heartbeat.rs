@@ -50,8 +50,8 @@ impl Heartbeat {
         self.asked.push_back(now);
     }
 
-    /// An answer came, to the first that had none. Who holds the server's messages back, and lets one through at times, holds it back as well: what is heard proves
-    /// that the server lived when it said it, the answer that it lives now.
+    /// An answer came, to the first that had none. Who holds the server's messages back, and lets one through at times, holds it back
+    /// as well: what is heard proves that the server lived when it said it, the answer that it lives now.
     pub(crate) fn handle_answered(&mut self) {
         self.asked.pop_front();
     }

@@ -278,9 +278,14 @@ fn a_flood_of_controls_is_closed() {
     assert!(w.outputs().is_empty());
     w.text(key, "@x").unwrap();
     assert_eq!(w.close_code(key), CloseCode::ControlFlood);
-    let key = w.online("e");
-    w.text(key, &format!("@{}", "x".repeat(4096))).unwrap();
-    assert_eq!(w.close_code(key), CloseCode::TooBig);
+    for (device, long) in [
+        ("e", format!("@{}", "x".repeat(4096))),
+        ("f", format!("@ping{}", " ".repeat(4096))),
+    ] {
+        let key = w.online(device);
+        w.text(key, &long).unwrap();
+        assert_eq!(w.close_code(key), CloseCode::TooBig, "{device}");
+    }
 }
 
 #[test]
